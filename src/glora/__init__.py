@@ -1,0 +1,73 @@
+"""Generalized LoRA (arXiv 2306.07967): adapt every affine layer, search the best configuration, merge it.
+
+Every name is loaded on first use, so that `import glora` and `glora --help` stay quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glora.registry import load
+
+if TYPE_CHECKING:
+    from glora.adapted import Adapted, inject
+    from glora.checkpoint import load_adapter, save_adapter
+    from glora.errors import GloraError
+    from glora.genotype import Choice, Genotype, LayerConfig, Site
+    from glora.results import Result
+    from glora.searchers import Score, SearchResult, Trial, search
+    from glora.space import BoundSpace, SearchSpace
+    from glora.supernet import Supernet
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Adapted": "glora.adapted:Adapted",
+    "BoundSpace": "glora.space:BoundSpace",
+    "Choice": "glora.genotype:Choice",
+    "Genotype": "glora.genotype:Genotype",
+    "GloraError": "glora.errors:GloraError",
+    "LayerConfig": "glora.genotype:LayerConfig",
+    "Result": "glora.results:Result",
+    "Score": "glora.searchers:Score",
+    "SearchResult": "glora.searchers:SearchResult",
+    "SearchSpace": "glora.space:SearchSpace",
+    "Site": "glora.genotype:Site",
+    "Supernet": "glora.supernet:Supernet",
+    "Trial": "glora.searchers:Trial",
+    "inject": "glora.adapted:inject",
+    "load_adapter": "glora.checkpoint:load_adapter",
+    "save_adapter": "glora.checkpoint:save_adapter",
+    "search": "glora.searchers:search",
+}
+
+__all__ = [
+    "Adapted",
+    "BoundSpace",
+    "Choice",
+    "Genotype",
+    "GloraError",
+    "LayerConfig",
+    "Result",
+    "Score",
+    "SearchResult",
+    "SearchSpace",
+    "Site",
+    "Supernet",
+    "Trial",
+    "inject",
+    "load_adapter",
+    "save_adapter",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'glora' has no attribute {name!r}")
+    value = globals()[name] = load(_WHERE[name])
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

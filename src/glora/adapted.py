@@ -1,0 +1,356 @@
+"""A model with its sites: choose them, inject, activate, hold, count, merge, detach."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glora import layers
+from glora.errors import GloraError, StateError, UnknownNameError, listed
+from glora.genotype import TENSORS, Genotype, LayerConfig, Site
+from glora.layers.sites import head_of, is_inside, plan_sites, show_head
+from glora.registry import load
+from glora.space import BoundSpace, SearchSpace
+from glora.state import AdapterState, fill
+from glora.support import Support
+
+__all__ = ["Adapted", "inject"]
+
+log = logging.getLogger("glora")
+
+
+@dataclass
+class _Named:
+    """One of several adapters on the same base."""
+
+    space: BoundSpace
+    supports: dict[str, Support]
+    active: Genotype
+    head: dict[str, Tensor]
+
+
+class Adapted:
+    """A model with its sites. Made by `glora.inject` or `glora.load_adapter`.
+
+    Attributes:
+        model: The user's own module, adapted in place.
+        sites: Site name -> Site, in the model's order.
+        space: The search space bound to these sites.
+        head: Names of the modules trained whole.
+        active: The genotype that the model plays, or one per sample of the batch.
+        notes: What is not offered, and why.
+        merged: Whether the support tensors are folded into the weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Mapping[str, Site], space: BoundSpace, head: tuple[str, ...], *, seed: int = 0
+    ) -> None:
+        self.model = model
+        self.sites = dict(sites)
+        self.space = space
+        self.head = head
+        self.notes: tuple[str, ...] = ()
+        self.merged = False
+        self._layers = {name: model.get_submodule(name) for name in sites}
+        self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
+        self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
+        self._attached = True
+        model.requires_grad_(False)
+        for name in head:
+            model.get_submodule(name).requires_grad_(True)
+        supports = self._make_supports(space, seed)
+        for name, layer in self._layers.items():
+            layers.attach(layer, supports[name])
+        self._statistics = [
+            module.register_forward_pre_hook(_keep_statistics)
+            for name, module in model.named_modules()
+            if getattr(module, "track_running_stats", False) and not is_inside(name, head)
+        ]
+        self.active: Genotype | tuple[Genotype, ...] = space.smallest
+        self._name = "default"
+        self._adapters = {"default": _Named(space, supports, space.smallest, {})}
+
+    def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: Support(site, space.rules, space.options[name], generator=generator).to(
+                next(self._layers[name].parameters()).device
+            )
+            for name, site in self.sites.items()
+        }
+
+    @property
+    def supports(self) -> dict[str, Support]:
+        """Site name -> the support tensors of the adapter in use."""
+        return self._adapters[self._name].supports
+
+    def sample(self, rng: random.Random) -> Genotype:
+        """A genotype of the space, drawn uniformly."""
+        return self.space.sample(rng)
+
+    def count(self, genotype: Mapping[str, LayerConfig]) -> int:
+        """Trainable numbers of the genotype, without the head."""
+        return self.space.count(genotype)
+
+    def activate(self, genotype: Genotype | Sequence[Genotype]) -> None:
+        """Makes the model play this genotype, or one genotype per sample of the batch.
+
+        Raises:
+            SpaceError: The genotype is not in the space.
+            StateError: The model is merged or detached, or the sequence is empty.
+        """
+        self._need_attached("activate")
+        several = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
+        if not several:
+            raise StateError("No genotype to activate.", allowed="Give one genotype, or one per sample of the batch.")
+        for each in dict.fromkeys(several):
+            self.space.encode(each)
+        for name, layer in self._layers.items():
+            layers.activate(layer, [each[name] for each in several])
+        self.active = several if len(several) > 1 else several[0]
+
+    @contextmanager
+    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
+        """Within it the model plays this genotype with its effective weights built once: for scoring.
+
+        Raises:
+            SpaceError: The genotype is not in the space.
+        """
+        self._need_attached("hold")
+        self.space.encode(genotype)
+        with ExitStack() as stack:
+            for name, layer in self._layers.items():
+                stack.enter_context(layers.holding(layer, genotype[name]))
+            kept, self.active = self.active, genotype
+            stack.callback(setattr, self, "active", kept)
+            yield self.model
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer should own: the support tensors of the adapter in use, and the head."""
+        self._need_attached("parameters")
+        supports = [parameter for support in self.supports.values() for parameter in support.parameters()]
+        return supports + self.head_parameters()
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the modules trained whole."""
+        return [parameter for name in self.head for parameter in self.model.get_submodule(name).parameters()]
+
+    def merge(self, keep_base: bool = True) -> nn.Module:
+        """The plain model with the active genotype folded in: its own classes, its own state-dict keys.
+
+        Args:
+            keep_base: Keep the base weights beside the model, so that `detach` still works.
+
+        Raises:
+            StateError: Several genotypes are active, or the model is detached.
+            GloraError: A site has a NaN or infinite number; nothing is changed then.
+        """
+        if self.merged:
+            return self.model
+        self._need_attached("merge")
+        if not isinstance(self.active, Genotype):
+            raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
+        for name, support in self.supports.items():
+            if not support.finite():
+                raise GloraError(
+                    f"Site {name!r} has a support tensor with NaN or infinity; nothing was merged.",
+                    remedy="Train again with a lower learning rate.",
+                )
+        base = {name: layers.merge(layer) for name, layer in self._layers.items()}
+        self._base = base if keep_base else None
+        self.merged = True
+        self._release()
+        return self.model
+
+    def detach(self) -> nn.Module:
+        """The untouched base model, bit for bit, its head included.
+
+        Raises:
+            StateError: The base was freed by `merge(keep_base=False)`.
+        """
+        if not self._attached:
+            return self.model
+        if self.merged:
+            if self._base is None:
+                raise StateError(
+                    "The base weights were freed by merge(keep_base=False).", remedy="Build the base model anew."
+                )
+            for name, parameters in self._base.items():
+                self._layers[name]._parameters.clear()
+                self._layers[name]._parameters.update(parameters)
+        else:
+            for layer in self._layers.values():
+                layers.detach(layer)
+            self._release()
+        show_head(self.model, self._base_head)
+        self._attached = False
+        return self.model
+
+    def _release(self) -> None:
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+        for hook in self._statistics:
+            hook.remove()
+
+    def state(self, *, whole: bool = False) -> AdapterState:
+        """The active genotype's slices and the head as plain tensors; the whole supernet where asked.
+
+        Raises:
+            StateError: Several genotypes are active, or the model is merged or detached.
+        """
+        self._need_attached("state")
+        if not (whole or isinstance(self.active, Genotype)):
+            raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to save.")
+        genotype = self.active if isinstance(self.active, Genotype) and not whole else None
+        tensors: dict[str, Tensor] = {}
+        for name, support in self.supports.items():
+            for tensor in TENSORS:
+                parts = support.whole(tensor) if genotype is None else support.slices(tensor, genotype[name])
+                tensors |= {f"{name}.{tensor}.{side}": part.detach() for side, part in parts.items()}
+        head = {name: value.detach() for name, value in head_of(self.model, self.head).items()}
+        scales = {name: dict(support.scales) for name, support in self.supports.items()}
+        return AdapterState(self.space.rules, self.sites, genotype, scales, tensors, head, self.head)
+
+    def load_state(self, state: AdapterState) -> None:
+        """Takes over the numbers, scales and head of a state of the same sites.
+
+        Raises:
+            StateError: The state has other sites, or a tensor of another shape.
+        """
+        if state.sites != self.sites or state.space != self.space.rules:
+            raise StateError("The state is of other sites or another space.", remedy="Inject with the same settings.")
+        fill(self.supports, state)
+        show_head(self.model, state.head)
+
+    @classmethod
+    def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
+        """The plain model adapted as the state says, its genotype active."""
+        space = BoundSpace(state.space, state.sites, only=state.genotype)
+        adapted = cls(model, state.sites, space, state.head_modules)
+        adapted.load_state(state)
+        if state.genotype is not None:
+            adapted.activate(state.genotype)
+        return adapted
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters on this base."""
+        return tuple(self._adapters)
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Puts the adapter of a file beside the others, under a name; `switch` makes it play.
+
+        Raises:
+            StateError: The name is taken, or the file adapts sites that this model does not.
+            AdapterFileError: The file is damaged or belongs to another base.
+        """
+        self._need_attached("add")
+        if name in self._adapters:
+            raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
+        # late binding: files live on a higher floor
+        state: AdapterState = load("glora.checkpoint:read_for")(self.model, path)
+        if unknown := [site for site in state.sites if self.sites.get(site) != state.sites[site]]:
+            raise StateError(
+                f"{path} adapts sites that this model does not: {listed(unknown)}.",
+                remedy="Inject the targets of both adapters, or load it into a model of its own.",
+            )
+        assert state.genotype is not None
+        genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
+        space = BoundSpace(state.space, self.sites, only=genotype)
+        supports = self._make_supports(space, 0)
+        fill(supports, state)
+        self._adapters[name] = _Named(space, supports, genotype, dict(state.head))
+
+    def switch(self, name: str) -> None:
+        """Makes the named adapter play, with its own genotype and head.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+        """
+        self._need_attached("switch")
+        self._need_adapter(name)
+        kept = self._adapters[self._name]
+        kept.active = self.active if isinstance(self.active, Genotype) else self.active[0]
+        kept.head = {key: value.detach().clone() for key, value in head_of(self.model, self.head).items()}
+        new = self._adapters[name]
+        for site, layer in self._layers.items():
+            layers.state_of(layer).support = new.supports[site]
+        self._name, self.space = name, new.space
+        show_head(self.model, new.head or kept.head)
+        self.activate(new.active)
+
+    def remove(self, name: str) -> None:
+        """Forgets a named adapter that is not playing.
+
+        Raises:
+            UnknownNameError: There is no such adapter.
+            StateError: It is the one in use.
+        """
+        self._need_adapter(name)
+        if name == self._name:
+            raise StateError(f"The adapter {name!r} is in use.", remedy="Switch to another first, or detach.")
+        del self._adapters[name]
+
+    def _need_adapter(self, name: str) -> None:
+        if name not in self._adapters:
+            raise UnknownNameError(f"There is no adapter {name!r}.", allowed=f"Known: {listed(self._adapters, n=10)}.")
+
+    def _need_attached(self, action: str) -> None:
+        if self.merged or not self._attached:
+            state = "merged" if self.merged else "detached"
+            raise StateError(f"The model is {state}: {action} is not possible.", remedy="Inject it again.")
+
+
+def _keep_statistics(module: nn.Module, _: Any) -> None:
+    """Keeps running statistics frozen, whatever mode the model is put in."""
+    module.training = False
+
+
+def inject(
+    model: nn.Module,
+    space: SearchSpace,
+    *,
+    targets: str | Sequence[str] = "linear",
+    skip: str | Sequence[str] = (),
+    head: str | Sequence[str] | None = "auto",
+    example: Any = None,
+    seed: int = 0,
+) -> Adapted:
+    """The model adapted in place: every target layer gets its support tensors; fresh, it is the base bit for bit.
+
+    Args:
+        model: Any module; everything but support tensors and head is frozen.
+        space: What may be chosen at every site.
+        targets: `"linear"` (every Linear outside the head), a regular expression searched in layer names, or a
+            list of names or name endings.
+        skip: The same, for layers to leave out.
+        head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
+        example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
+        seed: Draws the `up` factors.
+
+    Returns:
+        The adapted model; its smallest genotype is active.
+
+    Raises:
+        TargetError: Nothing matches, or a name is unknown.
+        StateError: The model is adapted already.
+
+    Source: arXiv 2306.07967, Sec. 2.2-2.3.
+    """
+    chosen, heads, notes = plan_sites(
+        model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
+    )
+    adapted = Adapted(model, chosen, space.bind(chosen), heads, seed=seed)
+    adapted.notes = notes
+    for note in notes:
+        log.warning(note)
+    return adapted

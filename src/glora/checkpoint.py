@@ -1,0 +1,193 @@
+"""The adapter file: safetensors whose metadata is one JSON header; and the plain merged model.
+
+Before any tensor is read, the header's format, version and base fingerprint and every name and shape are checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file, save_model
+from torch import nn
+
+from glora.adapted import Adapted
+from glora.errors import AdapterFileError, SpaceError, listed
+from glora.files import atomic
+from glora.genotype import Genotype, Site
+from glora.layers.sites import base_state, head_of
+from glora.space import SearchSpace
+from glora.state import AdapterState
+
+__all__ = ["fingerprint", "load_adapter", "read_for", "read_header", "save_adapter", "save_merged", "save_supernet"]
+
+FORMAT = "glora-adapter"
+VERSION = 1
+HEAD = "head/"  # prefix of the head's tensors, which no site name has
+
+
+def fingerprint(model: nn.Module, head: Sequence[str]) -> str:
+    """The sha256 of the base: names, types, shapes and bytes of its parameters and buffers, without the head."""
+    digest = hashlib.sha256()
+    for name, value in sorted(base_state(model, head).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def save_adapter(adapted: Adapted, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
+    """Writes the active genotype's numbers and the head, and nothing else.
+
+    Args:
+        adapted: An adapted model that is not merged.
+        path: The safetensors file.
+        info: Plain JSON that travels with it, such as class names and preprocessing.
+
+    Raises:
+        StateError: One genotype per sample is active, or the model is merged or detached.
+    """
+    _write(adapted, adapted.state(), path, info or {})
+
+
+def save_supernet(adapted: Adapted, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
+    """Writes all support tensors, whole, and the head; `load_adapter` gives the supernet back."""
+    _write(adapted, adapted.state(whole=True), path, info or {})
+
+
+def _write(adapted: Adapted, state: AdapterState, path: str | Path, info: Mapping[str, Any]) -> None:
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": fingerprint(adapted.model, state.head_modules),
+        "space": state.space.to_json(),
+        "sites": {name: asdict(site) for name, site in state.sites.items()},
+        "genotype": None if state.genotype is None else state.genotype.to_json(),
+        "scales": state.scales,
+        "head": list(state.head_modules),
+        "info": dict(info),
+    }
+    tensors = {**state.tensors, **{HEAD + name: value for name, value in state.head.items()}}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(whole, temporary, metadata={"glora": json.dumps(header)})
+
+
+def save_merged(model: nn.Module, path: str | Path) -> None:
+    """Writes the state dict of a plain (merged) model as safetensors; tied weights once."""
+    with atomic(path) as temporary:
+        save_model(model, str(temporary))
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an adapter file: space, sites, genotype, head, base fingerprint, info.
+
+    Raises:
+        AdapterFileError: No such file, damaged, not an adapter file, or of an unknown version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdapterFileError(f"There is no adapter file {path}.", remedy="Give the file that save_adapter wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("glora", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(
+            f"{path} is damaged or no safetensors file: {error}.",
+            remedy="Copy it again from its source; adapters are never read from pickle files.",
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise AdapterFileError(f"{path} is not a glora adapter.", allowed="Such files are written by save_adapter.")
+    if header.get("version") != VERSION:
+        raise AdapterFileError(
+            f"{path} has format version {header.get('version')!r}.",
+            allowed=f"This glora reads version {VERSION}.",
+            remedy="Update glora: pip install -U glora",
+        )
+    return header
+
+
+def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
+    """The state in the file, its names and shapes checked before any tensor is read."""
+    header = read_header(path)
+    try:
+        space = SearchSpace.from_json(header["space"])
+        sites = {name: Site(**site) for name, site in header["sites"].items()}
+        genotype = None if header["genotype"] is None else Genotype.from_json(header["genotype"])
+        scales = {site: {key: float(value) for key, value in of.items()} for site, of in header["scales"].items()}
+        state = AdapterState(space, sites, genotype, scales, {}, {}, tuple(header["head"]))
+        shapes = state.shapes()
+        if genotype is not None and genotype.keys() != sites.keys():
+            raise SpaceError("genotype and sites differ")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
+    with safe_open(Path(path), framework="pt") as file:
+        names = [name for name in file.keys() if not name.startswith(HEAD)]
+        _same_names(path, shapes.keys(), names)
+        for name, shape in shapes.items():
+            found = file.get_slice(name)
+            if tuple(found.get_shape()) != shape or found.get_dtype() != "F32":
+                raise AdapterFileError(
+                    f"{path}: {name} is {found.get_dtype()} {tuple(found.get_shape())}.",
+                    allowed=f"Its header asks for F32 {shape}.",
+                    remedy="The file is damaged; copy it again.",
+                )
+        state.tensors.update({name: file.get_tensor(name) for name in names})
+        heads = (name for name in file.keys() if name.startswith(HEAD))
+        state.head.update({name.removeprefix(HEAD): file.get_tensor(name) for name in heads})
+    return state, header
+
+
+def _same_names(path: str | Path, wanted: Any, names: Sequence[str]) -> None:
+    damaged = "The file is damaged; copy it again."
+    if missing := sorted(set(wanted) - set(names)):
+        raise AdapterFileError(f"{path} lacks {listed(missing)}.", remedy=damaged)
+    if extra := sorted(set(names) - set(wanted)):
+        raise AdapterFileError(f"{path} has unknown keys {listed(extra)}.", remedy=damaged)
+
+
+def read_for(model: nn.Module, path: str | Path, *, check_base: bool = True) -> AdapterState:
+    """The adapter in the file, checked against the model that it is for.
+
+    Raises:
+        AdapterFileError: Damaged, or of another base, or its sites or head do not exist in the model.
+    """
+    state, header = _read(path)
+    modules = dict(model.named_modules())
+    if unknown := [name for name in (*state.sites, *state.head_modules) if name not in modules]:
+        raise AdapterFileError(
+            f"{path} is for another model: {type(model).__name__} has no {listed(unknown)}.",
+            remedy=_which_base(header),
+        )
+    _same_names(path, head_of(model, state.head_modules).keys(), list(state.head))
+    if check_base and fingerprint(model, state.head_modules) != header["base"]:
+        raise AdapterFileError(
+            f"{path} was trained on another base: the weights of this {type(model).__name__} differ.",
+            allowed="Architecture, pretrained weights, input size and dtype must be those of its training.",
+            remedy=_which_base(header),
+        )
+    return state
+
+
+def _which_base(header: Mapping[str, Any]) -> str:
+    backbone = header["info"].get("backbone") if isinstance(header.get("info"), dict) else None
+    return f"Build the base it was trained on{f': {json.dumps(backbone)}' if backbone else ''}."
+
+
+def load_adapter(model: nn.Module, path: str | Path, *, check_base: bool = True) -> Adapted:
+    """The plain model adapted as the file says, its genotype active and its head in place.
+
+    Args:
+        model: The base that the adapter was trained on; its head may be fresh, of any width.
+        path: What `save_adapter` wrote.
+        check_base: Compare the base's fingerprint; False accepts, for instance, the same base in another dtype.
+
+    Raises:
+        AdapterFileError: The file is damaged or does not fit the model; the model is untouched then.
+    """
+    return Adapted.from_state(model, read_for(model, path, check_base=check_base))

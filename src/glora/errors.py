@@ -1,0 +1,97 @@
+"""What can go wrong, in one tree: every message says the cause, what is allowed, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AdapterFileError",
+    "BackboneError",
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "GloraError",
+    "MissingExtraError",
+    "RunError",
+    "SpaceError",
+    "StateError",
+    "TargetError",
+    "UnknownNameError",
+    "listed",
+    "nearest",
+]
+
+
+class GloraError(Exception):
+    """The root of every error this library raises on purpose.
+
+    Args:
+        cause: One sentence: what was wrong, with the offending value and its place.
+        allowed: One sentence: what would have been right.
+        remedy: One sentence: what to do now. The command line prints it as a TIP.
+    """
+
+    def __init__(self, cause: str, *, allowed: str = "", remedy: str = "") -> None:
+        super().__init__(" ".join(part for part in (cause, allowed, remedy) if part))
+        self.cause = cause
+        self.allowed = allowed
+        self.remedy = remedy
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class ConfigError(GloraError, ValueError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class SpaceError(GloraError, ValueError):
+    """A choice, layer configuration or genotype is not in its search space."""
+
+
+class BudgetError(SpaceError):
+    """No genotype of the space keeps the parameter budget."""
+
+
+class TargetError(GloraError, ValueError):
+    """No layer, or not the layers meant, match `targets`, `skip` or `head`."""
+
+
+class StateError(GloraError, RuntimeError):
+    """The call does not fit the adapted model's state, such as `activate` after `merge`."""
+
+
+class AdapterFileError(GloraError, ValueError):
+    """An adapter file is damaged, of another format, or belongs to another base model."""
+
+
+class DataError(GloraError, ValueError):
+    """A data set is missing, empty, unreadable or cannot be split."""
+
+
+class BackboneError(GloraError, ValueError):
+    """A backbone cannot be built or its weights cannot be found."""
+
+
+class RunError(GloraError, RuntimeError):
+    """A run folder is missing a stage, or belongs to other settings."""
+
+
+class UnknownNameError(GloraError, KeyError):
+    """A name is in no table; the message lists the nearest ones."""
+
+
+class MissingExtraError(GloraError, ImportError):
+    """An optional package is not installed; the message has the install line."""
+
+
+def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
+    """The `n` names most like `name`, best first; empty when none is similar."""
+    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
+
+
+def listed(names: Iterable[str], *, n: int = 3) -> str:
+    """The first `n` of the names and, when there are more, how many in all: `a, b, c, ... (48)`."""
+    every = list(names)
+    return ", ".join(every[:n]) + (f", ... ({len(every)})" if len(every) > n else "")

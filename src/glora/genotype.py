@@ -1,0 +1,165 @@
+"""The nouns of a search: Choice -> LayerConfig -> Genotype, and the Site they are chosen for (no torch).
+
+Legend of the whole library: `o` out features, `i` in features, `r` rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from glora.errors import SpaceError
+
+__all__ = ["KINDS", "NONE", "TENSORS", "Choice", "Genotype", "LayerConfig", "Site", "interned"]
+
+TENSORS = ("A", "B", "C", "D", "E")
+KINDS = {  # support tensor -> the kinds of choice it has (Eq. 11); 4 * 4 * 3 * 3 * 3 = 432 at one rank
+    "A": ("lora", "vector", "scalar", "none"),
+    "B": ("lora", "vector", "scalar", "none"),
+    "C": ("lora", "vector", "none"),
+    "D": ("vector", "scalar", "none"),
+    "E": ("vector", "scalar", "none"),
+}
+
+
+class Choice(NamedTuple):
+    """How one support tensor is read: `lora:4`, `vector`, `scalar` or `none`."""
+
+    kind: str
+    rank: int = 0
+
+    @classmethod
+    def parse(cls, text: str | Choice) -> Choice:
+        """The choice written as `text`, such as `"lora:4"` (rank 4) or `"none"`.
+
+        Raises:
+            SpaceError: The text is no choice.
+        """
+        if isinstance(text, Choice):
+            return text
+        kind, colon, rank = str(text).partition(":")
+        if kind == "lora" and rank.isascii() and rank.isdigit() and int(rank) > 0:
+            return cls("lora", int(rank))
+        if kind in ("vector", "scalar", "none") and not colon:
+            return cls(kind)
+        allowed = "Allowed: 'lora:RANK' with RANK >= 1, 'vector', 'scalar', 'none'."
+        raise SpaceError(f"{text!r} is no choice.", allowed=allowed)
+
+    def __str__(self) -> str:
+        return f"lora:{self.rank}" if self.kind == "lora" else self.kind
+
+
+NONE = Choice("none")
+
+
+class _Choices(NamedTuple):
+    A: Choice = NONE
+    B: Choice = NONE
+    C: Choice = NONE
+    D: Choice = NONE
+    E: Choice = NONE
+
+
+class LayerConfig(_Choices):
+    """The choices of the five support tensors at one site; `LayerConfig(B="lora:4", E="vector")`.
+
+    Args:
+        A: Scales the weight. B: Shifts the weight. C: Constant input. D: Scales the bias. E: Shifts the bias.
+            Each a `Choice` or its text; `none` where not given.
+
+    Raises:
+        SpaceError: A text is no choice, or the support tensor has no such kind (Eq. 11).
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        A: str | Choice = NONE,
+        B: str | Choice = NONE,
+        C: str | Choice = NONE,
+        D: str | Choice = NONE,
+        E: str | Choice = NONE,
+    ) -> LayerConfig:
+        choices = [Choice.parse(text) for text in (A, B, C, D, E)]
+        for tensor, choice in zip(TENSORS, choices, strict=True):
+            if choice.kind not in KINDS[tensor]:
+                raise SpaceError(
+                    f"Support tensor {tensor} has no choice {str(choice)!r}.",
+                    allowed=f"Its kinds are {', '.join(KINDS[tensor])} (Eq. 11).",
+                )
+        return super().__new__(cls, *choices)
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data: `{"A": "lora:4", "B": "none", ...}`."""
+        return {tensor: str(choice) for tensor, choice in zip(TENSORS, self, strict=True)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, str]) -> LayerConfig:
+        """The configuration that `to_json` wrote; raises SpaceError on an unknown support tensor."""
+        if unknown := set(data) - set(TENSORS):
+            raise SpaceError(f"Unknown support tensors {sorted(unknown)}.", allowed=f"Allowed: {', '.join(TENSORS)}.")
+        return cls(**data)
+
+
+@lru_cache(maxsize=1 << 16)
+def interned(*choices: Choice) -> LayerConfig:
+    """The LayerConfig of these five choices, one object for all sites that share it."""
+    return LayerConfig(*choices)
+
+
+class Genotype(Mapping[str, LayerConfig]):
+    """Site name -> LayerConfig, immutable and hashable: the paper's layer-wise configuration."""
+
+    __slots__ = ("_configs", "_hash")
+
+    def __init__(self, configs: Mapping[str, LayerConfig]) -> None:
+        self._configs = dict(configs)
+        self._hash: int | None = None
+
+    def __getitem__(self, site: str) -> LayerConfig:
+        return self._configs[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self._configs.items()))
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Genotype({len(self)} sites)"
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Plain data, one entry per site."""
+        return {site: config.to_json() for site, config in self._configs.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, str]]) -> Genotype:
+        """The genotype that `to_json` wrote."""
+        return cls({site: LayerConfig.from_json(config) for site, config in data.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One affine weight in a model, seen as an `(o, i)` matrix.
+
+    Attributes:
+        kind: The row of the layer table, such as `"linear"`.
+        out_features: o.
+        in_features: i.
+        bias: Whether the plain layer has a bias; C, D and E are offered only then.
+        new_bias: The plain layer has none and may get one: C and E are offered.
+    """
+
+    kind: str
+    out_features: int
+    in_features: int
+    bias: bool
+    new_bias: bool = False

@@ -1,0 +1,66 @@
+"""A Method turns a backbone into something trainable (Tuned). GLoRA is one, every baseline is another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from glora.registry import lookup
+
+__all__ = ["METHODS", "Method", "Tuned", "get_method"]
+
+METHODS: dict[str, str] = {
+    "glora": "glora.methods.glora:GLoRA",  # the supernet
+    "lora": "glora.methods.glora:LoRA",
+    "bitfit": "glora.methods.glora:BitFit",
+    "linear": "glora.methods.subset:LinearProbe",
+    "full": "glora.methods.subset:Full",
+}
+
+
+class Tuned(Protocol):
+    """A backbone made trainable.
+
+    Attributes:
+        model: The module whose forward is trained and evaluated.
+    """
+
+    model: nn.Module
+
+    def before_step(self, rng: random.Random) -> None:
+        """Called before every training step, on every process with an equal generator."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer owns."""
+
+    def count(self) -> int:
+        """Trainable numbers in use, without the head."""
+
+    def merge(self) -> nn.Module:
+        """The plain model with what was learned folded in."""
+
+
+class Method(Protocol):
+    """Settings of one method; `apply` makes a backbone trainable.
+
+    Attributes:
+        lr: The learning rate that the method is trained with unless told otherwise.
+    """
+
+    lr: float
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> Tuned:
+        """The model made trainable in place, the modules `head` trained whole."""
+
+
+def get_method(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method of this name with its settings.
+
+    Raises:
+        UnknownNameError: There is no such method.
+    """
+    method: Method = lookup(METHODS, name, kind="method", remedy="List them with `glora ls methods`.")(**settings)
+    return method

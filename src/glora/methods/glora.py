@@ -1,0 +1,99 @@
+"""GLoRA's supernet, and the methods that are one fixed LayerConfig of it: LoRA and BitFit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from glora.adapted import Adapted, inject
+from glora.genotype import Genotype, LayerConfig
+from glora.space import SearchSpace
+from glora.supernet import Supernet
+
+__all__ = ["BitFit", "GLoRA", "LoRA", "TunedAdapter"]
+
+
+class TunedAdapter:
+    """An adapted model as a Tuned: it plays a random subnet at every step where its space has several.
+
+    Args:
+        adapted: The adapted model.
+    """
+
+    def __init__(self, adapted: Adapted) -> None:
+        self.adapted = adapted
+        self.supernet = Supernet(adapted)
+        self.model = adapted.model
+
+    def before_step(self, rng: random.Random) -> None:
+        if self.adapted.space.size > 1:
+            self.supernet.sample(rng)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.adapted.parameters()
+
+    def count(self) -> int:
+        active = self.adapted.active
+        return self.adapted.count(active if isinstance(active, Genotype) else active[0])
+
+    def merge(self) -> nn.Module:
+        return self.adapted.merge()
+
+
+@dataclass(frozen=True)
+class GLoRA:
+    """The supernet over all layer-wise configurations of a search space (arXiv 2306.07967).
+
+    Attributes:
+        space: What may be chosen at every site.
+        targets: Which layers are sites; `skip` leaves some out.
+    """
+
+    space: SearchSpace = field(default_factory=SearchSpace)
+    targets: str | tuple[str, ...] = "linear"
+    skip: tuple[str, ...] = ()
+    lr: float = 1e-3
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        """The model with its support tensors injected."""
+        adapted = inject(model, self.space, targets=self.targets, skip=self.skip, head=head, seed=seed)
+        return TunedAdapter(adapted)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """LoRA (arXiv 2106.09685) on every target: `W0 + down up`, alpha = rank; GLoRA with B alone.
+
+    Departure: the random factor is Xavier-uniform as in GLoRA, not Kaiming-uniform.
+    """
+
+    rank: int = 8
+    targets: str | tuple[str, ...] = "linear"
+    skip: tuple[str, ...] = ()
+    lr: float = 1e-3
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        """The model with LoRA on its targets."""
+        space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"))
+        return GLoRA(space, self.targets, self.skip).apply(model, head=head, seed=seed)
+
+
+@dataclass(frozen=True)
+class BitFit:
+    """BitFit (arXiv 2106.10199) on the biases of every target: GLoRA with E alone.
+
+    Departure: the biases of norms and of the patch embedding stay frozen; those of norms before a Linear fold
+    exactly into its E.
+    """
+
+    targets: str | tuple[str, ...] = "linear"
+    skip: tuple[str, ...] = ()
+    lr: float = 1e-3
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        """The model with its target biases trainable."""
+        space = SearchSpace(only=LayerConfig(E="vector"))
+        return GLoRA(space, self.targets, self.skip).apply(model, head=head, seed=seed)

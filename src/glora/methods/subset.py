@@ -1,0 +1,64 @@
+"""Methods that train a subset of the model's own parameters: the head alone, or everything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+__all__ = ["Full", "LinearProbe", "TunedSubset"]
+
+
+class TunedSubset:
+    """A model of which some own parameters are trained in place.
+
+    Args:
+        model: The model; everything else is frozen.
+        trained: The parameters trained.
+        head: Names of the head's modules, not counted.
+    """
+
+    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter], head: Sequence[str]) -> None:
+        self.model = model
+        self._trained = list(trained)
+        self._head = {id(p) for name in head for p in model.get_submodule(name).parameters()}
+        model.requires_grad_(False)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+
+    def before_step(self, rng: random.Random) -> None:
+        """Nothing to choose."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._trained
+
+    def count(self) -> int:
+        return sum(parameter.numel() for parameter in self._trained if id(parameter) not in self._head)
+
+    def merge(self) -> nn.Module:
+        return self.model
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Only the head is trained."""
+
+    lr: float = 1e-3
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
+        """The model with a trainable head."""
+        trained = [parameter for name in head for parameter in model.get_submodule(name).parameters()]
+        return TunedSubset(model, trained, head)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every parameter is trained. It needs a far smaller learning rate than the adapters."""
+
+    lr: float = 1e-4
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
+        """The whole model trainable."""
+        return TunedSubset(model, list(model.parameters()), head)

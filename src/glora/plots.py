@@ -1,0 +1,373 @@
+"""The pictures of a search and of its winner, each with its data as JSON beside it (no torch).
+
+Every function writes the figure in the format of the path's suffix (`.svg`, `.png`), writes the numbers drawn
+to the same path with the suffix `.json`, and returns them. Colours are Okabe and Ito's and cividis: both can be
+told apart by the colour-blind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from glora.errors import ConfigError
+from glora.registry import optional_import
+from glora.results import atomic, write_json
+from glora.space import NONE, TENSORS, BoundSpace, Choice, LayerConfig, numbers
+from glora.tables import trainable
+
+__all__ = ["layer_plot", "parameters_plot", "search_plot"]
+
+SUFFIXES = (".svg", ".png", ".pdf")
+ROLES = {"A": "scales weight", "B": "shifts weight", "C": "prompt", "D": "scales bias", "E": "shifts bias"}
+TENSOR_COLOURS = {"A": "#0072B2", "B": "#E69F00", "C": "#009E73", "D": "#CC79A7", "E": "#56B4E9"}
+FRONT, WINNER, INK, NOTHING = "#D55E00", "#D55E00", "#222222", "#EDEDED"
+RANK_BLUES = ("#08306B", "#2171B5", "#6BAED6")  # lora, from the largest rank down
+KIND_COLOURS = {"vector": "#F0C75E", "scalar": "#FBEBC0", "none": NOTHING}
+PANELS = 4  # panels of the layer plot in a row
+Fitness = Literal["accuracy", "loss", "score"]
+
+
+class Scored(Protocol):
+    """What a plot reads of a trial: `glora.searchers.Trial` is one."""
+
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def score(self) -> Any: ...
+
+
+def search_plot(
+    trials: Sequence[Scored],
+    front: Sequence[Scored],
+    winner: Scored,
+    path: str | Path,
+    *,
+    fitness: Fitness = "score",
+    budget: int | None = None,
+    title: str = "",
+) -> dict[str, Any]:
+    """Every scored genotype, score against trainable numbers, with the front and the winner.
+
+    Args:
+        trials: What the search scored; trials without a finite score are counted but not drawn.
+        front: The trials that no other beats in both.
+        winner: The trial chosen.
+        path: The figure's file, `.svg`, `.png` or `.pdf`.
+        fitness: What the score is: `"accuracy"` is shown in %, `"loss"` (a negative score) as the loss itself.
+        budget: Drawn as a line when given.
+        title: Instead of the plot's own title.
+
+    Returns:
+        The numbers drawn; scores as the search knew them.
+
+    Raises:
+        ConfigError: The suffix or the fitness is unknown.
+        MissingExtraError: matplotlib is not installed.
+    """
+    shown: dict[str, tuple[str, Callable[[float], float]]] = {
+        "accuracy": ("validation accuracy, %", lambda value: 100 * value),
+        "loss": ("validation loss (lower is better)", lambda value: -value),
+        "score": ("score (higher is better)", lambda value: value),
+    }
+    if fitness not in shown:
+        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(shown)}.")
+    label, convert = shown[fitness]
+    drawn = [trial for trial in trials if math.isfinite(trial.score.value)]
+    figure = _figure(7.6, 4.8)
+    axes = figure.subplots()
+    dots = axes.scatter(
+        [trial.parameters for trial in drawn],
+        [convert(trial.score.value) for trial in drawn],
+        c=[trial.generation for trial in drawn],
+        cmap="cividis",
+        s=20,
+        alpha=0.75,
+        linewidths=0,
+        label=f"scored genotype ({len(drawn):,})",
+    )
+    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], convert)
+    _winner(axes, winner, convert)
+    if budget is not None:
+        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget, {trainable(budget)}")
+    if len({trial.generation for trial in drawn}) > 1:
+        whole = optional_import("matplotlib.ticker", extra="plot", purpose="A figure").MaxNLocator(integer=True)
+        figure.colorbar(dots, ax=axes, label="generation", ticks=whole, pad=0.02)
+    axes.set(xlabel="trainable numbers, without the head", ylabel=label)
+    axes.set_title(title or f"Every genotype of the search: {len(trials):,} scored, {len(front)} on the front")
+    _counts(axes.xaxis)
+    axes.margins(0.06)
+    axes.grid(alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    data = {
+        "fitness": fitness,
+        "budget": budget,
+        "trials": [_record(trial) for trial in trials],
+        "front": [_record(trial) for trial in front],
+        "winner": _record(winner),
+    }
+    return _save(figure, path, data)
+
+
+def layer_plot(
+    genotype: Mapping[str, LayerConfig], space: BoundSpace, path: str | Path, *, title: str = ""
+) -> dict[str, Any]:
+    """The layer-wise configuration: the choice of every support tensor at every site, a panel per layer type.
+
+    Args:
+        genotype: What to show.
+        space: Its space, which knows what was offered.
+        path: The figure's file, `.svg`, `.png` or `.pdf`.
+        title: Instead of the plot's own title.
+
+    Returns:
+        The numbers drawn: parameters, and per site its layer type and choices; None where only `none` is offered.
+
+    Raises:
+        ConfigError: The suffix is unknown.
+        MissingExtraError: matplotlib is not installed.
+        SpaceError: The genotype is not of the space.
+
+    Source: arXiv 2306.07967, Figure 4.
+    """
+    total = space.count(genotype)
+    groups = _groups(space.sites)
+    columns = min(PANELS, len(groups))
+    lines = [list(groups)[k : k + columns] for k in range(0, len(groups), columns)]
+    heights = [max(len(groups[name]) for name in line) for line in lines]
+    longest = max(len(label) for group in groups.values() for label in group.values())
+    width = columns * (2.3 + 0.075 * longest)
+    figure = _figure(max(width, 5.0), 1.3 + sum(0.27 * height + 0.75 for height in heights))
+    panels = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    for line, row, height in zip(lines, panels, heights, strict=True):
+        for axes in row[len(line) :]:
+            axes.set_visible(False)
+        for name, axes in zip(line, row, strict=False):
+            _panel(axes, groups[name], genotype, space, height)
+            axes.set_title(name, fontsize=10)
+    figure.suptitle(title or f"Layer-wise configuration: {trainable(total)} trainable numbers", fontsize=12)
+    figure.legend(handles=_choice_legend(space), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    data = {
+        "parameters": total,
+        "sites": {
+            site: {"layer_type": kind, **_offered_choices(site, genotype, space)}
+            for kind, group in groups.items()
+            for site in group
+        },
+    }
+    return _save(figure, path, data)
+
+
+def parameters_plot(
+    genotype: Mapping[str, LayerConfig], space: BoundSpace, path: str | Path, *, title: str = ""
+) -> dict[str, Any]:
+    """The trainable numbers of every layer type, stacked by support tensor.
+
+    Args:
+        genotype: What to show.
+        space: Its space.
+        path: The figure's file, `.svg`, `.png` or `.pdf`.
+        title: Instead of the plot's own title.
+
+    Returns:
+        The numbers drawn: parameters, and per layer type its sites and the count of every support tensor.
+
+    Raises:
+        ConfigError: The suffix is unknown.
+        MissingExtraError: matplotlib is not installed.
+        SpaceError: The genotype is not of the space.
+
+    Source: arXiv 2306.07967, Figure 3.
+    """
+    total = space.count(genotype)
+    kinds: dict[str, dict[str, int]] = {}
+    for kind, group in _groups(space.sites, lone="own").items():
+        kinds[kind] = {"sites": len(group)} | {
+            tensor: sum(_numbers(site, tensor, genotype, space) for site in group) for tensor in TENSORS
+        }
+    figure = _figure(max(5.2, 1.6 + 0.95 * len(kinds)), 4.4)
+    axes = figure.subplots()
+    heights = [0] * len(kinds)
+    for tensor in TENSORS:
+        share = [kind[tensor] for kind in kinds.values()]
+        axes.bar(
+            range(len(kinds)),
+            share,
+            0.62,
+            bottom=heights,
+            label=f"{tensor}: {ROLES[tensor]}",
+            color=TENSOR_COLOURS[tensor],
+            edgecolor="white",
+            linewidth=0.6,
+        )
+        heights = [below + more for below, more in zip(heights, share, strict=True)]
+    for place, height in enumerate(heights):
+        axes.annotate(
+            trainable(height), (place, height), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=INK
+        )
+    labels = [f"{name}\n{kind['sites']} sites" for name, kind in kinds.items()]
+    axes.set_xticks(range(len(kinds)), labels, fontsize=9)
+    axes.set(xlabel="layer type", ylabel="trainable numbers", ylim=(0, max(1, *heights) * 1.1))
+    axes.set_title(title or f"Trainable numbers per layer type: {trainable(total)} in all")
+    _counts(axes.yaxis)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, title="support tensor")
+    return _save(figure, path, {"parameters": total, "layer_types": kinds})
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of its own: no pyplot, no global state."""
+    module = optional_import("matplotlib.figure", extra="plot", purpose="A figure")
+    return module.Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(figure: Any, path: str | Path, data: dict[str, Any]) -> dict[str, Any]:
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path.name}: {path.suffix!r} is no figure format.", allowed=f"Allowed: {', '.join(SUFFIXES)}."
+        )
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
+    write_json(path.with_suffix(".json"), data)
+    return data
+
+
+def _counts(axis: Any) -> None:
+    """Trainable numbers on the axis in one unit."""
+    ticker = optional_import("matplotlib.ticker", extra="plot", purpose="A figure")
+    axis.set_major_formatter(ticker.EngFormatter(sep=" "))
+    axis.set_major_locator(ticker.MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _record(trial: Scored) -> dict[str, Any]:
+    record = {"parameters": trial.parameters, "score": trial.score.value}
+    return record | {"standard_error": trial.score.standard_error, "generation": trial.generation}
+
+
+def _front(axes: Any, front: Sequence[Scored], convert: Callable[[float], float]) -> None:
+    ordered = sorted(front, key=lambda trial: trial.parameters)
+    x, y = [trial.parameters for trial in ordered], [convert(trial.score.value) for trial in ordered]
+    axes.plot(
+        x,
+        y,
+        color=FRONT,
+        linewidth=1.4,
+        drawstyle="steps-post",
+        marker="o",
+        markersize=5,
+        markerfacecolor="none",
+        label=f"front ({len(front)})",
+        zorder=3,
+    )
+
+
+def _winner(axes: Any, winner: Scored, convert: Callable[[float], float]) -> None:
+    value = convert(winner.score.value)
+    error = abs(convert(winner.score.standard_error) - convert(0.0))
+    spread = f" ± {error:.2g}" if error else ""
+    axes.errorbar(
+        winner.parameters,
+        value,
+        yerr=error or None,
+        fmt="*",
+        markersize=15,
+        color=WINNER,
+        markeredgecolor=INK,
+        ecolor=INK,
+        elinewidth=1,
+        capsize=3,
+        label=f"winner: {value:.4g}{spread} with {trainable(winner.parameters)}",
+        zorder=4,
+    )
+
+
+def _groups(sites: Mapping[str, Any], *, lone: str = "other") -> dict[str, dict[str, str]]:
+    """Layer type -> site -> short label. The type is the last part of the name that is no number.
+
+    Types of a single site are put together as "other", unless `lone` is "own" or there is no larger type.
+    """
+    kinds: dict[str, list[str]] = {}
+    for site in sites:
+        words = [part for part in site.split(".") if not part.isdigit()]
+        kinds.setdefault(words[-1] if words else site, []).append(site)
+    if lone != "own" and 1 < sum(len(names) == 1 for names in kinds.values()):
+        single = [names[0] for names in kinds.values() if len(names) == 1]
+        kinds = {kind: names for kind, names in kinds.items() if len(names) > 1} | {lone: single}
+    return {kind: _labels(names) for kind, names in kinds.items()}
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Each site's numbers (`blocks.3.attn.qkv` -> `3`), or the whole name where those do not tell sites apart."""
+    short = [".".join(re.findall(r"(?<![^.])\d+(?![^.])", name)) for name in names]
+    return dict(zip(names, short if all(short) and len(set(short)) == len(short) else names, strict=True))
+
+
+def _panel(
+    axes: Any, group: Mapping[str, str], genotype: Mapping[str, LayerConfig], space: BoundSpace, height: int
+) -> None:
+    """One layer type: a row per site, a column per support tensor."""
+    patches = optional_import("matplotlib.patches", extra="plot", purpose="A figure")
+    for row, site in enumerate(group):
+        for column, tensor in enumerate(TENSORS):
+            text, colour = _cell(site, tensor, genotype, space)
+            cell = patches.Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, facecolor=colour, linewidth=0)
+            axes.add_patch(cell)
+            ink = "white" if colour in RANK_BLUES[:2] else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+    axes.set(xlim=(-0.55, len(TENSORS) - 0.45), ylim=(height - 0.4, -0.6))
+    axes.set_xticks(range(len(TENSORS)), TENSORS, fontsize=9)
+    axes.set_yticks(range(len(group)), list(group.values()), fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _cell(site: str, tensor: str, genotype: Mapping[str, LayerConfig], space: BoundSpace) -> tuple[str, str]:
+    """The text and the colour of one choice."""
+    if not _offers(site, tensor, space):
+        return "·", "white"
+    return _look(genotype[site][TENSORS.index(tensor)], space)
+
+
+def _look(choice: Choice, space: BoundSpace) -> tuple[str, str]:
+    if choice.kind == "lora":
+        place = space.rules.ranks.index(choice.rank)
+        return f"r{choice.rank}", RANK_BLUES[min(place, len(RANK_BLUES) - 1)]
+    return {"vector": "vec", "scalar": "sca", "none": ""}[choice.kind], KIND_COLOURS[choice.kind]
+
+
+def _choice_legend(space: BoundSpace) -> list[Any]:
+    patches = optional_import("matplotlib.patches", extra="plot", purpose="A figure")
+    choices = [*(Choice("lora", rank) for rank in space.rules.ranks), Choice("vector"), Choice("scalar"), NONE]
+    handles = []
+    for choice in choices:
+        text, colour = _look(choice, space)
+        label = f"{text}: {choice}" if text else f"empty: {choice}"
+        handles.append(patches.Patch(facecolor=colour, edgecolor="#AAAAAA", linewidth=0.5, label=label))
+    handles.append(
+        patches.Patch(facecolor="white", edgecolor="#AAAAAA", linewidth=0.5, label="·: only none is offered")
+    )
+    return handles
+
+
+def _offers(site: str, tensor: str, space: BoundSpace) -> bool:
+    return len(space.options[site][TENSORS.index(tensor)]) > 1
+
+
+def _offered_choices(site: str, genotype: Mapping[str, LayerConfig], space: BoundSpace) -> dict[str, str | None]:
+    written = genotype[site].to_json()
+    return {tensor: written[tensor] if _offers(site, tensor, space) else None for tensor in TENSORS}
+
+
+def _numbers(site: str, tensor: str, genotype: Mapping[str, LayerConfig], space: BoundSpace) -> int:
+    choice = genotype[site][TENSORS.index(tensor)]
+    return numbers(space.sites[site], tensor, choice, space.rules.product)

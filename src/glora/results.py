@@ -1,0 +1,293 @@
+"""One run as one JSON record, and the few ways this library writes a file (no torch)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from importlib import metadata
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from glora.errors import RunError
+
+__all__ = [
+    "Result",
+    "append_jsonl",
+    "atomic",
+    "binomial_standard_error",
+    "read_jsonl",
+    "write_json",
+]
+
+FORMAT = 1
+STAMPED_PACKAGES = ("torch", "timm", "accelerate", "glora")
+
+
+def binomial_standard_error(accuracy: float, n: int) -> float:
+    """The standard error of an accuracy measured on `n` examples: sqrt(p (1 - p) / n).
+
+    Args:
+        accuracy: Fraction in [0, 1].
+        n: Number of examples, at least 1.
+
+    Raises:
+        ValueError: The accuracy is no fraction or there is no example.
+    """
+    if not 0 <= accuracy <= 1 or n < 1:
+        raise ValueError(f"accuracy={accuracy!r} of n={n!r} examples. Allowed: a fraction in [0, 1] and n >= 1.")
+    return math.sqrt(accuracy * (1 - accuracy) / n)
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, which becomes `path` when the block ends without an error.
+
+    Args:
+        path: The file to write or to replace; its folder is made when missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """`path` holds `data` as indented JSON, whole or not at all. NaN and infinities become null."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """`record` is the last line of `path`, flushed and fsynced. NaN and infinities become null.
+
+    A last line without its newline is what a killed process left: it is cut off first.
+
+    Args:
+        path: The append-only file; made when missing, its folder too.
+        record: Plain data.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(_plain(record), separators=(",", ":"), allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of an append-only file, without a last line that was cut short; empty when there is no file.
+
+    Raises:
+        RunError: Another line is damaged; the message has its number.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise RunError(
+                f"{path}, line {number}, is damaged: {line[:40]!r}.",
+                allowed="Every line is one JSON object.",
+                remedy=f"Delete line {number} and all below it, or the file, and start again.",
+            ) from error
+        records.append(record)
+    return records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run as one record: what was run, what came out, and what it was run with.
+
+    Attributes:
+        method: Name in the method table, such as `"glora"`.
+        task: Name of the data set.
+        model: Name of the backbone.
+        seed: Seed of the run.
+        config: The resolved configuration, plain JSON.
+        parameters: Trainable numbers without the head.
+        head_parameters: Trainable numbers of the head.
+        metrics: Accuracies as fractions in [0, 1] and losses: `val_accuracy`, `test_loss`, ...; the standard
+            error of one has its name and `_standard_error`. None where a number was not finite.
+        seconds: Wall time per stage: `train`, `search`, `test`, ...
+        memory_bytes: Peak resident memory of the process; None where the system does not tell.
+        latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
+        notes: What a reader of the numbers must know.
+        versions: Version of Python and of the packages that decide the numbers.
+        commit: The git commit of the working folder, or None.
+        device: What it ran on, in words.
+        time: When the record was made, UTC, ISO 8601.
+    """
+
+    method: str
+    task: str
+    model: str
+    seed: int
+    config: Mapping[str, Any]
+    parameters: int
+    head_parameters: int = 0
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    latency: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    device: str = "cpu"
+    time: str = ""
+
+    @classmethod
+    def stamped(
+        cls,
+        *,
+        method: str,
+        task: str,
+        model: str,
+        seed: int,
+        config: Mapping[str, Any],
+        parameters: int,
+        head_parameters: int = 0,
+        metrics: Mapping[str, float | None] | None = None,
+        seconds: Mapping[str, float] | None = None,
+        latency: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+        device: str = "cpu",
+    ) -> Result:
+        """The record of a run that ends now, with versions, commit, peak memory and UTC time filled in."""
+        return cls(
+            method=method,
+            task=task,
+            model=model,
+            seed=seed,
+            config=_plain(config),
+            parameters=parameters,
+            head_parameters=head_parameters,
+            metrics=_plain(metrics or {}),
+            seconds=_plain(seconds or {}),
+            memory_bytes=_peak_memory(),
+            latency=None if latency is None else _plain(latency),
+            notes=tuple(notes),
+            versions=_versions(),
+            commit=_commit(),
+            device=device,
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, a key per field and the format version."""
+        plain: dict[str, Any] = _plain({"format": FORMAT} | asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        """The result that `to_json` wrote.
+
+        Raises:
+            RunError: The format version is unknown, or a field is unknown, missing or of another type.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise RunError(
+                f"This is no result of a known format: format={found!r}.",
+                allowed=f"This version of glora reads format {FORMAT}.",
+                remedy="Upgrade glora, or run the experiment again.",
+            )
+        known = {item.name for item in fields(cls)}
+        required = {"method", "task", "model", "seed", "config", "parameters"}
+        unknown, missing = sorted(set(data) - known - {"format"}), sorted(required - set(data))
+        if unknown or missing:
+            raise RunError(f"The result has the unknown fields {unknown} and lacks {missing}.")
+        expected = {"method": str, "task": str, "model": str, "seed": int, "config": dict, "parameters": int}
+        expected |= {"head_parameters": int, "metrics": dict, "seconds": dict, "notes": list, "versions": dict}
+        for name, kind in expected.items():
+            if name in data and not isinstance(data[name], kind):
+                raise RunError(f"The result's {name} is {data[name]!r}.", allowed=f"Allowed: a JSON {kind.__name__}.")
+        values = {name: value for name, value in data.items() if name != "format"}
+        return cls(**values | {"notes": tuple(values.get("notes", ()))})
+
+    def write(self, path: str | Path) -> None:
+        """`path` holds this result, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """The result in the file.
+
+        Raises:
+            RunError: There is no such file, or it is no result; the message names it.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}.", remedy="Name a result file.") from error
+        except ValueError as error:
+            raise RunError(f"{path} is no JSON: {error}.", remedy="Name a result file.") from error
+        except RunError as error:
+            raise RunError(f"{path}: {error.cause}", allowed=error.allowed, remedy=error.remedy) from error
+
+    @classmethod
+    def read_all(cls, paths: Iterable[str | Path]) -> list[Result]:
+        """The results in the files, in their order."""
+        return [cls.read(path) for path in paths]
+
+
+def _plain(data: Any) -> Any:
+    """The data as JSON has it: paths as text, tuples as lists, numbers that are not finite as None."""
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(value) for value in data]
+    if isinstance(data, Real) and not isinstance(data, int):
+        return float(data) if math.isfinite(data) else None
+    return str(data) if isinstance(data, Path) else data
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in STAMPED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

@@ -1,0 +1,288 @@
+"""What may be chosen: the SearchSpace, and the same bound to the sites of one model (no torch).
+
+Legend of the whole library: `o` out features, `i` in features, `r` rank.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from glora.errors import SpaceError, listed, nearest
+from glora.genotype import KINDS, NONE, TENSORS, Choice, Genotype, LayerConfig, Site, interned
+
+__all__ = [
+    "NONE",
+    "TENSORS",
+    "BoundSpace",
+    "Choice",
+    "Genotype",
+    "LayerConfig",
+    "SearchSpace",
+    "Site",
+    "factor_shapes",
+    "numbers",
+]
+
+PRODUCTS = ("elementwise", "matrix")
+VARIANTS = ("lean", "paper")
+SCALINGS = ("fan_in", "none")
+
+
+def factor_shapes(site: Site, tensor: str, choice: Choice, product: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the factors that one choice of a support tensor reads; empty for `none`.
+
+    `down`, the left factor (the paper's X_d), is what `vector` and `scalar` read; `up` (X_u) is the right one.
+    """
+    o, i = site.out_features, site.in_features
+    if choice.kind == "none":
+        return {}
+    if tensor in "DE":
+        return {"down": (o if choice.kind == "vector" else 1,)}
+    left, right = {"A": (i if product == "matrix" else o, i), "B": (o, i), "C": (i, 1)}[tensor]
+    if choice.kind == "lora":
+        return {"down": (left, choice.rank), "up": (choice.rank, right)}
+    return {"down": (left if choice.kind == "vector" else 1, 1)}
+
+
+def numbers(site: Site, tensor: str, choice: Choice, product: str) -> int:
+    """How many trainable numbers the choice of one support tensor has at the site."""
+    return sum(math.prod(shape) for shape in factor_shapes(site, tensor, choice, product).values())
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """What is allowed at every site.
+
+    Args:
+        ranks: The LoRA ranks offered, each once; kept in descending order.
+        product: How `W0 * A` is read: `"elementwise"` or `"matrix"`; never searched.
+        variant: `"paper"` offers all choices (432 a layer at one rank); `"lean"` drops a choice when another
+            in the space spans at least as much with fewer numbers (ties to E, then B).
+        new_bias: Offer C and E on layers without a bias too; the merged layer then has a new one.
+        scaling: The fixed scales of the choices: `"fan_in"` (vector and scalar B divided by i) or `"none"`.
+        only: Offer nothing but this configuration: plain LoRA of rank 8 is `LayerConfig(B="lora:8")`.
+
+    Raises:
+        SpaceError: A setting is not one of the allowed ones.
+    """
+
+    ranks: tuple[int, ...] = (8, 4)
+    product: Literal["elementwise", "matrix"] = "elementwise"
+    variant: Literal["lean", "paper"] = "lean"
+    new_bias: bool = False
+    scaling: Literal["fan_in", "none"] = "fan_in"
+    only: LayerConfig | None = None
+
+    def __post_init__(self) -> None:
+        ranks = (self.ranks,) if isinstance(self.ranks, int) else tuple(self.ranks)
+        if not all(isinstance(rank, int) and rank >= 1 for rank in ranks) or len(set(ranks)) < len(ranks):
+            raise SpaceError(f"ranks={self.ranks!r} is not allowed.", allowed="Ranks are distinct whole numbers >= 1.")
+        object.__setattr__(self, "ranks", tuple(sorted(ranks, reverse=True)))
+        for field, allowed in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
+            if getattr(self, field) not in allowed:
+                raise SpaceError(
+                    f"{field}={getattr(self, field)!r} is not allowed.", allowed=f"Allowed: {', '.join(allowed)}."
+                )
+
+    @classmethod
+    def paper(cls, ranks: tuple[int, ...] = (8,)) -> SearchSpace:
+        """The space of the published method (`preset: paper`): all choices, scales 1, elementwise, new biases."""
+        return cls(ranks=ranks, product="elementwise", variant="paper", new_bias=True, scaling="none")
+
+    def options(self, site: Site) -> tuple[tuple[Choice, ...], ...]:
+        """The choices offered at the site, one tuple per support tensor A..E, largest first."""
+        if self.only is not None:
+            return tuple((c if self._has(site, t) else NONE,) for t, c in zip(TENSORS, self.only, strict=True))
+        offered = {
+            tensor: tuple(
+                choice
+                for kind in KINDS[tensor]
+                for choice in ([Choice("lora", r) for r in self.ranks] if kind == "lora" else [Choice(kind)])
+                if kind == "none" or self._has(site, tensor)
+            )
+            for tensor in TENSORS
+        }
+        if self.variant == "lean":
+            offered = _lean(offered, site, self.product)
+        return tuple(offered.values())
+
+    def _has(self, site: Site, tensor: str) -> bool:
+        if tensor in "AB":
+            return True
+        return site.bias or (site.new_bias and self.new_bias and tensor != "D")
+
+    def bind(self, sites: Mapping[str, Site]) -> BoundSpace:
+        """The space at these sites: sample, count, size."""
+        return BoundSpace(self, dict(sites))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, a key per field."""
+        only = {} if self.only is None else {"only": self.only.to_json()}
+        fields = ("product", "variant", "new_bias", "scaling")
+        return {"ranks": list(self.ranks), **{name: getattr(self, name) for name in fields}, **only}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """The space that `to_json` wrote."""
+        only = LayerConfig.from_json(data["only"]) if data.get("only") else None
+        return cls(**{**data, "ranks": tuple(data["ranks"]), "only": only})
+
+
+def _lean(offered: Mapping[str, tuple[Choice, ...]], site: Site, product: str) -> dict[str, tuple[Choice, ...]]:
+    """Without the choices that another one spans with fewer numbers; ties go to E, then B, then the simpler kind."""
+    every = [(tensor, choice) for tensor, choices in offered.items() for choice in choices if choice.kind != "none"]
+
+    def order(tensor: str, choice: Choice) -> tuple[int, int, int, int]:
+        kind = ("scalar", "vector", "lora").index(choice.kind)
+        return numbers(site, tensor, choice, product), "EBADC".index(tensor), kind, choice.rank
+
+    def dropped(tensor: str, choice: Choice) -> bool:
+        return any(
+            order(*other) < order(tensor, choice) and _spans(other, (tensor, choice), site, product) for other in every
+        )
+
+    return {t: tuple(c for c in choices if c.kind == "none" or not dropped(t, c)) for t, choices in offered.items()}
+
+
+def _spans(big: tuple[str, Choice], small: tuple[str, Choice], site: Site, product: str) -> bool:
+    """Whether `big` reaches every change that `small` reaches, for weights and biases in general position."""
+    (tensor, choice), (other, less) = big, small
+    if (tensor in "AB") != (other in "AB"):
+        return False  # one changes the weight, the other the bias
+    o, i = site.out_features, site.in_features
+    if tensor in "CDE":
+        full = (choice.kind == "vector" and tensor in "DE") or o == 1  # b0 and e reach all of R^o, W0 c its range
+        return full or (tensor == other and (choice.kind == less.kind or less.kind == "scalar" or tensor == "C"))
+    low_rank = "B" if tensor == "B" else f"A {product}"
+    side = i if low_rank == "A matrix" else min(o, i)  # from this rank on the factors reach every matrix
+    full = {"lora": choice.rank >= side, "vector": i == 1, "scalar": o == i == 1}[choice.kind]
+    if full and (low_rank != "A matrix" or o <= i):
+        return True
+    if tensor == other and low_rank == "A matrix" and full:
+        return True
+    rank = _rank(other, less, site, product)
+    if tensor == "B":
+        if choice.kind == "lora":
+            return rank <= choice.rank
+        return other == "B" and (less.kind == "scalar" or o == 1) and less.kind != "lora"
+    if tensor != other:
+        return False
+    if choice.kind == "lora":
+        if less.kind == "lora":
+            return less.rank <= choice.rank
+        return product == "elementwise"
+    length = i if product == "matrix" else o
+    return less.kind == "scalar" or (less.kind == "vector" and (choice.kind == "vector" or length == 1))
+
+
+def _rank(tensor: str, choice: Choice, site: Site, product: str) -> int:
+    """The largest matrix rank of the weight change that the choice reaches, W0 in general position."""
+    smallest = min(site.out_features, site.in_features)
+    if choice.kind == "lora" and (tensor == "B" or product == "matrix"):
+        return min(choice.rank, smallest)
+    return 1 if tensor == "B" else smallest
+
+
+class BoundSpace:
+    """A search space at the sites of one model. As a genome, a genotype is five option indices per site.
+
+    Args:
+        rules: The search space.
+        sites: Site name -> Site, in the model's order.
+        only: Offer nothing but this genotype.
+
+    Raises:
+        SpaceError: There is no site.
+    """
+
+    def __init__(self, rules: SearchSpace, sites: Mapping[str, Site], *, only: Genotype | None = None) -> None:
+        if not sites:
+            raise SpaceError("A search space needs at least one site.")
+        self.rules = rules
+        self.sites = dict(sites)
+        options = {site: rules.options(site) for site in set(self.sites.values())}
+        self.options = {name: options[site] for name, site in self.sites.items()}
+        if only is not None:
+            self.options = {name: tuple((choice,) for choice in only[name]) for name in self.sites}
+
+    @cached_property
+    def genes(self) -> tuple[tuple[Choice, ...], ...]:
+        """The options of every gene: support tensors A..E of the first site, then of the next."""
+        return tuple(choices for options in self.options.values() for choices in options)
+
+    @cached_property
+    def costs(self) -> tuple[tuple[int, ...], ...]:
+        """Trainable numbers of every option of every gene."""
+        return tuple(
+            tuple(numbers(site, tensor, choice, self.rules.product) for choice in choices)
+            for name, site in self.sites.items()
+            for tensor, choices in zip(TENSORS, self.options[name], strict=True)
+        )
+
+    def sample(self, rng: random.Random) -> Genotype:
+        """A genotype drawn uniformly, every support tensor on its own (the paper's way)."""
+        return self.decode([rng.randrange(len(choices)) for choices in self.genes])
+
+    def count(self, genotype: Mapping[str, LayerConfig]) -> int:
+        """Trainable numbers of the genotype, without the head."""
+        return sum(costs[index] for costs, index in zip(self.costs, self.encode(genotype), strict=True))
+
+    @cached_property
+    def size(self) -> int:
+        """How many genotypes there are, exactly."""
+        return math.prod(len(choices) for choices in self.genes)
+
+    @property
+    def log10_size(self) -> float:
+        """log10 of `size`."""
+        return math.log10(self.size)
+
+    @cached_property
+    def smallest(self) -> Genotype:
+        """The genotype with the fewest trainable numbers."""
+        return self.decode([costs.index(min(costs)) for costs in self.costs])
+
+    @cached_property
+    def largest(self) -> Genotype:
+        """The genotype with the most trainable numbers."""
+        return self.decode([costs.index(max(costs)) for costs in self.costs])
+
+    def encode(self, genotype: Mapping[str, LayerConfig]) -> tuple[int, ...]:
+        """The genotype's genome: the index of every support tensor's choice among its options.
+
+        Raises:
+            SpaceError: A site is missing or unknown, or a choice is not offered there.
+        """
+        if genotype.keys() != self.sites.keys():
+            self._wrong_sites(set(genotype))
+        genome = []
+        for name, options in self.options.items():
+            for tensor, choice, choices in zip(TENSORS, genotype[name], options, strict=True):
+                if choice not in choices:
+                    raise SpaceError(
+                        f"{name}: support tensor {tensor} is not offered {str(choice)!r}.",
+                        allowed=f"Offered there: {', '.join(map(str, choices))}.",
+                        remedy="variant='paper' offers all choices; C, D and E need a bias.",
+                    )
+                genome.append(choices.index(choice))
+        return tuple(genome)
+
+    def decode(self, genome: tuple[int, ...] | list[int]) -> Genotype:
+        """The genotype of a genome."""
+        chosen = [choices[index] for choices, index in zip(self.genes, genome, strict=True)]
+        return Genotype({name: interned(*chosen[5 * k : 5 * k + 5]) for k, name in enumerate(self.sites)})
+
+    def _wrong_sites(self, names: set[str]) -> None:
+        missing, unknown = sorted(self.sites.keys() - names), sorted(names - self.sites.keys())
+        if unknown:
+            near = nearest(unknown[0], self.sites)
+            raise SpaceError(
+                f"The genotype names sites that are not in the space: {listed(unknown)}.",
+                allowed=f"Near {unknown[0]!r}: {listed(near) or listed(self.sites)}.",
+            )
+        raise SpaceError(f"The genotype lacks the sites {listed(missing)}.", remedy="Give every site a LayerConfig.")
