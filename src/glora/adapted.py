@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glora import layers
 from glora.errors import GloraError, StateError, UnknownNameError, listed
 from glora.genotype import TENSORS, Genotype, LayerConfig, Site
-from glora.layers.sites import head_of, is_inside, plan_sites, show_head
+from glora.layers.sites import freeze_statistics, head_of, plan_sites, refuse_adapted, show_head
 from glora.registry import load
 from glora.space import BoundSpace, SearchSpace
 from glora.state import AdapterState, fill
@@ -47,37 +47,34 @@ class Adapted:
         head: Names of the modules trained whole.
         active: The genotype that the model plays, or one per sample of the batch.
         notes: What is not offered, and why.
-        merged: Whether the support tensors are folded into the weights.
     """
 
     def __init__(
         self, model: nn.Module, sites: Mapping[str, Site], space: BoundSpace, head: tuple[str, ...], *, seed: int = 0
     ) -> None:
+        refuse_adapted(model)
         self.model = model
         self.sites = dict(sites)
         self.space = space
         self.head = head
         self.notes: tuple[str, ...] = ()
-        self.merged = False
         self._layers = {name: model.get_submodule(name) for name in sites}
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
-        self._attached = True
+        self._state = "attached"
         model.requires_grad_(False)
         for name in head:
             model.get_submodule(name).requires_grad_(True)
         supports = self._make_supports(space, seed)
         for name, layer in self._layers.items():
             layers.attach(layer, supports[name])
-        self._statistics = [
-            module.register_forward_pre_hook(_keep_statistics)
-            for name, module in model.named_modules()
-            if getattr(module, "track_running_stats", False) and not is_inside(name, head)
-        ]
-        self.active: Genotype | tuple[Genotype, ...] = space.smallest
+        self._hooks = freeze_statistics(model, head)
+        self.active: Genotype | tuple[Genotype, ...]
         self._name = "default"
         self._adapters = {"default": _Named(space, supports, space.smallest, {})}
+        self.activate(space.smallest)
+        self.activate(space.smallest)
 
     def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]:
         generator = torch.Generator().manual_seed(seed)
@@ -87,6 +84,11 @@ class Adapted:
             )
             for name, site in self.sites.items()
         }
+
+    @property
+    def merged(self) -> bool:
+        """Whether the support tensors are folded into the weights."""
+        return self._state == "merged"
 
     @property
     def supports(self) -> dict[str, Support]:
@@ -109,7 +111,8 @@ class Adapted:
             StateError: The model is merged or detached, or the sequence is empty.
         """
         self._need_attached("activate")
-        several = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
+        given = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
+        several = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
         if not several:
             raise StateError("No genotype to activate.", allowed="Give one genotype, or one per sample of the batch.")
         for each in dict.fromkeys(several):
@@ -159,16 +162,16 @@ class Adapted:
         self._need_attached("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
-        for name, support in self.supports.items():
-            if not support.finite():
+        for name, layer in self._layers.items():
+            if not layers.finite(layer):
                 raise GloraError(
-                    f"Site {name!r} has a support tensor with NaN or infinity; nothing was merged.",
+                    f"The effective weight or bias of site {name!r} has a NaN or infinity; nothing was merged.",
                     remedy="Train again with a lower learning rate.",
                 )
+        self._release()
         base = {name: layers.merge(layer) for name, layer in self._layers.items()}
         self._base = base if keep_base else None
-        self.merged = True
-        self._release()
+        self._state = "merged"
         return self.model
 
     def detach(self) -> nn.Module:
@@ -177,28 +180,26 @@ class Adapted:
         Raises:
             StateError: The base was freed by `merge(keep_base=False)`.
         """
-        if not self._attached:
-            return self.model
-        if self.merged:
-            if self._base is None:
-                raise StateError(
-                    "The base weights were freed by merge(keep_base=False).", remedy="Build the base model anew."
-                )
-            for name, parameters in self._base.items():
-                self._layers[name]._parameters.clear()
-                self._layers[name]._parameters.update(parameters)
-        else:
-            for layer in self._layers.values():
+        if self.merged and self._base is None:
+            raise StateError(
+                "The base weights were freed by merge(keep_base=False).", remedy="Build the base model anew."
+            )
+        for name, layer in self._layers.items():
+            if self._state == "attached":
                 layers.detach(layer)
+            elif self._base is not None:
+                layers.put_back(layer, self._base[name])
+        if self._state == "attached":
             self._release()
-        show_head(self.model, self._base_head)
-        self._attached = False
+        if self._state != "detached":
+            show_head(self.model, self._base_head)
+        self._state, self._base = "detached", None
         return self.model
 
     def _release(self) -> None:
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        for hook in self._statistics:
+        for hook in self._hooks:
             hook.remove()
 
     def state(self, *, whole: bool = False) -> AdapterState:
@@ -258,12 +259,14 @@ class Adapted:
             raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
         # late binding: files live on a higher floor
         state: AdapterState = load("glora.checkpoint:read_for")(self.model, path)
+        if state.genotype is None or state.head_modules != self.head:
+            what = "a whole supernet" if state.genotype is None else f"the head {state.head_modules}, not {self.head}"
+            raise StateError(f"{path} has {what}.", remedy="Save an adapter of one genotype with the same head.")
         if unknown := [site for site in state.sites if self.sites.get(site) != state.sites[site]]:
             raise StateError(
                 f"{path} adapts sites that this model does not: {listed(unknown)}.",
                 remedy="Inject the targets of both adapters, or load it into a model of its own.",
             )
-        assert state.genotype is not None
         genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
         space = BoundSpace(state.space, self.sites, only=genotype)
         supports = self._make_supports(space, 0)
@@ -283,7 +286,7 @@ class Adapted:
         kept.head = {key: value.detach().clone() for key, value in head_of(self.model, self.head).items()}
         new = self._adapters[name]
         for site, layer in self._layers.items():
-            layers.state_of(layer).support = new.supports[site]
+            layers.state_of(layer).support = new.supports[site].to(layers.base_of(layer)[0].device)
         self._name, self.space = name, new.space
         show_head(self.model, new.head or kept.head)
         self.activate(new.active)
@@ -305,14 +308,8 @@ class Adapted:
             raise UnknownNameError(f"There is no adapter {name!r}.", allowed=f"Known: {listed(self._adapters, n=10)}.")
 
     def _need_attached(self, action: str) -> None:
-        if self.merged or not self._attached:
-            state = "merged" if self.merged else "detached"
-            raise StateError(f"The model is {state}: {action} is not possible.", remedy="Inject it again.")
-
-
-def _keep_statistics(module: nn.Module, _: Any) -> None:
-    """Keeps running statistics frozen, whatever mode the model is put in."""
-    module.training = False
+        if self._state != "attached":
+            raise StateError(f"The model is {self._state}: {action} is not possible.", remedy="Inject it again.")
 
 
 def inject(

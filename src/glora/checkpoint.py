@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from glora.adapted import Adapted
 from glora.errors import AdapterFileError, SpaceError, listed
@@ -25,7 +25,19 @@ from glora.layers.sites import base_state, head_of
 from glora.space import SearchSpace
 from glora.state import AdapterState
 
-__all__ = ["fingerprint", "load_adapter", "read_for", "read_header", "save_adapter", "save_merged", "save_supernet"]
+__all__ = [
+    "file_hash",
+    "fingerprint",
+    "load_adapter",
+    "load_supernet",
+    "read_for",
+    "read_header",
+    "read_tensors",
+    "save_adapter",
+    "save_merged",
+    "save_supernet",
+    "save_tensors",
+]
 
 FORMAT = "glora-adapter"
 VERSION = 1
@@ -191,3 +203,43 @@ def load_adapter(model: nn.Module, path: str | Path, *, check_base: bool = True)
         AdapterFileError: The file is damaged or does not fit the model; the model is untouched then.
     """
     return Adapted.from_state(model, read_for(model, path, check_base=check_base))
+
+
+def load_supernet(adapted: Adapted, path: str | Path) -> None:
+    """Fills an adapted model of the same space and base with what `save_supernet` wrote.
+
+    Raises:
+        AdapterFileError: The file is damaged or of another base.
+        StateError: It is of other sites or another space.
+    """
+    adapted.load_state(read_for(adapted.model, path))
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes tensors and plain data of an unfinished run as safetensors, atomically."""
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(whole, temporary, metadata={"glora": json.dumps(dict(meta))})
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        AdapterFileError: The file is damaged.
+    """
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["glora"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise AdapterFileError(f"{path} is damaged: {error}.", remedy="Delete it; its stage starts again.") from error
+
+
+def file_hash(path: str | Path) -> str:
+    """The sha256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -37,8 +37,6 @@ class Choice(NamedTuple):
         Raises:
             SpaceError: The text is no choice.
         """
-        if isinstance(text, Choice):
-            return text
         kind, colon, rank = str(text).partition(":")
         if kind == "lora" and rank.isascii() and rank.isdigit() and int(rank) > 0:
             return cls("lora", int(rank))
@@ -48,7 +46,7 @@ class Choice(NamedTuple):
         raise SpaceError(f"{text!r} is no choice.", allowed=allowed)
 
     def __str__(self) -> str:
-        return f"lora:{self.rank}" if self.kind == "lora" else self.kind
+        return f"{self.kind}:{self.rank}" if self.kind == "lora" or self.rank else self.kind
 
 
 NONE = Choice("none")

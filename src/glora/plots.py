@@ -8,28 +8,32 @@ told apart by the colour-blind.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from glora.errors import ConfigError
+from glora.files import atomic
+from glora.genotype import NONE, TENSORS, Choice, LayerConfig
 from glora.registry import optional_import
-from glora.results import atomic, write_json
-from glora.space import NONE, TENSORS, BoundSpace, Choice, LayerConfig, numbers
-from glora.tables import trainable
+from glora.results import write_json
+from glora.space import BoundSpace, numbers
 
 __all__ = ["layer_plot", "parameters_plot", "search_plot"]
 
 SUFFIXES = (".svg", ".png", ".pdf")
 ROLES = {"A": "scales weight", "B": "shifts weight", "C": "prompt", "D": "scales bias", "E": "shifts bias"}
 TENSOR_COLOURS = {"A": "#0072B2", "B": "#E69F00", "C": "#009E73", "D": "#CC79A7", "E": "#56B4E9"}
-FRONT, WINNER, INK, NOTHING = "#D55E00", "#D55E00", "#222222", "#EDEDED"
-RANK_BLUES = ("#08306B", "#2171B5", "#6BAED6")  # lora, from the largest rank down
+FRONT, INK, NOTHING = "#D55E00", "#222222", "#EDEDED"
+RANK_BLUES = ("#08306B", "#2171B5", "#6BAED6", "#C6DBEF")  # lora, from the largest rank down
 KIND_COLOURS = {"vector": "#F0C75E", "scalar": "#FBEBC0", "none": NOTHING}
 PANELS = 4  # panels of the layer plot in a row
 Fitness = Literal["accuracy", "loss", "score"]
+AXES: dict[str, tuple[str, float, str, str]] = {  # fitness -> axis title, score to what is shown, format, unit
+    "accuracy": ("validation accuracy, %", 100, ".1f", " %"),
+    "loss": ("validation loss (lower is better)", -1, ".4g", ""),
+    "score": ("score (higher is better)", 1, ".4g", ""),
+}
 
 
 class Scored(Protocol):
@@ -71,31 +75,19 @@ def search_plot(
         ConfigError: The suffix or the fitness is unknown.
         MissingExtraError: matplotlib is not installed.
     """
-    shown: dict[str, tuple[str, Callable[[float], float]]] = {
-        "accuracy": ("validation accuracy, %", lambda value: 100 * value),
-        "loss": ("validation loss (lower is better)", lambda value: -value),
-        "score": ("score (higher is better)", lambda value: value),
-    }
-    if fitness not in shown:
-        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(shown)}.")
-    label, convert = shown[fitness]
+    if fitness not in AXES:
+        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(AXES)}.")
+    label, factor, form, unit = AXES[fitness]
     drawn = [trial for trial in trials if math.isfinite(trial.score.value)]
     figure = _figure(7.6, 4.8)
     axes = figure.subplots()
-    dots = axes.scatter(
-        [trial.parameters for trial in drawn],
-        [convert(trial.score.value) for trial in drawn],
-        c=[trial.generation for trial in drawn],
-        cmap="cividis",
-        s=20,
-        alpha=0.75,
-        linewidths=0,
-        label=f"scored genotype ({len(drawn):,})",
-    )
-    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], convert)
-    _winner(axes, winner, convert)
+    x, y = [trial.parameters for trial in drawn], [factor * trial.score.value for trial in drawn]
+    style = {"c": [trial.generation for trial in drawn], "cmap": "cividis", "s": 20, "alpha": 0.75, "linewidths": 0}
+    dots = axes.scatter(x, y, label=f"scored genotype ({len(drawn):,})", **style)
+    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], factor)
+    _winner(axes, winner, factor, form, unit)
     if budget is not None:
-        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget, {trainable(budget)}")
+        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget: {budget:,} trainable numbers")
     if len({trial.generation for trial in drawn}) > 1:
         whole = optional_import("matplotlib.ticker", extra="plot", purpose="A figure").MaxNLocator(integer=True)
         figure.colorbar(dots, ax=axes, label="generation", ticks=whole, pad=0.02)
@@ -104,14 +96,9 @@ def search_plot(
     _counts(axes.xaxis)
     axes.margins(0.06)
     axes.grid(alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    data = {
-        "fitness": fitness,
-        "budget": budget,
-        "trials": [_record(trial) for trial in trials],
-        "front": [_record(trial) for trial in front],
-        "winner": _record(winner),
-    }
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    data: dict[str, Any] = {"fitness": fitness, "budget": budget, "winner": _record(winner)}
+    data |= {"trials": [_record(trial) for trial in trials], "front": [_record(trial) for trial in front]}
     return _save(figure, path, data)
 
 
@@ -137,22 +124,27 @@ def layer_plot(
     Source: arXiv 2306.07967, Figure 4.
     """
     total = space.count(genotype)
-    groups = _groups(space.sites)
+    groups = _groups(space.sites, gather=True)
     columns = min(PANELS, len(groups))
     lines = [list(groups)[k : k + columns] for k in range(0, len(groups), columns)]
     heights = [max(len(groups[name]) for name in line) for line in lines]
-    longest = max(len(label) for group in groups.values() for label in group.values())
-    width = columns * (2.3 + 0.075 * longest)
-    figure = _figure(max(width, 5.0), 1.3 + sum(0.27 * height + 0.75 for height in heights))
+    longest = sum(
+        max(len(text) for name in list(groups)[k::columns] for text in groups[name].values()) for k in range(columns)
+    )
+    figure = _figure(max(2.2 * columns + 0.075 * longest, 6.6), 1.7 + sum(0.27 * height + 0.75 for height in heights))
     panels = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for line, row, height in zip(lines, panels, heights, strict=True):
         for axes in row[len(line) :]:
             axes.set_visible(False)
         for name, axes in zip(line, row, strict=False):
             _panel(axes, groups[name], genotype, space, height)
-            axes.set_title(name, fontsize=10)
-    figure.suptitle(title or f"Layer-wise configuration: {trainable(total)} trainable numbers", fontsize=12)
-    figure.legend(handles=_choice_legend(space), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+            axes.set_title(name, fontsize=10, fontweight="bold")
+        if any(site != label for site, label in groups[line[0]].items()):
+            row[0].set_ylabel("site number", fontsize=9)
+    figure.suptitle(title or f"Layer-wise configuration: {total:,} trainable numbers", fontsize=12)
+    roles = "support tensors: " + ", ".join(f"{tensor} {role}" for tensor, role in ROLES.items())
+    style = {"ncols": 4, "frameon": False, "fontsize": 9, "title": roles, "title_fontsize": 9}
+    figure.legend(handles=_choice_legend(space), loc="outside lower center", **style)
     data = {
         "parameters": total,
         "sites": {
@@ -187,7 +179,7 @@ def parameters_plot(
     """
     total = space.count(genotype)
     kinds: dict[str, dict[str, int]] = {}
-    for kind, group in _groups(space.sites, lone="own").items():
+    for kind, group in _groups(space.sites).items():
         kinds[kind] = {"sites": len(group)} | {
             tensor: sum(_numbers(site, tensor, genotype, space) for site in group) for tensor in TENSORS
         }
@@ -196,25 +188,17 @@ def parameters_plot(
     heights = [0] * len(kinds)
     for tensor in TENSORS:
         share = [kind[tensor] for kind in kinds.values()]
-        axes.bar(
-            range(len(kinds)),
-            share,
-            0.62,
-            bottom=heights,
-            label=f"{tensor}: {ROLES[tensor]}",
-            color=TENSOR_COLOURS[tensor],
-            edgecolor="white",
-            linewidth=0.6,
-        )
+        style = {"color": TENSOR_COLOURS[tensor], "edgecolor": "white", "linewidth": 0.6}
+        axes.bar(range(len(kinds)), share, 0.62, bottom=heights, label=f"{tensor}: {ROLES[tensor]}", **style)
         heights = [below + more for below, more in zip(heights, share, strict=True)]
     for place, height in enumerate(heights):
         axes.annotate(
-            trainable(height), (place, height), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=INK
+            f"{height:,}", (place, height), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=INK
         )
-    labels = [f"{name}\n{kind['sites']} sites" for name, kind in kinds.items()]
+    labels = [f"{name}\n{kind['sites']} site{'s' * (kind['sites'] > 1)}" for name, kind in kinds.items()]
     axes.set_xticks(range(len(kinds)), labels, fontsize=9)
     axes.set(xlabel="layer type", ylabel="trainable numbers", ylim=(0, max(1, *heights) * 1.1))
-    axes.set_title(title or f"Trainable numbers per layer type: {trainable(total)} in all")
+    axes.set_title(title or f"Trainable numbers per layer type: {total:,} in all")
     _counts(axes.yaxis)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
@@ -252,62 +236,41 @@ def _record(trial: Scored) -> dict[str, Any]:
     return record | {"standard_error": trial.score.standard_error, "generation": trial.generation}
 
 
-def _front(axes: Any, front: Sequence[Scored], convert: Callable[[float], float]) -> None:
+def _front(axes: Any, front: Sequence[Scored], factor: float) -> None:
     ordered = sorted(front, key=lambda trial: trial.parameters)
-    x, y = [trial.parameters for trial in ordered], [convert(trial.score.value) for trial in ordered]
-    axes.plot(
-        x,
-        y,
-        color=FRONT,
-        linewidth=1.4,
-        drawstyle="steps-post",
-        marker="o",
-        markersize=5,
-        markerfacecolor="none",
-        label=f"front ({len(front)})",
-        zorder=3,
-    )
+    x, y = [trial.parameters for trial in ordered], [factor * trial.score.value for trial in ordered]
+    style = {"color": FRONT, "linewidth": 1.4, "marker": "o", "markersize": 5, "markerfacecolor": "none"}
+    axes.plot(x, y, drawstyle="steps-post", label=f"front ({len(front)})", zorder=3, **style)
 
 
-def _winner(axes: Any, winner: Scored, convert: Callable[[float], float]) -> None:
-    value = convert(winner.score.value)
-    error = abs(convert(winner.score.standard_error) - convert(0.0))
-    spread = f" ± {error:.2g}" if error else ""
-    axes.errorbar(
-        winner.parameters,
-        value,
-        yerr=error or None,
-        fmt="*",
-        markersize=15,
-        color=WINNER,
-        markeredgecolor=INK,
-        ecolor=INK,
-        elinewidth=1,
-        capsize=3,
-        label=f"winner: {value:.4g}{spread} with {trainable(winner.parameters)}",
-        zorder=4,
-    )
+def _winner(axes: Any, winner: Scored, factor: float, form: str, unit: str) -> None:
+    value, error = factor * winner.score.value, abs(factor) * winner.score.standard_error
+    spread = f" ± {error:{form}}" if error else ""
+    label = f"winner: {value:{form}}{spread}{unit}, with {winner.parameters:,} trainable numbers"
+    star = {"fmt": "*", "markersize": 15, "color": FRONT, "markeredgecolor": INK}
+    bar = {"yerr": error or None, "ecolor": INK, "elinewidth": 1, "capsize": 3}
+    axes.errorbar(winner.parameters, value, label=label, zorder=4, **star, **bar)
 
 
-def _groups(sites: Mapping[str, Any], *, lone: str = "other") -> dict[str, dict[str, str]]:
+def _groups(sites: Mapping[str, Any], *, gather: bool = False) -> dict[str, dict[str, str]]:
     """Layer type -> site -> short label. The type is the last part of the name that is no number.
 
-    Types of a single site are put together as "other", unless `lone` is "own" or there is no larger type.
+    `gather` puts the types that have a single site into one group.
     """
     kinds: dict[str, list[str]] = {}
     for site in sites:
         words = [part for part in site.split(".") if not part.isdigit()]
         kinds.setdefault(words[-1] if words else site, []).append(site)
-    if lone != "own" and 1 < sum(len(names) == 1 for names in kinds.values()):
-        single = [names[0] for names in kinds.values() if len(names) == 1]
-        kinds = {kind: names for kind, names in kinds.items() if len(names) > 1} | {lone: single}
+    single = [names[0] for names in kinds.values() if len(names) == 1]
+    if gather and len(single) > 1:
+        kinds = {kind: names for kind, names in kinds.items() if len(names) > 1} | {"single sites": single}
     return {kind: _labels(names) for kind, names in kinds.items()}
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Each site's numbers (`blocks.3.attn.qkv` -> `3`), or the whole name where those do not tell sites apart."""
-    short = [".".join(re.findall(r"(?<![^.])\d+(?![^.])", name)) for name in names]
-    return dict(zip(names, short if all(short) and len(set(short)) == len(short) else names, strict=True))
+    """Each site's numbers (`blocks.3.attn.qkv` -> `3`), or whole names where those do not tell the sites apart."""
+    short = [".".join(part for part in name.split(".") if part.isdigit()) or name for name in names]
+    return dict(zip(names, short if len(set(short)) == len(short) else names, strict=True))
 
 
 def _panel(

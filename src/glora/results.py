@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -18,15 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from glora.errors import RunError
+from glora.files import write_text
 
-__all__ = [
-    "Result",
-    "append_jsonl",
-    "atomic",
-    "binomial_standard_error",
-    "read_jsonl",
-    "write_json",
-]
+__all__ = ["Result", "append_jsonl", "binomial_standard_error", "read_jsonl", "write_json"]
 
 FORMAT = 1
 STAMPED_PACKAGES = ("torch", "timm", "accelerate", "glora")
@@ -47,29 +41,9 @@ def binomial_standard_error(accuracy: float, n: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, which becomes `path` when the block ends without an error.
-
-    Args:
-        path: The file to write or to replace; its folder is made when missing.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: str | Path, data: Any) -> None:
     """`path` holds `data` as indented JSON, whole or not at all. NaN and infinities become null."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:

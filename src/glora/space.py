@@ -80,7 +80,7 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         ranks = (self.ranks,) if isinstance(self.ranks, int) else tuple(self.ranks)
-        if not all(isinstance(rank, int) and rank >= 1 for rank in ranks) or len(set(ranks)) < len(ranks):
+        if not all(type(rank) is int and rank >= 1 for rank in ranks) or len(set(ranks)) < len(ranks):
             raise SpaceError(f"ranks={self.ranks!r} is not allowed.", allowed="Ranks are distinct whole numbers >= 1.")
         object.__setattr__(self, "ranks", tuple(sorted(ranks, reverse=True)))
         for field, allowed in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
@@ -158,26 +158,28 @@ def _spans(big: tuple[str, Choice], small: tuple[str, Choice], site: Site, produ
     if tensor in "CDE":
         full = (choice.kind == "vector" and tensor in "DE") or o == 1  # b0 and e reach all of R^o, W0 c its range
         return full or (tensor == other and (choice.kind == less.kind or less.kind == "scalar" or tensor == "C"))
-    low_rank = "B" if tensor == "B" else f"A {product}"
-    side = i if low_rank == "A matrix" else min(o, i)  # from this rank on the factors reach every matrix
-    full = {"lora": choice.rank >= side, "vector": i == 1, "scalar": o == i == 1}[choice.kind]
-    if full and (low_rank != "A matrix" or o <= i):
+    matrix = tensor == "A" and product == "matrix"
+    if _is_full(choice, o, i, matrix):
         return True
-    if tensor == other and low_rank == "A matrix" and full:
-        return True
-    rank = _rank(other, less, site, product)
-    if tensor == "B":
-        if choice.kind == "lora":
-            return rank <= choice.rank
-        return other == "B" and (less.kind == "scalar" or o == 1) and less.kind != "lora"
+    if choice.kind == "lora" and (tensor == "B" or matrix):  # all changes up to this rank; W0 A within W0's range
+        return _rank(other, less, site, product) <= choice.rank and (not matrix or other == "A" or o <= i)
     if tensor != other:
         return False
+    if choice.kind == "lora":  # W0 ∘ A
+        return less.kind != "lora" or less.rank <= choice.rank
+    length = i if matrix else o  # of a vector
+    if choice.kind == "vector" or length == 1:
+        return less.kind != "lora" or (matrix and i == 1)
+    return less.kind == "scalar"
+
+
+def _is_full(choice: Choice, o: int, i: int, matrix: bool) -> bool:
+    """Whether the choice of A or B reaches every `(o, i)` matrix; `matrix`: it is the A of `W0 A`."""
     if choice.kind == "lora":
-        if less.kind == "lora":
-            return less.rank <= choice.rank
-        return product == "elementwise"
-    length = i if product == "matrix" else o
-    return less.kind == "scalar" or (less.kind == "vector" and (choice.kind == "vector" or length == 1))
+        return choice.rank >= (o if matrix else min(o, i)) and (not matrix or o <= i)
+    if choice.kind == "vector":  # W0 diag(a) scales columns, every other vector scales or shifts rows
+        return (o if matrix else i) == 1
+    return o == i == 1
 
 
 def _rank(tensor: str, choice: Choice, site: Site, product: str) -> int:

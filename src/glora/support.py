@@ -8,7 +8,8 @@ Shapes: `o` out, `i` in, `r` rank, `n` rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from glora.genotype import TENSORS, Choice, LayerConfig, Site
 from glora.space import SearchSpace, factor_shapes
 
 __all__ = ["Support", "fixed_scale"]
+
+FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
 
 def fixed_scale(scaling: str, site: Site, tensor: str, choice: Choice) -> float:
@@ -62,11 +65,19 @@ class Support(nn.Module):
                     self.scales[f"{tensor}.{choice.kind}"] = scale
             shapes = [factor_shapes(site, tensor, choice, space.product) for choice in choices]
             if downs := [shape["down"] for shape in shapes if shape]:
-                self.down[tensor] = nn.Parameter(torch.zeros(*map(max, zip(*downs, strict=True))))
+                self.down[tensor] = nn.Parameter(torch.zeros(*map(max, zip(*downs, strict=True)), **FLOAT))
             if ups := [shape["up"] for shape in shapes if "up" in shape]:
-                up = torch.empty(*map(max, zip(*ups, strict=True)))
+                up = torch.empty(*map(max, zip(*ups, strict=True)), **FLOAT)
                 nn.init.xavier_uniform_(up, generator=generator)
                 self.up[tensor] = nn.Parameter(up)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Support:
+        def keep_type(tensor: Tensor) -> Tensor:  # model.half() is for the base: they stay float32
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_type, recurse)
+        return self
 
     def whole(self, tensor: str) -> dict[str, Tensor]:
         """The factors of one support tensor, as large as held: `{"down": ..., "up": ...}`."""
@@ -114,7 +125,7 @@ class Support(nn.Module):
             if self.space.product == "elementwise":
                 w = torch.addcmul(w, base, a if a_up is None else a @ a_up)  # (o, i) * (o, i), (o, 1) or (1, 1)
             else:
-                w = w + (base * a.T if a_up is None else (base @ a) @ a_up)  # W0 diag(a), or (W0 A_down) A_up
+                w = w + (base * a.T if a_up is None else (base @ a.to(w.dtype)) @ a_up.to(w.dtype))  # W0 diag(a), or (W0 A_down) A_up
         if b is not None:
             w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
         return w.to(w0.dtype)
@@ -184,7 +195,7 @@ class Support(nn.Module):
             if b0 is not None:
                 shift = (0 if shift is None else shift) - a.squeeze(-1) * b0
         if b is not None:
-            y = y + (x.sum(-1, keepdim=True) * b.squeeze(-1) if b_up is None else _low_rank(x, b, b_up))
+            y = y + (x.sum(-1, keepdim=True, dtype=b.dtype) * b.squeeze(-1) if b_up is None else _low_rank(x, b, b_up))
         if shift is not None:
             y = y + shift.to(y0.dtype)
         return y.to(y0.dtype)
@@ -210,10 +221,6 @@ class Support(nn.Module):
             self.config, self.batch = kept, batch
         order = torch.tensor([index for indices in groups.values() for index in indices], device=x.device)
         return torch.cat(outputs)[torch.argsort(order)]
-
-    def finite(self) -> bool:
-        """Whether every number that the active configuration reads is finite."""
-        return all(bool(part.isfinite().all()) for tensor in TENSORS for part in self.slices(tensor).values())
 
 
 def _low_rank(x: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from glora.genotype import LayerConfig, Site
 from glora.registry import load
 from glora.support import Support
 
-__all__ = ["TABLE", "WORDS", "LayerKind", "attach", "base_of", "detach", "kind_of", "merge", "state_of"]
+__all__ = ["TABLE", "WORDS", "LayerKind", "attach", "base_of", "detach", "finite", "kind_of", "merge", "put_back", "state_of"]
 
 TABLE: dict[type[nn.Module], str] = {  # layer type -> how it shows its weight
     nn.Linear: "glora.layers.linear:Linear",
@@ -93,8 +93,7 @@ class _BiasAdapter(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         adapter: Adapter = self.__dict__["adapter"]
         if adapter.held is not None:
-            assert adapter.held[1] is not None
-            return adapter.held[1]
+            return original if adapter.held[1] is None else adapter.held[1]
         with torch.autocast(original.device.type, enabled=False):
             w0 = adapter.kind.matrix(self.__dict__["weights"].original)
             bias = adapter.support.bias(w0, None if adapter.new_bias else original)
@@ -159,16 +158,38 @@ def attach(layer: nn.Module, support: Support) -> None:
 
 
 def detach(layer: nn.Module) -> None:
-    """Gives the layer back as it was before `attach`: class, parameter objects and their order."""
+    """Gives the layer back as it was before `attach`: class, parameter objects and their order.
+
+    By hand: `parametrize.remove_parametrizations` changes the class, which a deepcopy of the layer shares, and its
+    `leave_parametrized=True` would write into W0.
+    """
     adapter = state_of(layer)
-    for name in tuple(layer.parametrizations):  # type: ignore[arg-type]
-        # leave_parametrized=True would write into W0
-        parametrize.remove_parametrizations(layer, name, leave_parametrized=False)
+    lists: Any = layer.parametrizations
+    parameters = layer._parameters | {name: each.original for name, each in lists.items()}
     if adapter.new_bias:
-        layer.bias = None  # type: ignore[assignment]
-    parameters = dict(layer._parameters)
+        parameters["bias"] = None
+    layer.__class__ = type(layer).__bases__[0]
+    del layer.parametrizations
     layer._parameters.clear()
-    layer._parameters.update({name: parameters[name] for name in adapter.order})
+    layer._parameters.update({name: parameters[name] for name in (*adapter.order, *parameters)})
+
+
+def effective(layer: nn.Module) -> dict[str, Tensor | None]:
+    """The weight and bias that the layer plays; the bias is None where neither the layer nor its configuration has one.
+
+    Computed in at least float32 and rounded once, without gradient.
+    """
+    adapter = state_of(layer)
+    with torch.no_grad():
+        played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in ("weight", "bias")}
+        if adapter.new_bias and adapter.support.bias(*base_of(layer)) is None:
+            played["bias"] = None
+    return played
+
+
+def finite(layer: nn.Module) -> bool:
+    """Whether every number of the weight and bias that the layer plays is finite."""
+    return all(bool(value.isfinite().all()) for value in effective(layer).values() if value is not None)
 
 
 def merge(layer: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -178,22 +199,29 @@ def merge(layer: nn.Module) -> dict[str, nn.Parameter | None]:
         The base parameters by name; put back, they restore the plain layer bit for bit.
 
     Raises:
-        GloraError: A support tensor has a number that is not finite.
+        GloraError: The effective weight or bias has a number that is not finite.
     """
-    adapter = state_of(layer)
-    if not adapter.support.finite():
-        raise GloraError("A support tensor has a NaN or infinite number.", remedy="Train again with a lower lr.")
-    with torch.no_grad():
-        names = tuple(layer.parametrizations)  # type: ignore[arg-type]
-        merged = {name: getattr(layer, name).detach().clone() for name in names}
-    keep_bias = adapter.new_bias and bool(adapter.support.bias(*base_of(layer)) is not None)
+    if not finite(layer):
+        raise GloraError("An effective weight or bias has a NaN or infinite number.", remedy="Train with a lower lr.")
+    played = effective(layer)
     detach(layer)
     base = dict(layer._parameters)
-    for name, value in merged.items():
-        if name in base and (base[name] is not None or keep_bias):
-            plain = base[name]
-            layer._parameters[name] = nn.Parameter(value, requires_grad=plain is not None and plain.requires_grad)
+    for name, value in played.items():
+        plain = base[name]
+        if value is not None:
+            flag = plain is not None and plain.requires_grad
+            layer._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=flag)
     return base
+
+
+def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
+    """Undoes `merge`: the base parameters in their order, on the device where the layer is now."""
+    for name, parameter in base.items():
+        now = layer._parameters[name]
+        if parameter is not None and now is not None:
+            parameter.data = parameter.data.to(now.device)
+    layer._parameters.clear()
+    layer._parameters.update(base)
 
 
 @contextmanager
@@ -203,8 +231,9 @@ def holding(layer: nn.Module, config: LayerConfig) -> Iterator[None]:
     kept = adapter.support.config, adapter.support.batch, adapter.held
     adapter.support.config, adapter.support.batch, adapter.held = config, (), None
     try:
-        with torch.no_grad():
-            adapter.held = (layer.weight, layer.bias)  # type: ignore[assignment]
+        played = effective(layer)
+        assert played["weight"] is not None
+        adapter.held = (played["weight"], played["bias"])
         yield
     finally:
         adapter.support.config, adapter.support.batch, adapter.held = kept

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glora import layers
 from glora.errors import StateError, TargetError, listed, nearest
@@ -17,9 +18,11 @@ from glora.genotype import Site
 __all__ = [
     "adaptable",
     "base_state",
+    "freeze_statistics",
     "head_of",
     "is_inside",
     "plan_sites",
+    "refuse_adapted",
     "show_head",
 ]
 
@@ -41,6 +44,7 @@ def plan_sites(
         TargetError: Nothing matches, or a name is unknown.
         StateError: The model is adapted already.
     """
+    refuse_adapted(model)
     heads, notes = find_head(model, head)
     chosen = choose_sites(model, targets, skip, heads)
     if tied := [name for name in chosen if is_tied(model, name)]:
@@ -73,10 +77,7 @@ def choose_sites(
 
     Raises:
         TargetError: An expression is no regular expression, or matches nothing.
-        StateError: The model is adapted already.
     """
-    if any(isinstance(module, layers.Adapter) for module in model.modules()):
-        raise StateError("The model is adapted already.", remedy="Call detach() or merge() on its Adapted first.")
     every = adaptable(model, head)
     chosen = _matching(model, every, targets, "targets")
     left_out = _matching(model, every, skip, "skip") if skip else set()
@@ -121,6 +122,12 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
         allowed=f"Adaptable layers include {listed(every)}.",
         remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "List them with `glora ls layers MODEL`.",
     )
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises StateError when the model is adapted already."""
+    if any(isinstance(module, layers.Adapter) for module in model.modules()):
+        raise StateError("The model is adapted already.", remedy="Call detach() or merge() on its Adapted first.")
 
 
 def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
@@ -238,6 +245,26 @@ def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
                 module.out_features = value.shape[0]
             else:
                 raise StateError(f"The head's {name} has shape {tuple(current.shape)}, not {tuple(value.shape)}.")
+
+
+def freeze_statistics(model: nn.Module, head: Sequence[str]) -> list[RemovableHandle]:
+    """Hooks under which running statistics outside the head stay as they are, whatever mode the model is in."""
+    modes: list[bool] = []
+
+    def before(module: nn.Module, _: Any) -> None:
+        modes.append(module.training)
+        module.training = False
+
+    def after(module: nn.Module, _: Any, __: Any) -> None:
+        module.training = modes.pop()
+
+    tracking = [
+        module
+        for name, module in model.named_modules()
+        if getattr(module, "track_running_stats", False) and not is_inside(name, head)
+    ]
+    calls = [module.register_forward_hook(after, always_call=True) for module in tracking]
+    return calls + [module.register_forward_pre_hook(before) for module in tracking]
 
 
 def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:

@@ -1,0 +1,105 @@
+"""Backbones: a pretrained network with a head for the task, and how it wants its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from torch import nn
+
+from glora import registry
+from glora.errors import BackboneError
+from glora.preprocess import Preprocess
+
+__all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names"]
+
+PACKAGED = {"dinov2_vits14": "glora.backbones.packaged:dinov2_vits14"}
+
+_TIMM = "glora.backbones.timm_source"
+
+
+class Spec(TypedDict):
+    """What rebuilds a backbone up to its head: `load_backbone(**spec, num_classes=10)`."""
+
+    name: str
+    image_size: int | None
+    checkpoint: str | None
+    pretrained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network ready to be adapted.
+
+    Attributes:
+        name: The name it was loaded by.
+        model: Images `(b, 3, h, w)` to logits `(b, num_classes)`.
+        preprocess: How it wants its images.
+        head: Names of the modules to train whole.
+        spec: Plain JSON that rebuilds it, the head apart.
+        notes: What a user should be told, such as a classifier of the checkpoint that was left out.
+    """
+
+    name: str
+    model: nn.Module
+    preprocess: Preprocess
+    head: tuple[str, ...]
+    spec: Spec
+    notes: tuple[str, ...] = ()
+
+
+def load_backbone(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+) -> Backbone:
+    """The backbone called `name`, with a head of `num_classes` outputs.
+
+    The head is fresh, but for weights that already have a head of this many classes: it is kept.
+
+    Args:
+        name: A name in `PACKAGED` or any timm model's.
+        num_classes: Outputs of the head.
+        image_size: Side of the square input in pixels; None is the backbone's own.
+        checkpoint: A `.safetensors` file of weights to use instead of the pretrained ones.
+        pretrained: Whether to load pretrained weights; no hub is asked when False or with a checkpoint.
+        seed: Seed of everything that is initialised at random.
+        cache_dir: Where converted packaged weights are kept; None is `~/.cache/glora`.
+
+    Raises:
+        BackboneError: The model cannot be built at this size, or its weights do not fit or are out of reach.
+        MissingExtraError: timm, or the package of the packaged weights, is not installed.
+        UnknownNameError: There is no such model; lists the nearest names.
+    """
+    if num_classes < 1:
+        raise BackboneError(f"num_classes={num_classes} leaves no output.", allowed="At least 1.")
+    if image_size is not None and image_size < 1:
+        raise BackboneError(f"image_size={image_size} is no size.", allowed="A number of pixels, at least 1.")
+    settings = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "checkpoint": None if checkpoint is None else Path(checkpoint).expanduser().resolve(),
+        "pretrained": pretrained,
+        "seed": seed,
+    }
+    backbone: Backbone
+    if name in PACKAGED:
+        backbone = registry.load(PACKAGED[name])(**settings, cache_dir=cache_dir)
+    else:
+        backbone = registry.load(f"{_TIMM}:load")(name, **settings)
+    return backbone
+
+
+def names() -> list[str]:
+    """Every name `load_backbone` takes: the packaged ones, then timm's.
+
+    Raises:
+        MissingExtraError: timm is not installed.
+    """
+    return [*PACKAGED, *registry.load(f"{_TIMM}:names")()]

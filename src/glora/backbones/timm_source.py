@@ -1,0 +1,291 @@
+"""Backbones out of timm: any of its models, with a hub's weights, a local file's, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glora import registry
+from glora.backbones import PACKAGED, Backbone, Spec
+from glora.errors import BackboneError, UnknownNameError, listed, nearest
+from glora.preprocess import Preprocess
+
+__all__ = ["load", "names"]
+
+_HUB = "hf-hub:"
+_CONVERT = (
+    "python -c \"import torch; from safetensors.torch import save_file; w = torch.load('{file}', "
+    "weights_only=True); save_file({{k: v.clone() for k, v in w.items()}}, '{stem}.safetensors')\""
+)
+
+
+def load(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    seed: int,
+) -> Backbone:
+    """The timm model `name` as a backbone; see `load_backbone`.
+
+    Raises:
+        BackboneError: The model cannot be built at this size, or its weights do not fit or are out of reach.
+        UnknownNameError: timm has no such model; lists the nearest names.
+    """
+    from_hub = pretrained and checkpoint is None
+    _known(name, from_hub=from_hub)
+    tensors = None if checkpoint is None else _read(checkpoint)
+    notes: tuple[str, ...] = ()
+    if from_hub and (image_size is None or name.startswith(_HUB)):
+        model = _create_pretrained(name, num_classes, image_size, seed)
+        _check_size(name, model, image_size)
+    else:  # a size that does not fit is told before anything is loaded
+        model = _create_bare(name, num_classes, image_size, seed)
+        _check_size(name, model, image_size)
+        if tensors is not None:
+            model, notes = _with_weights(name, model, tensors, str(checkpoint), num_classes, image_size, seed)
+        elif from_hub:
+            model = _create_pretrained(name, num_classes, image_size, seed)
+    spec = Spec(
+        name=name,
+        image_size=image_size,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        pretrained=pretrained,
+    )
+    return Backbone(name, model, _preprocess(name, model, image_size), _head(name, model), spec, notes)
+
+
+def names() -> list[str]:
+    """The names of timm's models, sorted."""
+    return cast("list[str]", _timm().list_models())
+
+
+def _timm() -> Any:
+    return registry.optional_import("timm", extra="vision", purpose="A timm backbone")
+
+
+def _known(name: str, *, from_hub: bool) -> None:
+    timm = _timm()
+    if name.startswith(_HUB):
+        if from_hub:
+            return
+        raise BackboneError(
+            f"The model {name!r} is described on a hub, which is asked for pretrained weights only.",
+            remedy="Give the timm name of its architecture instead.",
+        )
+    stem, _, tag = name.partition(".")
+    every = names()
+    if stem in every and (not tag or name in timm.list_pretrained(f"{stem}.*")):
+        return
+    if stem in every:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{stem}.*")]
+        raise UnknownNameError(
+            f"The model {stem!r} has no pretrained weights {tag!r}.",
+            allowed=f"It has {listed(tags, n=20)}." if tags else "It has none.",
+            remedy="Run `glora ls models`.",
+        )
+    near = nearest(stem, [*PACKAGED, *every])
+    raise UnknownNameError(
+        f"There is no model {name!r}.",
+        allowed=f"Did you mean {' or '.join(map(repr, near))}?" if near else "",
+        remedy="Run `glora ls models`.",
+    )
+
+
+def _create(
+    name: str,
+    num_classes: int,
+    image_size: int | None,
+    *,
+    seed: int,
+    pretrained: bool = False,
+    overlay: dict[str, Any] | None = None,
+) -> nn.Module:
+    """timm's model; what starts at random is drawn from `seed`."""
+    timm = _timm()
+    settings: dict[str, Any] = {}
+    cfg = None if name.startswith(_HUB) else timm.get_pretrained_cfg(name)
+    if image_size is not None and (cfg is None or cfg.fixed_input_size):
+        settings["img_size"] = image_size
+    if overlay is not None:
+        settings["pretrained_cfg_overlay"] = overlay
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **settings)
+    return cast(nn.Module, model)
+
+
+def _create_bare(name: str, num_classes: int, image_size: int | None, seed: int) -> nn.Module:
+    try:
+        return _create(name, num_classes, image_size, seed=seed)
+    except Exception as error:  # whatever the architecture's own constructor refuses
+        size = "" if image_size is None else f" for images of {image_size} pixels"
+        raise BackboneError(
+            f"timm cannot build {name!r}{size}: {error or type(error).__name__}.",
+            remedy="Leave image_size out for the model's own." if size else "Choose another model.",
+        ) from error
+
+
+def _create_pretrained(name: str, num_classes: int, image_size: int | None, seed: int) -> nn.Module:
+    try:
+        with _without_waiting():
+            return _create(name, num_classes, image_size, seed=seed, pretrained=True)
+    except Exception as error:  # the hub client's errors have no common root
+        reason = " ".join(str(error).split())
+        raise BackboneError(
+            f"The pretrained weights of {name!r} could not be loaded: {reason or type(error).__name__}",
+            allowed="They come from a model hub, which needs a network or a warm cache.",
+            remedy="Use --checkpoint FILE.safetensors, --model dinov2_vits14 (packaged), or --pretrained false.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Within it the hub client asks only its cache when no network is there; it would retry for 46 s."""
+    hub = registry.optional_import("huggingface_hub", extra="vision", purpose="Pretrained weights").constants
+    before = hub.HF_HUB_OFFLINE
+    try:
+        if not getproxies():  # behind a proxy, names need not resolve here
+            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _read(checkpoint: Path) -> dict[str, Tensor]:
+    if checkpoint.suffix.lower() != ".safetensors":
+        raise BackboneError(
+            f"The checkpoint {str(checkpoint)!r} is no .safetensors file.",
+            allowed="Pickled files (.pth, .pt, .bin, .ckpt) can run code and are not read.",
+            remedy="Convert it once: " + _CONVERT.format(file=checkpoint.name, stem=checkpoint.stem),
+        )
+    if not checkpoint.is_file():
+        raise BackboneError(f"There is no checkpoint {str(checkpoint)!r}.", remedy="Check the path.")
+    try:
+        return load_file(checkpoint)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(
+            f"The checkpoint {str(checkpoint)!r} is damaged: {error}.", remedy="Write or download it again."
+        ) from error
+
+
+def _with_weights(
+    name: str,
+    bare: nn.Module,
+    tensors: dict[str, Tensor],
+    source: str,
+    num_classes: int,
+    image_size: int | None,
+    seed: int,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with these weights, loaded strictly by timm's own means, and notes on the head.
+
+    A head that the weights lack, or have in another shape, is put in from `bare`, so that every other key
+    must be there. timm renames keys and resamples position embeddings as the architecture needs.
+    """
+    fresh = {
+        key: value
+        for head in _head(name, bare)
+        for key, value in bare.state_dict().items()
+        if key.startswith(f"{head}.")
+    }
+    dropped = [key for key, value in fresh.items() if key not in tensors or tensors[key].shape != value.shape]
+    stale = [key for key in dropped if key in tensors]
+    overlay = {
+        "state_dict": {**tensors, **{key: fresh[key] for key in dropped}},
+        "num_classes": num_classes,  # equal to the model's: timm then loads strictly
+        "label_offset": 0,
+    }
+    try:
+        model = _create(name, num_classes, image_size, seed=seed, pretrained=True, overlay=overlay)
+    except Exception as error:  # a filter written for other weights can fail in any way
+        raise BackboneError(
+            f"The checkpoint {source!r} does not fit {name!r}: {_misfit(error)}.",
+            allowed="Apart from the classifier, every weight must be there and have the model's shape.",
+            remedy="Give the model the checkpoint was saved from.",
+        ) from error
+    model.pretrained_cfg = model.default_cfg = cast(Any, bare).pretrained_cfg  # the overlay holds every tensor
+    shapes = [f"{key} {tuple(tensors[key].shape)} where {tuple(fresh[key].shape)} is needed" for key in stale]
+    note = f"The checkpoint's classifier was left out, the head is fresh: {listed(shapes)}."
+    return model, (note,) if stale else ()
+
+
+def _misfit(error: Exception) -> str:
+    """torch's report on a state dict in one line, with at most three keys of a kind."""
+    text = str(error)
+    kinds = {
+        "missing": re.findall(r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\)[^\n]*", text))),
+        "unexpected": re.findall(r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\)[^\n]*", text))),
+        "of another shape": re.findall(r"size mismatch for ([\w.]+):", text),
+    }
+    told = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
+    return told or f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+
+
+def _check_size(name: str, model: nn.Module, image_size: int | None) -> None:
+    """Nothing when the model takes images of this side; timm would silently cut off a partial patch."""
+    if image_size is None:
+        return
+    layers = registry.optional_import("timm.layers", extra="vision", purpose="A timm backbone")
+    embed = next((m for m in model.modules() if isinstance(m, layers.PatchEmbed)), None)
+    patch = 1 if embed is None else int(cast(Any, embed).patch_size[0])
+    if image_size % patch == 0 and _runs(model, image_size):
+        return
+    own = cast(Any, model).pretrained_cfg["input_size"][-1]
+    below = image_size // patch * patch
+    near = [str(size) for size in (below, below + patch) if patch > 1 and 0 < size != image_size]
+    raise BackboneError(
+        f"The model {name!r} does not take images of {image_size} pixels.",
+        allowed=f"The side must be a multiple of its patch size, {patch}." if patch > 1 else "",
+        remedy=f"Try {' or '.join(near)}." if near else f"Leave image_size out for the model's own, {own}.",
+    )
+
+
+def _runs(model: nn.Module, image_size: int) -> bool:
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError):  # torch's shape errors and timm's own checks
+        return False
+    finally:
+        model.train(training)
+    return True
+
+
+def _preprocess(name: str, model: nn.Module, image_size: int | None) -> Preprocess:
+    data = registry.optional_import("timm.data", extra="vision", purpose="A timm backbone")
+    config = data.resolve_model_data_config(model)
+    channels, height, width = config["input_size"]
+    if channels != len("RGB"):
+        raise BackboneError(f"The model {name!r} takes {channels} channels.", allowed="Images here have 3.")
+    size = (height, width) if image_size is None else (image_size, image_size)
+    known = ("nearest", "bilinear", "bicubic", "lanczos")
+    interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
+    return Preprocess(size, tuple(config["mean"]), tuple(config["std"]), interpolation)
+
+
+def _head(name: str, model: nn.Module) -> tuple[str, ...]:
+    """The names of timm's classifier modules, such as `head` or `head.fc`; two in a distilled model."""
+    classifier = cast(Any, model).get_classifier()
+    wanted = classifier if isinstance(classifier, tuple | list) else (classifier,)
+    found = tuple(key for key, module in model.named_modules() if any(module is part for part in wanted))
+    if not found or not any(True for part in wanted for _ in part.parameters()):
+        raise BackboneError(f"The model {name!r} has no classifier to replace.", remedy="Choose another model.")
+    return found

@@ -1,0 +1,260 @@
+"""The only training loop, and `evaluate`: they know Tuned and images, nothing of methods."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glora.config import TrainSettings
+from glora.data import ImageSet
+from glora.errors import StateError
+from glora.methods import Tuned
+
+__all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
+
+SYNC_EVERY = 10  # steps between looks at the loss, which make a GPU wait
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run is.
+
+    Attributes:
+        step: Steps done, of `steps`. epoch: Epochs begun, of `epochs`.
+        loss: Mean training loss of this epoch. accuracy: Fraction right on the training images of this epoch.
+        lr: Learning rate of the last step.
+        images_per_second: Over this process's run. seconds_left: Estimated.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up.
+
+    Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
+    processes, those of numbers that no process played stay absent.
+
+    Args:
+        tuned: The model made trainable, on the accelerator's device.
+        images: The training images.
+        settings: Epochs, batch size, weight decay, warm-up.
+        lr: Learning rate at the top.
+        seed: Decides batches and subnets.
+        accelerator: Device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        images: ImageSet,
+        settings: TrainSettings,
+        *,
+        lr: float,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.tuned = tuned
+        self.images = images
+        self.settings = settings
+        self.lr = lr
+        self.seed = seed
+        self.accelerator = accelerator
+        self.epoch = 0
+        self.seconds = 0.0
+        self.parameters = list(tuned.parameters())
+        self.optimizer = accelerator.prepare_optimizer(
+            torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the images."""
+        return math.ceil(len(self.images) / self.settings.batch_size)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, from 0: linear up over the warm-up, then half a cosine down to 0."""
+        steps = self.steps_per_epoch * self.settings.epochs
+        warmup = round(self.settings.warmup * steps)
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[Progress]:
+        """Trains the epochs that are left; yields after each, when the state may be saved.
+
+        Raises:
+            StateError: The loss is NaN or infinite.
+        """
+        start = time.perf_counter() - self.seconds  # as if the epochs before a resume had just run
+        while self.epoch < self.settings.epochs:
+            self.tuned.model.train()
+            progress = None
+            for progress in self._epoch(start):
+                if on_progress is not None:
+                    on_progress(progress)
+            self.epoch += 1
+            self.seconds = time.perf_counter() - start
+            assert progress is not None
+            yield progress
+
+    def _epoch(self, start: float) -> Iterator[Progress]:
+        n, size = len(self.images), self.settings.batch_size
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+        rng = random.Random(f"subnets {self.seed} {self.epoch}")
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        right = torch.zeros((), device=self.accelerator.device)
+        steps = self.steps_per_epoch * self.settings.epochs
+        for k, batch in enumerate(order[i : i + size] for i in range(0, n, size)):
+            step = self.epoch * self.steps_per_epoch + k
+            loss, hits = self._step(batch, self.lr_at(step), rng)
+            loss_sum, right = loss_sum + loss * len(batch), right + hits
+            if (k + 1) % SYNC_EVERY and k + 1 < self.steps_per_epoch:
+                continue
+            seen = min(n, (k + 1) * size)
+            mean = loss_sum.item() / seen
+            if not math.isfinite(mean):
+                raise StateError(
+                    f"The training loss is {mean} in epoch {self.epoch + 1}.",
+                    remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
+                )
+            speed = (self.epoch * n + seen) / max(1e-9, time.perf_counter() - start)
+            left = (self.settings.epochs * n - self.epoch * n - seen) / speed
+            yield Progress(
+                step + 1,
+                steps,
+                self.epoch + 1,
+                self.settings.epochs,
+                mean,
+                right.item() / seen,
+                self.lr_at(step),
+                speed,
+                left,
+            )
+
+    def _step(self, batch: Tensor, lr: float, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the images of these indices; the batch's mean loss and number right."""
+        self.tuned.before_step(rng)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        loss, hits = torch.zeros(2, device=self.accelerator.device)
+        if len(mine):
+            x, y = self.images.batch(mine.tolist())
+            x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                logits = self.tuned.model(x)
+            share = len(mine) / len(batch)
+            loss = F.cross_entropy(logits.float(), y) * share
+            self.accelerator.backward(loss)
+            hits = (logits.argmax(-1) == y).sum()
+        self._average_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.accelerator.reduce(loss.detach(), "sum"), self.accelerator.reduce(hits, "sum")
+
+    def _average_gradients(self) -> None:
+        """Sums the gradients of this step over the processes; all played the same genotype, so all have the same."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), "sum")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything a later process needs to go on after this epoch, as tensors and plain data."""
+        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        optimizer = self.optimizer.state_dict()["state"]
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"{index}.value"] = parameter.detach()
+            tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
+        return tensors, {"epoch": self.epoch, "seconds": self.seconds}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Takes over what `state` gave; the run goes on as if it had not stopped."""
+        optimizer = self.optimizer.state_dict()
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"{index}.value"])
+                names = ("step", "exp_avg", "exp_avg_sq")
+                if f"{index}.step" in tensors:
+                    optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
+        self.optimizer.load_state_dict(optimizer)
+        torch.set_rng_state(tensors["rng"])
+        self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model does on images, example by example.
+
+    Attributes:
+        losses: Cross-entropy per example, `(n,)`.
+        right: Whether the top prediction is right, `(n,)` bool.
+    """
+
+    losses: Tensor
+    right: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.losses.double().mean().item()
+
+    @property
+    def loss_standard_error(self) -> float:
+        """Standard error of the mean cross-entropy."""
+        n = len(self.losses)
+        return self.losses.double().std().item() / math.sqrt(n) if n > 1 else 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction right."""
+        return self.right.double().mean().item()
+
+    @property
+    def accuracy_standard_error(self) -> float:
+        """Binomial standard error of the accuracy."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.right))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: ImageSet, *, accelerator: Accelerator, batch_size: int) -> Evaluation:
+    """The model's losses and hits on all images, in their order; it is left in eval mode.
+
+    Args:
+        model: Images `(b, 3, h, w)` to logits `(b, classes)`.
+        images: Prepared images.
+        accelerator: Device and precision; every process evaluates all images, without waiting for another.
+        batch_size: Images per forward pass.
+    """
+    model.eval()
+    found = torch.zeros(2, len(images), device=accelerator.device)
+    for first in range(0, len(images), batch_size):
+        batch = list(range(first, min(first + batch_size, len(images))))
+        x, y = images.batch(batch)
+        y = y.to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(x.to(accelerator.device)).float()
+        found[0, batch] = F.cross_entropy(logits, y, reduction="none")
+        found[1, batch] = (logits.argmax(-1) == y).float()
+    found = found.cpu()
+    return Evaluation(found[0], found[1] > 0)

@@ -1,0 +1,413 @@
+"""What every adapted layer type keeps. Subclass `LayerSuite` with `make_layer` and `make_input` and inherit it all."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glora import layers
+from glora.errors import GloraError, StateError
+from glora.genotype import NONE, TENSORS, LayerConfig
+from glora.space import SearchSpace, numbers
+from glora.support import Support
+
+PRODUCTS = ("elementwise", "matrix")
+BIASES = ("bias", "bare", "new")  # the plain layer has one, has none, has none and gets one
+NEAR = 1e-5  # max|difference| / max|output| between the two ways of computing one layer, float32
+
+SPREAD = (  # one configuration of each kind, for the tests that do not go through all
+    LayerConfig(),
+    LayerConfig(A="lora:4", B="lora:4", C="lora:4", D="vector", E="vector"),
+    LayerConfig(A="vector", B="vector", C="vector", D="scalar", E="scalar"),
+    LayerConfig(A="scalar", B="scalar"),
+    LayerConfig(A="lora:2", E="vector"),
+    LayerConfig(B="lora:2", D="vector"),
+    LayerConfig(A="vector", B="lora:4", C="lora:2"),
+)
+
+
+def everything(ranks: tuple[int, ...], product: str) -> SearchSpace:
+    return SearchSpace(ranks=ranks, product=product, variant="paper", new_bias=True)
+
+
+def randomize(support: Support, seed: int = 0, size: float = 0.3) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in support.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def snapshot(layer: nn.Module) -> dict[str, tuple[int, bool, Tensor]]:
+    """Parameters in their order: object, flag and bits."""
+    return {
+        name: (id(p), p.requires_grad, p.detach().clone()) for name, p in layer._parameters.items() if p is not None
+    }
+
+
+def same(layer: nn.Module, before: dict[str, tuple[int, bool, Tensor]]) -> bool:
+    now = snapshot(layer)
+    return list(now) == list(before) and all(
+        now[k][:2] == before[k][:2] and now[k][2].dtype == before[k][2].dtype and torch.equal(now[k][2], before[k][2])
+        for k in now
+    )
+
+
+class LayerSuite:
+    """The properties of one layer type."""
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        """A fresh float32 layer with random numbers, a bias too where asked, and at least 2 features each way."""
+        raise NotImplementedError
+
+    def make_input(self, batch: int) -> Tensor:
+        """A float32 input of that many samples."""
+        raise NotImplementedError
+
+    biases: tuple[str, ...] = BIASES
+
+    # help
+
+    def options(self, bias: str, ranks: tuple[int, ...], product: str) -> Iterator[LayerConfig]:
+        layer = self.make_layer(bias=bias == "bias")
+        kind = layers.kind_of(layer)
+        assert kind is not None
+        site = replace(kind[0].site(layer), new_bias=bias == "new")
+        return itertools.starmap(LayerConfig, itertools.product(*everything(ranks, product).options(site)))
+
+    def adapt(
+        self, bias: str = "bias", product: str = "elementwise", ranks: tuple[int, ...] = (4, 2), dtype=torch.float32
+    ) -> tuple[nn.Module, Support]:
+        """A layer with random support tensors attached."""
+        if bias not in self.biases:
+            pytest.skip(f"this layer type has no {bias!r} form")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layer = self.make_layer(bias=bias == "bias").to(dtype)
+        kind = layers.kind_of(layer)
+        assert kind is not None
+        site = replace(kind[0].site(layer), new_bias=bias == "new")
+        space = everything(ranks, product)
+        support = Support(site, space, space.options(site), generator=torch.Generator().manual_seed(0))
+        layer.requires_grad_(False)
+        layers.attach(layer, support)
+        randomize(support)
+        return layer, support
+
+    def spread(self, support: Support) -> list[LayerConfig]:
+        """The configurations of `SPREAD` with what this site cannot have left out."""
+        options = support.space.options(support.site)
+        return [
+            LayerConfig(*(c if c in offered else NONE for c, offered in zip(config, options, strict=True)))
+            for config in SPREAD
+        ]
+
+    # fresh and plain
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_fresh_it_is_the_plain_layer_bit_for_bit(self, bias, product, dtype):
+        layer, support = self.adapt(bias, product, dtype=dtype)
+        fresh = Support(support.site, support.space, support.space.options(support.site), generator=torch.Generator())
+        layers.detach(layer)
+        x = self.make_input(3).to(dtype)
+        plain = layer(x)
+        layers.attach(layer, fresh)
+        for config in self.spread(fresh):
+            layers.activate(layer, [config])
+            out = layer(x)
+            assert out.dtype == plain.dtype
+            assert torch.equal(out, plain), config
+            with layers.holding(layer, config):
+                assert torch.equal(layer(x), plain), config
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_with_none_of_the_support_tensors_it_is_the_plain_layer(self, bias, product):
+        layer, _ = self.adapt(bias, product)
+        x = self.make_input(3)
+        layers.activate(layer, [LayerConfig()])
+        out, weight, bias_now = layer(x), layer.weight.clone(), layer.bias
+        layers.detach(layer)
+        assert torch.equal(out, layer(x))
+        assert torch.equal(weight, layer.weight)
+        assert bias_now is None or layer.bias is None or torch.equal(bias_now, layer.bias)
+
+    # two ways of computing, one truth
+
+    @pytest.mark.parametrize("ranks", [(4,), (4, 2)], ids=["432", "900"])
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_merged_is_held_bit_for_bit_and_factored_within_rounding(self, bias, product, ranks):
+        layer, support = self.adapt(bias, product, ranks)
+        x = self.make_input(3)
+        seen = 0
+        for config in self.options(bias, ranks, product):
+            layers.activate(layer, [config])
+            factored = layer(x)
+            with layers.holding(layer, config):
+                held = layer(x)
+            base = layers.merge(layer)
+            assert torch.equal(layer(x), held), config
+            assert difference(factored, held) <= NEAR, config
+            layer._parameters.update(base)
+            layers.attach(layer, support)
+            seen += 1
+        options = {"bias": {(4,): 432, (4, 2): 900}, "new": {(4,): 144, (4, 2): 300}, "bare": {(4,): 16, (4, 2): 25}}
+        assert seen == options[bias][ranks]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_other_types_keep_the_two_ways_together(self, bias, product, dtype):
+        layer, support = self.adapt(bias, product, dtype=dtype)
+        x = self.make_input(3).to(dtype)
+        near = {torch.bfloat16: 5e-2, torch.float16: 5e-3, torch.float64: 1e-6}[dtype]
+        for config in self.spread(support):
+            layers.activate(layer, [config])
+            factored = layer(x)
+            base = layers.merge(layer)
+            merged = layer(x)
+            assert merged.dtype == factored.dtype == dtype
+            assert difference(factored.double(), merged.double()) <= near, config
+            assert all(value.dtype == dtype for value in layer.state_dict().values())
+            layer._parameters.update(base)
+            layers.attach(layer, support)
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    def test_a_layer_switched_off_and_huge_and_tiny_numbers_stay_together(self, product):
+        layer, support = self.adapt("bias", product)
+        x = self.make_input(3)
+        for value in (-1.0, 1e4, -1e4, 1e-30):
+            for config in (LayerConfig(A="scalar"), LayerConfig(A="vector"), *self.spread(support)):
+                with torch.no_grad():
+                    for tensor in TENSORS:
+                        support.down[tensor].fill_(value)
+                layers.activate(layer, [config])
+                factored = layer(x)
+                with layers.holding(layer, config):
+                    held = layer(x)
+                assert bool(held.isfinite().all())
+                assert difference(factored, held) <= NEAR, (value, config)
+                if value == -1.0 and config in (LayerConfig(A="scalar"), LayerConfig(A="vector")):
+                    assert not layer.weight.any(), "W0 + W0 * (-1) is zero"
+
+    # back again
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
+        layer, support = self.adapt(bias, dtype=dtype)
+        layers.detach(layer)
+        cls, before, modules = type(layer), snapshot(layer), list(layer._modules)
+        configs = self.spread(support)
+        for cycle in range(100):
+            layers.attach(layer, support)
+            layers.activate(layer, [configs[cycle % len(configs)]])
+            if cycle % 2:
+                layer._parameters.update(layers.merge(layer))
+            else:
+                layers.detach(layer)
+        assert type(layer) is cls
+        assert "forward" not in vars(layer)
+        assert list(layer._modules) == modules
+        assert same(layer, before)
+
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_merged_it_has_the_plain_class_and_keys_in_their_order(self, bias):
+        layer, support = self.adapt(bias)
+        layers.detach(layer)
+        cls, keys = type(layer), list(layer.state_dict())
+        layers.attach(layer, support)
+        layers.activate(layer, [self.spread(support)[1]])
+        layers.merge(layer)
+        assert type(layer) is cls
+        assert list(layer.state_dict()) == keys + (["bias"] if bias == "new" else [])
+        assert all(type(parameter) is nn.Parameter for parameter in layer.parameters())
+
+    def test_a_new_bias_that_is_not_played_is_not_merged(self):
+        layer, _ = self.adapt("new")
+        layers.activate(layer, [LayerConfig(B="lora:4")])
+        layers.merge(layer)
+        assert layer.bias is None
+
+    def test_merge_keeps_whether_the_parameters_are_trained(self):
+        layer, support = self.adapt("bias")
+        layers.detach(layer)
+        layer.weight.requires_grad_(True)
+        layers.attach(layer, support)
+        layers.activate(layer, [LayerConfig(B="lora:4")])
+        layers.merge(layer)
+        assert layer.weight.requires_grad
+        assert not layer.bias.requires_grad
+
+    @pytest.mark.parametrize("side", ["down", "up"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_number_that_is_not_finite_refuses_to_merge_and_changes_nothing(self, value, side):
+        layer, support = self.adapt("bias")
+        layers.activate(layer, [LayerConfig(B="lora:4")])
+        with torch.no_grad():
+            getattr(support, side)["B"].flatten()[1] = value
+        cls, keys = type(layer), list(layer.state_dict())
+        with pytest.raises(GloraError, match="NaN"):
+            layers.merge(layer)
+        assert type(layer) is cls
+        assert list(layer.state_dict()) == keys
+
+    def test_a_number_that_is_not_played_may_be_anything(self):
+        layer, support = self.adapt("bias")
+        with torch.no_grad():
+            support.down["B"][:, 3] = float("nan")
+        layers.activate(layer, [LayerConfig(B="lora:2")])
+        layers.merge(layer)
+        assert bool(layer.weight.isfinite().all())
+
+    # entanglement and gradients
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    def test_a_lower_rank_is_a_slice_of_a_higher_one(self, product):
+        x = self.make_input(3)
+        for config in (LayerConfig(A="lora:2"), LayerConfig(B="lora:2"), LayerConfig(C="lora:2")):
+            layer, support = self.adapt("bias", product)
+            layers.activate(layer, [config])
+            small = layer(x)
+            with torch.no_grad():  # without its last columns the large one is the small one
+                for factor in support.down.values():
+                    if factor.dim() == 2:
+                        factor[:, 2:] = 0
+            tensor = next(t for t in TENSORS if getattr(config, t) != NONE)
+            layers.activate(layer, [LayerConfig(**{tensor: "lora:4"})])
+            assert difference(layer(x), small) <= NEAR
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("held", [False, True], ids=["called", "weight read"])
+    def test_gradient_reaches_exactly_the_numbers_counted(self, product, held):
+        layer, support = self.adapt("bias", product)
+        x = self.make_input(3)
+        for config in self.spread(support):
+            layers.activate(layer, [config])
+            support.zero_grad()
+            if held:
+                loss = (layer.weight**2).sum() + (layer.bias**2).sum()
+            else:
+                loss = (layer(x) ** 2).sum()
+            if config != LayerConfig():
+                loss.backward()
+            reached = sum(int((p.grad != 0).sum()) for p in support.parameters() if p.grad is not None)
+            counted = sum(numbers(support.site, t, c, product) for t, c in zip(TENSORS, config, strict=True))
+            saved = sum(part.numel() for t in TENSORS for part in support.slices(t, config).values())
+            assert reached == counted == saved, config
+            assert all(p.grad is None for p in layer.parameters() if not p.requires_grad)
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    def test_both_ways_have_the_same_gradients(self, product):
+        layer, support = self.adapt("bias", product)
+        kind = layers.state_of(layer).kind
+        x = self.make_input(3)
+        for config in self.spread(support)[1:]:
+            layers.activate(layer, [config])
+            grads = []
+            for way in range(2):
+                support.zero_grad()
+                out = kind.plain(layer, x, layer.weight, layer.bias) if way else layer(x)
+                (out**3).sum().backward()
+                grads.append({n: p.grad.clone() for n, p in support.named_parameters() if p.grad is not None})
+            assert grads[0].keys() == grads[1].keys()
+            for name, grad in grads[0].items():
+                assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-4 * float(grad.abs().max())), name
+
+    # living in a model
+
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_a_deepcopy_lives_on_its_own(self, bias):
+        layer, support = self.adapt(bias)
+        layers.activate(layer, [self.spread(support)[1]])
+        x = self.make_input(3)
+        before = layer(x)
+        twin = copy.deepcopy(layer)
+        assert torch.equal(twin(x), before)
+        randomize(layers.state_of(twin).support, seed=1)
+        assert not torch.equal(twin(x), before)
+        assert torch.equal(layer(x), before)
+        layers.merge(twin)
+        assert torch.equal(layer(x), before), "merging a copy changed the original"
+        layer.weight.sum()
+        layers.detach(layer)
+
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_its_state_dict_goes_round(self, bias):
+        layer, support = self.adapt(bias)
+        other, _ = self.adapt(bias)
+        randomize(layers.state_of(other).support, seed=5)
+        for each in (layer, other):
+            layers.activate(each, [self.spread(support)[1]])
+        x = self.make_input(3)
+        assert not torch.equal(layer(x), other(x))
+        other.load_state_dict(layer.state_dict())
+        assert torch.equal(layer(x), other(x))
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_under_autocast_it_returns_what_the_plain_layer_returns(self, bias, product):
+        layer, support = self.adapt(bias, product)
+        x = self.make_input(3)
+        for config in self.spread(support):
+            layers.activate(layer, [config])
+            with torch.autocast("cpu", torch.bfloat16):
+                out = layer(x)
+                weight = layer.weight
+            with layers.holding(layer, config):
+                held = layer(x)
+            assert out.dtype == torch.bfloat16
+            assert weight.dtype == torch.float32
+            assert torch.equal(weight, layer.weight), "the effective weight is made with autocast off"
+            assert difference(out.float(), held) < 5e-2
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_support_tensors_stay_float32_whatever_the_layer_becomes(self, dtype):
+        layer, support = self.adapt("bias")
+        layers.activate(layer, [self.spread(support)[1]])
+        before = {name: value.clone() for name, value in support.state_dict().items()}
+        layer.to(dtype)
+        assert layer(self.make_input(2).to(dtype)).dtype == dtype
+        assert layer.weight.dtype == dtype
+        after = support.state_dict()
+        assert all(after[name].dtype == torch.float32 and torch.equal(after[name], before[name]) for name in before)
+
+    # one configuration per sample
+
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_per_sample_equals_each_sample_alone(self, bias, product):
+        layer, support = self.adapt(bias, product)
+        configs = self.spread(support)
+        configs = [*configs, configs[2], configs[0]]
+        x = self.make_input(len(configs))
+        layers.activate(layer, configs)
+        together = layer(x)
+        for sample, config in enumerate(configs):
+            layers.activate(layer, [config])
+            assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5), config
+            alone = layer(x[sample : sample + 1])
+            assert torch.allclose(alone, together[sample : sample + 1], atol=1e-5), config
+
+    def test_per_sample_refuses_another_batch_and_a_weight_read_alone(self):
+        layer, support = self.adapt("bias")
+        layers.activate(layer, self.spread(support)[:3])
+        with pytest.raises(StateError, match="one per sample"):
+            layer(self.make_input(4))
+        with pytest.raises(StateError, match="without calling"):
+            _ = layer.weight
+        layers.activate(layer, self.spread(support)[:1])
+        layer(self.make_input(4))

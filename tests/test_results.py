@@ -1,0 +1,155 @@
+"""The Result record and the files it is kept in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import stat
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glora.errors import RunError
+from glora.results import Result, append_jsonl, binomial_standard_error, read_jsonl, write_json
+
+REQUIRED: dict[str, Any] = {
+    "method": "glora",
+    "task": "digits",
+    "model": "vit",
+    "seed": 3,
+    "config": {"lr": 1e-3, "ranks": [8, 4]},
+    "parameters": 290_000,
+}
+names = st.text(max_size=8)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(names, finite), st.dictionaries(names, finite | names | st.none() | st.lists(names)))
+def test_json_both_ways(metrics: dict[str, float], config: dict[str, Any]) -> None:
+    given_fields = REQUIRED | {"config": config, "metrics": metrics, "notes": ("a", "b"), "latency": {"ratio": 1.01}}
+    result = Result(**given_fields)
+    assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_stamped_result_says_what_it_was_run_with(tmp_path: Path) -> None:
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    result = Result.stamped(**REQUIRED, device="cpu, 2 threads", seconds={"train": 2.5}, notes=["one seed"])
+    assert result.versions["python"] == platform.python_version()
+    assert "torch" in result.versions
+    assert result.memory_bytes is None or result.memory_bytes > 1_000_000
+    assert before <= datetime.fromisoformat(result.time) <= datetime.now(timezone.utc)
+    assert (result.device, result.seconds, result.notes) == ("cpu, 2 threads", {"train": 2.5}, ("one seed",))
+    result.write(tmp_path / "runs" / "result.json")
+    assert Result.read_all([tmp_path / "runs" / "result.json"]) == [result]
+
+
+def test_the_commit_is_the_working_folders_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert Result.stamped(**REQUIRED).commit is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert Result.stamped(**REQUIRED).commit is None  # no commit yet
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert Result.stamped(**REQUIRED).commit == head
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Result.stamped(**REQUIRED).commit is None  # no git
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    result = Result.stamped(**REQUIRED, metrics={"val_loss": math.nan, "val_accuracy": 0.1})
+    assert result.metrics == {"val_loss": None, "val_accuracy": 0.1}
+    write_json(tmp_path / "a.json", {"x": [math.inf, 1], "path": tmp_path})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, 1], "path": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "format=2.*reads format 1"),
+        ({"format": None}, "format=None"),
+        ({"surprise": 1}, "unknown fields .'surprise'."),
+        ({"parameters": "0.29 M"}, "parameters is '0.29 M'"),
+        ({"metrics": [1]}, "metrics is .1."),
+    ],
+)
+def test_reading_is_strict_and_names_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, Result(**REQUIRED).to_json() | change)
+    with pytest.raises(RunError, match=f"result.json.*{message}"):
+        Result.read(path)
+
+
+def test_a_missing_field_or_file_and_a_broken_file_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    with pytest.raises(RunError, match=r"result.json cannot be read"):
+        Result.read(path)
+    for text, message in (("{", "is no JSON"), ("[1]", "format='list'"), ('{"format": 1}', "lacks .*'seed'")):
+        path.write_text(text)
+        with pytest.raises(RunError, match=message):
+            Result.read(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@settings(max_examples=25, deadline=None)  # the disk decides how long
+@given(st.lists(st.dictionaries(names, finite | names), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_a_line_cut_short_is_dropped_and_written_over(records: list[dict[str, Any]], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deep" / "a.jsonl"
+        for record in records:
+            append_jsonl(path, record)
+        assert read_jsonl(path) == records
+        whole = path.read_bytes()
+        kept = whole[: cut % (len(whole) + 1)]
+        path.write_bytes(kept)
+        left = kept.count(b"\n")
+        assert read_jsonl(path) == records[:left]
+        append_jsonl(path, {"next": 1})
+        assert read_jsonl(path) == [*records[:left], {"next": 1}]
+
+
+def test_every_appended_line_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "a.jsonl", []
+
+    def fsync(descriptor: int) -> None:
+        assert stat.S_ISREG(os.fstat(descriptor).st_mode)
+        synced.append(path.read_text().count("\n"))  # flushed before
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    append_jsonl(path, {"a": 1})
+    append_jsonl(path, {"a": 2})
+    assert synced == [1, 2]
+
+
+def test_a_damaged_line_inside_is_an_error_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert read_jsonl(path) == []
+    path.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
+    with pytest.raises(RunError, match="line 2, is damaged"):
+        read_jsonl(path)
+
+
+def test_the_standard_error_of_an_accuracy() -> None:
+    assert binomial_standard_error(0.8, 200) == pytest.approx(0.02828, abs=1e-5)
+    assert binomial_standard_error(1.0, 10) == 0
+    for accuracy, n in ((1.1, 10), (0.5, 0), (math.nan, 10)):
+        with pytest.raises(ValueError, match="fraction"):
+            binomial_standard_error(accuracy, n)
