@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from glora.adapted import Adapted
 from glora.errors import AdapterFileError, SpaceError, listed
 from glora.files import atomic
 from glora.genotype import Genotype, Site
-from glora.layers.sites import base_state, head_of
+from glora.layers.sites import base_state, fits_head, head_of, plain_site
 from glora.space import SearchSpace
 from glora.state import AdapterState
 
@@ -49,7 +49,7 @@ def fingerprint(model: nn.Module, head: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(base_state(model, head).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -176,8 +176,18 @@ def read_for(model: nn.Module, path: str | Path, *, check_base: bool = True) -> 
             f"{path} is for another model: {type(model).__name__} has no {listed(unknown)}.",
             remedy=_which_base(header),
         )
+    for name, site in state.sites.items():
+        found = plain_site(modules[name])
+        if found != replace(site, new_bias=False):
+            raise AdapterFileError(
+                f"{path} is for another model: {name} is {found or type(modules[name]).__name__} here.",
+                allowed=f"The file has {site}.",
+                remedy=_which_base(header),
+            )
     _same_names(path, head_of(model, state.head_modules).keys(), list(state.head))
-    if check_base and fingerprint(model, state.head_modules) != header["base"]:
+    if odd := [name for name, value in state.head.items() if not fits_head(model, name, value)]:
+        raise AdapterFileError(f"{path}: the head's {listed(odd)} has another shape.", remedy=_which_base(header))
+    if check_base and fingerprint(model, state.head_modules) != header.get("base"):
         raise AdapterFileError(
             f"{path} was trained on another base: the weights of this {type(model).__name__} differ.",
             allowed="Architecture, pretrained weights, input size and dtype must be those of its training.",

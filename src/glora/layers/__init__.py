@@ -20,7 +20,7 @@ from glora.genotype import LayerConfig, Site
 from glora.registry import load
 from glora.support import Support
 
-__all__ = ["TABLE", "WORDS", "LayerKind", "attach", "base_of", "detach", "finite", "kind_of", "merge", "put_back", "state_of"]
+__all__ = ["TABLE", "WORDS", "LayerKind", "attach", "base_of", "detach", "finite", "is_plain", "kind_of", "merge", "put_back", "state_of"]
 
 TABLE: dict[type[nn.Module], str] = {  # layer type -> how it shows its weight
     nn.Linear: "glora.layers.linear:Linear",
@@ -48,6 +48,13 @@ def kind_of(layer: nn.Module) -> tuple[LayerKind, type[nn.Module]] | None:
             kind: LayerKind = load(path)
             return kind, base
     return None
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether the layer's weight is a floating-point parameter of its own, with a shape and not parametrized."""
+    weight = layer._parameters.get("weight")
+    made = weight is not None and not isinstance(weight, nn.UninitializedParameter)
+    return made and weight.is_floating_point() and not parametrize.is_parametrized(layer)  # type: ignore[union-attr]
 
 
 class Adapter(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
@@ -18,9 +19,11 @@ from glora.genotype import Site
 __all__ = [
     "adaptable",
     "base_state",
+    "fits_head",
     "freeze_statistics",
     "head_of",
     "is_inside",
+    "plain_site",
     "plan_sites",
     "refuse_adapted",
     "show_head",
@@ -52,6 +55,8 @@ def plan_sites(
         chosen = {name: site for name, site in chosen.items() if name not in tied}
         if not chosen:
             raise TargetError(notes[-1], remedy="Choose other targets.")
+    if odd := [name for name, module in model.named_modules() if layers.kind_of(module) and not layers.is_plain(module)]:
+        notes.append(f"Not adapted, their weight is parametrized, quantized or not made yet: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias]:
         called = called_layers(model, bare, example) if new_bias else set()
         chosen = {name: replace(site, new_bias=name in called) for name, site in chosen.items()}
@@ -60,12 +65,22 @@ def plan_sites(
     return chosen, heads, tuple(notes)
 
 
+def plain_site(layer: nn.Module) -> Site | None:
+    """The layer's site as it was before it was adapted; None when it cannot be adapted."""
+    kind = layers.kind_of(layer)
+    if kind is None:
+        return None
+    site = kind[0].site(layer)
+    adapted = site.bias and parametrize.is_parametrized(layer)
+    return replace(site, bias=False) if adapted and layers.state_of(layer).new_bias else site
+
+
 def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
     """Every layer outside the head that can be adapted, name -> Site, in the model's order."""
     found = {}
     for name, module in model.named_modules():
         kind = layers.kind_of(module)
-        if kind is not None and not is_inside(name, head):
+        if kind is not None and not is_inside(name, head) and layers.is_plain(module):
             found[name] = kind[0].site(module)
     return found
 
@@ -189,6 +204,7 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         TargetError: There is no example and the model tells no input size.
     """
     if example is None:
+        like = next(model.parameters())
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)
         config = getattr(model, "pretrained_cfg", None) or {}
         size = (3, *size) if size else config.get("input_size")
@@ -197,13 +213,13 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
                 "new_bias=True needs one forward pass to find the layers that the model calls.",
                 remedy="Give an input: inject(..., example=x).",
             )
-        example = torch.zeros(1, *size)
+        example = torch.zeros(1, *size, dtype=like.dtype, device=like.device)
     called: set[str] = set()
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: called.add(name))  # type: ignore[misc]
         for name in names
     ]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
             model.eval()
@@ -212,7 +228,8 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
             else:
                 model(*example) if isinstance(example, tuple) else model(example)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for hook in hooks:
             hook.remove()
     return called
@@ -227,12 +244,22 @@ def head_of(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
+def fits_head(model: nn.Module, name: str, value: Tensor) -> bool:
+    """Whether the head can show a value: one of its own shape, or a Linear's of another width."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    shape = getattr(module, leaf).shape
+    return shape == value.shape or (isinstance(module, nn.Linear) and shape[1:] == value.shape[1:])
+
+
 def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Writes values into the model's head; a Linear head of another width takes the new shape.
 
     Raises:
-        StateError: A value has another shape and its module is no Linear.
+        StateError: A value has another shape and its module is no Linear; nothing is written then.
     """
+    if odd := [name for name, value in values.items() if not fits_head(model, name, value)]:
+        raise StateError(f"The head's {listed(odd)} has another shape.", allowed="Only the width of a Linear may differ.")
     with torch.no_grad():
         for name, value in values.items():
             owner, _, leaf = name.rpartition(".")
@@ -240,11 +267,10 @@ def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             current = getattr(module, leaf)
             if current.shape == value.shape:
                 current.copy_(value)
-            elif isinstance(module, nn.Linear):
-                current.data = value.detach().clone().to(current)
-                module.out_features = value.shape[0]
             else:
-                raise StateError(f"The head's {name} has shape {tuple(current.shape)}, not {tuple(value.shape)}.")
+                current.data = value.detach().clone().to(current)
+                current.grad = None
+                module.out_features = value.shape[0]
 
 
 def freeze_statistics(model: nn.Module, head: Sequence[str]) -> list[RemovableHandle]:

@@ -1,0 +1,174 @@
+"""The formula against a plain float64 re-statement of Eq. 13 and 14, for every configuration, and the scales."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from suites.layer_suite import PRODUCTS, randomize
+
+from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
+from glora.space import SearchSpace, numbers
+from glora.support import Support, fixed_scale
+
+
+def make(site: Site, product: str, ranks=(4,), scaling="none", seed=0) -> Support:
+    space = SearchSpace(ranks=ranks, product=product, variant="paper", new_bias=True, scaling=scaling)
+    support = Support(site, space, space.options(site), generator=torch.Generator().manual_seed(seed))
+    return support
+
+
+def restated(support: Support, config: LayerConfig, w0: np.ndarray, b0: np.ndarray | None):
+    """W and b of Eq. 13 and 14 in float64, written here once more from the paper."""
+    o, i = w0.shape
+    matrix = support.space.product == "matrix"
+
+    def tensor(name: str, rows: int, columns: int) -> np.ndarray:
+        choice = getattr(config, name)
+        if choice == NONE:
+            return np.zeros((rows, columns))
+        down = support.down[name].detach().double().numpy()
+        down = down.reshape(len(down), -1)
+        scale = 1 / i if support.space.scaling == "fan_in" and name == "B" else 1
+        if choice.kind == "lora":
+            up = support.up[name].detach().double().numpy()
+            return down[:, : choice.rank] @ up[: choice.rank]
+        column = down[:, :1] if choice.kind == "vector" else np.full((rows, 1), down[0, 0])
+        if name == "A" and matrix:
+            return np.diag(column[:, 0]) * scale
+        return np.repeat(column, columns, axis=1) * scale
+
+    a = tensor("A", i if matrix else o, i)
+    w = w0 + (w0 @ a if matrix else w0 * a) + tensor("B", o, i)  # Eq. 13
+    c, d, e = tensor("C", i, 1), tensor("D", o, 1), tensor("E", o, 1)
+    old = np.zeros((o, 1)) if b0 is None else b0[:, None]
+    return w, (old + w0 @ c + d * old + e)[:, 0]  # Eq. 14
+
+
+@pytest.mark.parametrize("scaling", ["none", "fan_in"])
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(("o", "i"), [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1)])
+def test_every_configuration_is_equation_13_and_14(o, i, product, scaling):
+    support = make(Site("linear", o, i, True), product, scaling=scaling)
+    randomize(support)
+    rng = np.random.default_rng(0)
+    w0, b0 = rng.normal(size=(o, i)), rng.normal(size=o)
+    x = rng.normal(size=(7, i))
+    w32, b32, x32 = (torch.tensor(value, dtype=torch.float32) for value in (w0, b0, x))
+    w0, b0, x = (value.double().numpy() for value in (w32, b32, x32))
+    seen = 0
+    for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(support.site))):
+        support.config = config
+        w, b = restated(support, config, w0, b0)
+        y = x @ w.T + b
+        with torch.no_grad():
+            assert np.allclose(support.weight(w32).numpy(), w, atol=2e-6), config
+            assert np.allclose(support.bias(w32, b32).numpy(), b, atol=2e-6), config
+            out = support(x32, w32, b32).numpy()
+        assert np.abs(out - y).max() <= 1e-5 * np.abs(y).max(), config
+        seen += 1
+    assert seen == 432
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_without_a_bias_the_formula_has_no_b0(product):
+    site = Site("linear", 5, 3, False, new_bias=True)
+    support = make(site, product)
+    randomize(support)
+    rng = np.random.default_rng(0)
+    w32, x32 = torch.tensor(rng.normal(size=(5, 3)), dtype=torch.float32), torch.randn(4, 3)
+    for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(site))):
+        support.config = config
+        w, b = restated(support, config, w32.double().numpy(), None)
+        y = x32.double().numpy() @ w.T + b
+        with torch.no_grad():
+            out = support(x32, w32, None).double().numpy()
+        assert np.abs(out - y).max() <= 1e-5 * np.abs(y).max(), config
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_configuration_of_two_ranks_reads_slices(product):
+    support = make(Site("linear", 6, 5, True), product, ranks=(4, 2))
+    randomize(support)
+    w32, b32 = torch.randn(6, 5), torch.randn(6)
+    for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(support.site))):
+        support.config = config
+        w, b = restated(support, config, w32.double().numpy(), b32.double().numpy())
+        assert np.allclose(support.weight(w32).detach().numpy(), w, atol=2e-6), config
+        assert np.allclose(support.bias(w32, b32).detach().numpy(), b, atol=2e-6), config
+
+
+def test_fan_in_divides_what_a_sum_over_all_inputs_multiplies_and_nothing_else():
+    site = Site("linear", 6, 384, True)
+    for tensor, kind in itertools.product(TENSORS, ("lora", "vector", "scalar", "none")):
+        scale = fixed_scale("fan_in", site, tensor, Choice(kind))
+        assert scale == (1 / 384 if tensor == "B" and kind in ("vector", "scalar") else 1.0)
+        assert fixed_scale("none", site, tensor, Choice(kind)) == 1.0
+
+
+def test_one_step_on_a_scaled_b_moves_the_weight_by_its_fan_in_less():
+    site = Site("linear", 6, 50, True)
+    w0 = torch.randn(6, 50)
+    moved = {}
+    for scaling in ("none", "fan_in"):
+        support = make(site, "elementwise", scaling=scaling)
+        support.config = LayerConfig(B="vector")
+        with torch.no_grad():
+            support.down["B"].fill_(1e-3)
+        moved[scaling] = (support.weight(w0) - w0).abs().mean().item()
+    assert moved["none"] == pytest.approx(50 * moved["fan_in"], rel=1e-3)
+
+
+def test_down_starts_at_zero_and_up_is_drawn_from_the_generator_alone():
+    site = Site("linear", 6, 5, True)
+    state = torch.get_rng_state()
+    first, again, other = (make(site, "elementwise", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(not down.any() for down in first.down.values())
+    assert all(torch.equal(first.up[t], again.up[t]) for t in first.up)
+    assert all(not torch.equal(first.up[t], other.up[t]) for t in first.up)
+    assert set(first.up) == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_support_tensors_are_float32_whatever_the_default_type(default):
+    torch.set_default_dtype(default)
+    try:
+        support = make(Site("linear", 6, 5, True), "elementwise")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in support.parameters()} == {torch.float32}
+
+
+def test_nothing_is_held_for_what_is_not_offered():
+    bare = make(Site("linear", 6, 5, False), "elementwise")
+    assert set(bare.down) == {"A", "B"}
+    space = SearchSpace(only=LayerConfig(B="lora:3"))
+    site = Site("linear", 6, 5, True)
+    support = Support(site, space, space.options(site), generator=torch.Generator())
+    assert sum(p.numel() for p in support.parameters()) == 3 * (6 + 5)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_slices_are_as_many_numbers_as_counted_and_contiguous(product):
+    site = Site("linear", 6, 5, True)
+    support = make(site, product, ranks=(4, 2))
+    for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(site))):
+        for tensor, choice in zip(TENSORS, config, strict=True):
+            parts = support.slices(tensor, config)
+            assert sum(part.numel() for part in parts.values()) == numbers(site, tensor, choice, product)
+            assert all(part.is_contiguous() for part in parts.values())
+
+
+def test_low_precision_weights_are_computed_in_float32_and_rounded_once():
+    site = replace(Site("linear", 6, 5, True))
+    support = make(site, "elementwise")
+    randomize(support)
+    support.config = LayerConfig(A="vector", B="lora:4", C="vector", D="vector", E="vector")
+    w0, b0 = torch.randn(6, 5).bfloat16(), torch.randn(6).bfloat16()
+    w, b = restated(support, support.config, w0.double().numpy(), b0.double().numpy())
+    assert torch.equal(support.weight(w0), torch.tensor(w).float().bfloat16())
+    assert torch.equal(support.bias(w0, b0), torch.tensor(b).float().bfloat16())
