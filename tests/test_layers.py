@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from suites.layer_suite import LayerSuite
 from torch import Tensor, nn
 
 from glora import layers
 from glora.registry import load
+from suites.layer_suite import LayerSuite
 
 
 class TestLinear(LayerSuite):

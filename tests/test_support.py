@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from suites.layer_suite import PRODUCTS, randomize
 
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
 from glora.space import SearchSpace, numbers
 from glora.support import Support, fixed_scale
+from suites.layer_suite import PRODUCTS, randomize
 
 
 def make(site: Site, product: str, ranks=(4,), scaling="none", seed=0) -> Support:

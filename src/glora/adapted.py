@@ -70,10 +70,8 @@ class Adapted:
         for name, layer in self._layers.items():
             layers.attach(layer, supports[name])
         self._hooks = freeze_statistics(model, head)
-        self.active: Genotype | tuple[Genotype, ...]
         self._name = "default"
         self._adapters = {"default": _Named(space, supports, space.smallest, {})}
-        self.activate(space.smallest)
         self.activate(space.smallest)
 
     def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]:
@@ -119,7 +117,7 @@ class Adapted:
             self.space.encode(each)
         for name, layer in self._layers.items():
             layers.activate(layer, [each[name] for each in several])
-        self.active = several if len(several) > 1 else several[0]
+        self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
     @contextmanager
     def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
@@ -238,8 +236,6 @@ class Adapted:
         space = BoundSpace(state.space, state.sites, only=state.genotype)
         adapted = cls(model, state.sites, space, state.head_modules)
         adapted.load_state(state)
-        if state.genotype is not None:
-            adapted.activate(state.genotype)
         return adapted
 
     @property

@@ -76,7 +76,7 @@ class Support(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        super()._apply(keep_type, recurse)
+        super()._apply(keep_type, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def whole(self, tensor: str) -> dict[str, Tensor]:
@@ -125,7 +125,8 @@ class Support(nn.Module):
             if self.space.product == "elementwise":
                 w = torch.addcmul(w, base, a if a_up is None else a @ a_up)  # (o, i) * (o, i), (o, 1) or (1, 1)
             else:
-                w = w + (base * a.T if a_up is None else (base @ a.to(w.dtype)) @ a_up.to(w.dtype))  # W0 diag(a), or (W0 A_down) A_up
+                a, a_up = a.to(w.dtype), None if a_up is None else a_up.to(w.dtype)
+                w = w + (base * a.T if a_up is None else (base @ a) @ a_up)  # W0 diag(a), or (W0 A_down) A_up
         if b is not None:
             w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
         return w.to(w0.dtype)

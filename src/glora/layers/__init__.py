@@ -20,7 +20,20 @@ from glora.genotype import LayerConfig, Site
 from glora.registry import load
 from glora.support import Support
 
-__all__ = ["TABLE", "WORDS", "LayerKind", "attach", "base_of", "detach", "finite", "is_plain", "kind_of", "merge", "put_back", "state_of"]
+__all__ = [
+    "TABLE",
+    "WORDS",
+    "LayerKind",
+    "attach",
+    "base_of",
+    "detach",
+    "finite",
+    "is_plain",
+    "kind_of",
+    "merge",
+    "put_back",
+    "state_of",
+]
 
 TABLE: dict[type[nn.Module], str] = {  # layer type -> how it shows its weight
     nn.Linear: "glora.layers.linear:Linear",
@@ -161,7 +174,7 @@ def attach(layer: nn.Module, support: Support) -> None:
         assert isinstance(weights, parametrize.ParametrizationList)
         parametrize.register_parametrization(layer, "bias", _BiasAdapter(adapter, weights), unsafe=True)
     if own_forward:
-        type(layer).forward = _forward  # type: ignore[method-assign]
+        type(layer).forward = _forward
 
 
 def detach(layer: nn.Module) -> None:

@@ -55,7 +55,7 @@ def plan_sites(
         chosen = {name: site for name, site in chosen.items() if name not in tied}
         if not chosen:
             raise TargetError(notes[-1], remedy="Choose other targets.")
-    if odd := [name for name, module in model.named_modules() if layers.kind_of(module) and not layers.is_plain(module)]:
+    if odd := [n for n, module in model.named_modules() if layers.kind_of(module) and not layers.is_plain(module)]:
         notes.append(f"Not adapted, their weight is parametrized, quantized or not made yet: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias]:
         called = called_layers(model, bare, example) if new_bias else set()
@@ -216,8 +216,7 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         example = torch.zeros(1, *size, dtype=like.dtype, device=like.device)
     called: set[str] = set()
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: called.add(name))  # type: ignore[misc]
-        for name in names
+        model.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name in names
     ]
     modes = {module: module.training for module in model.modules()}
     try:
@@ -259,11 +258,11 @@ def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         StateError: A value has another shape and its module is no Linear; nothing is written then.
     """
     if odd := [name for name, value in values.items() if not fits_head(model, name, value)]:
-        raise StateError(f"The head's {listed(odd)} has another shape.", allowed="Only the width of a Linear may differ.")
+        raise StateError(f"The head's {listed(odd)} has another shape.", allowed="Only a Linear's width may differ.")
     with torch.no_grad():
         for name, value in values.items():
             owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
+            module: Any = model.get_submodule(owner)
             current = getattr(module, leaf)
             if current.shape == value.shape:
                 current.copy_(value)

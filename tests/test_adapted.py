@@ -1,0 +1,818 @@
+"""A model with its sites: what is chosen, what plays, what trains, and the way back to the plain model."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import glora
+from glora.errors import GloraError, SpaceError, StateError, TargetError, UnknownNameError
+from glora.genotype import Genotype, LayerConfig
+from glora.methods import METHODS, get_method
+from glora.space import SearchSpace
+from suites.layer_suite import difference, randomize
+
+PAPER = SearchSpace(ranks=(4, 2), variant="paper")
+FULL = LayerConfig(A="lora:4", B="lora:4", C="vector", D="vector", E="vector")
+FACTORED = LayerConfig(A="vector", B="lora:4", C="vector", D="vector", E="vector")
+
+
+def play(adapted: glora.Adapted, config: LayerConfig = FACTORED, seed: int = 0, size: float = 0.05) -> Genotype:
+    """Random numbers, and everywhere this configuration as far as the site has it."""
+    for k, support in enumerate(adapted.supports.values()):
+        randomize(support, seed=seed + k, size=size)
+    genotype = Genotype(
+        {
+            name: LayerConfig(*(c if c in offered else "none" for c, offered in zip(config, options, strict=True)))
+            for name, options in adapted.space.options.items()
+        }
+    )
+    adapted.activate(genotype)
+    return genotype
+
+
+def photograph(model: nn.Module) -> dict[str, object]:
+    """Everything that detach must bring back."""
+    return {
+        "classes": {name: type(module) for name, module in model.named_modules()},
+        "keys": list(model.state_dict()),
+        "values": {name: value.clone() for name, value in model.state_dict().items()},
+        "objects": {name: id(parameter) for name, parameter in model.named_parameters()},
+        "flags": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        "modes": {name: module.training for name, module in model.named_modules()},
+    }
+
+
+def same(before: dict[str, object], after: dict[str, object], *, without: tuple[str, ...] = ()) -> None:
+    for key, value in before.items():
+        if key == "values":
+            assert all(torch.equal(value[name], after[key][name]) for name in value), "a number changed"
+            assert all(value[name].dtype == after[key][name].dtype for name in value)
+        elif key not in without:
+            assert value == after[key], key
+
+
+# choosing
+
+
+def test_linear_is_every_linear_outside_the_head(vit):
+    adapted = glora.inject(vit(), PAPER)
+    layers = ["attn.qkv", "attn.proj", "fc1", "fc2"]
+    assert list(adapted.sites) == [f"blocks.{block}.{layer}" for block in range(2) for layer in layers]
+    assert adapted.head == ("head",)
+    assert not adapted.sites["blocks.0.fc2"].bias
+    assert any("blocks.0.fc2" in note for note in adapted.notes), "what is not offered is said"
+
+
+@pytest.mark.parametrize(
+    ("targets", "skip", "count"),
+    [
+        ("qkv|fc1", (), 4),
+        (r"^blocks\.0\.", (), 4),
+        (["qkv"], (), 2),
+        (["attn.qkv", "blocks.1.fc2"], (), 3),
+        ("linear", "fc", 4),
+        ("linear", ["fc1", "proj"], 4),
+        (["linear"], ["blocks.0.attn.qkv"], 7),
+    ],
+)
+def test_targets_and_skip_are_a_word_an_expression_or_a_list(vit, targets, skip, count):
+    assert len(glora.inject(vit(), PAPER, targets=targets, skip=skip).sites) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": "qkvv"}, r"matches targets='qkvv'.*'qkv'"),
+        ({"targets": ["fc3"]}, r"fc1"),
+        ({"targets": "("}, r"no regular expression"),
+        ({"targets": []}, r"targets is empty"),
+        ({"targets": ["head"]}, r"in the head"),
+        ({"targets": ["norm"]}, r"cannot be adapted"),
+        ({"skip": "nothing"}, r"skip='nothing'"),
+        ({"skip": "linear"}, r"leaves out every layer"),
+        ({"head": "heaad"}, r"Near: head"),
+        ({"head": ["head", "classifier"]}, r"'classifier'"),
+    ],
+)
+def test_wrong_names_are_told_with_the_nearest_and_nothing_is_touched(vit, arguments, message):
+    model = vit()
+    before = photograph(model)
+    with pytest.raises(TargetError, match=message):
+        glora.inject(model, PAPER, **arguments)
+    same(before, photograph(model))
+
+
+def test_a_model_without_linear_layers_says_so():
+    with pytest.raises(TargetError, match="no layer of the types Linear"):
+        glora.inject(nn.Sequential(nn.Conv2d(3, 4, 1)), PAPER)
+
+
+def test_the_head_is_found_named_or_none(vit):
+    assert glora.inject(vit(), PAPER, head="head").head == ("head",)
+    assert glora.inject(vit(), PAPER, head=("head", "norm")).head == ("head", "norm")
+    bare = glora.inject(vit(), PAPER, head=None)
+    assert bare.head == ()
+    assert "head" in bare.sites
+    assert bare.head_parameters() == []
+
+
+def test_a_single_layer_is_a_model_too():
+    layer = nn.Linear(6, 5)
+    x = torch.randn(3, 6)
+    plain, before = layer(x), photograph(layer)
+    adapted = glora.inject(layer, PAPER, head=None)
+    assert list(adapted.sites) == [""]
+    play(adapted)
+    out = layer(x)
+    merged = adapted.merge()
+    assert difference(out, merged(x)) < 1e-5
+    assert torch.equal(adapted.detach()(x), plain)
+    same(before, photograph(layer))
+
+
+def test_a_tied_weight_is_left_alone_and_said():
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 6), "mix": nn.Linear(6, 6), "out": nn.Linear(6, 7, bias=False)})
+    model["out"].weight = model["embed"].weight
+    adapted = glora.inject(model, PAPER)
+    assert list(adapted.sites) == ["mix"]
+    assert any("out" in note for note in adapted.notes)
+
+
+def test_a_module_used_twice_is_one_site():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.again = self.first
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.again(self.first(x).relu()))
+
+    model = Twice()
+    x, before = torch.randn(3, 6), photograph(model)
+    plain = model(x)
+    adapted = glora.inject(model, PAPER)
+    assert list(adapted.sites) == ["first"]
+    play(adapted)
+    out = model(x)
+    assert difference(out, plain) > 1e-3
+    assert difference(adapted.merge()(x), out) < 1e-5
+    assert model.again is model.first
+    assert model.again.weight is model.first.weight
+    adapted.detach()
+    same(before, photograph(model))
+
+
+def test_a_layer_that_is_parametrized_or_quantized_already_is_left_alone_and_said():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))})
+    adapted = glora.inject(model, PAPER)
+    assert list(adapted.sites) == ["a"]
+    assert any("b" in note and "parametrized" in note for note in adapted.notes)
+
+
+# fresh
+
+
+@pytest.mark.parametrize("space", [PAPER, SearchSpace(), SearchSpace(product="matrix"), SearchSpace.paper()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fresh_it_is_the_base_bit_for_bit_whatever_is_active(vit, images, space, dtype):
+    model, x = vit().to(dtype), images.to(dtype)
+    plain = model(x)
+    adapted = glora.inject(model, space, example=x)
+    rng = random.Random(0)
+    assert torch.equal(model(x), plain)
+    for _ in range(8):
+        genotype = adapted.sample(rng)
+        adapted.activate(genotype)
+        assert torch.equal(model(x), plain)
+        with adapted.hold(genotype) as held, torch.no_grad():
+            assert torch.equal(held(x), plain)
+
+
+def test_equal_seeds_give_equal_adapters_and_the_global_generator_is_not_used(vit):
+    state = torch.get_rng_state()
+    one, two, other = (glora.inject(vit(), PAPER, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = list(zip(one.parameters(), two.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert any(not torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_what_is_active_at_first_really_plays(vit, images):
+    """A space of one configuration, such as plain LoRA, trains without any call to activate."""
+    model = vit()
+    adapted = glora.inject(model, SearchSpace(only=LayerConfig(B="lora:2")))
+    assert adapted.active == adapted.space.smallest
+    model(images).square().sum().backward()
+    assert all(support.down["B"].grad is not None for support in adapted.supports.values())
+
+
+# training
+
+
+def test_only_support_tensors_and_the_head_are_trained(vit, images):
+    model = vit().train()
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    adapted = glora.inject(model, PAPER)
+    owned = {id(parameter) for parameter in adapted.parameters()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == owned
+    play(adapted, FULL)
+    optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), torch.arange(6) % 3)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    detached = adapted.detach().state_dict()
+    assert all(torch.equal(base[name], detached[name]) for name in base), "the head comes back too"
+
+
+@pytest.mark.parametrize("product", ["elementwise", "matrix"])
+def test_count_is_the_gradient_reached_and_the_numbers_saved(vit, images, product):
+    model = vit()
+    adapted = glora.inject(model, SearchSpace(ranks=(4, 2), variant="paper", product=product))
+    outputs: list[Tensor] = []  # of every site: some numbers, such as a shift of keys, do not reach the logits
+    for name in adapted.sites:
+        model.get_submodule(name).register_forward_hook(lambda *call: outputs.append(call[2]))
+    for seed in range(6):
+        play(adapted)
+        genotype = adapted.sample(random.Random(seed))
+        adapted.activate(genotype)
+        model.zero_grad()
+        model(images)
+        loss = torch.stack([output.pow(3).sum() for output in outputs]).sum()
+        outputs.clear()
+        loss.backward()
+        supports = [p for s in adapted.supports.values() for p in s.parameters() if p.grad is not None]
+        assert sum(int((p.grad != 0).sum()) for p in supports) == adapted.count(genotype)
+        assert sum(tensor.numel() for tensor in adapted.state().tensors.values()) == adapted.count(genotype)
+
+
+def test_a_genotype_may_be_a_plain_mapping(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    genotype = play(adapted)
+    out = model(images)
+    adapted.activate(dict(genotype))
+    assert isinstance(adapted.active, Genotype)
+    assert torch.equal(model(images), out)
+    adapted.merge()
+
+
+def test_hold_is_merge_bit_for_bit_and_leaves_everything_as_it_was(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    held_one, active = play(adapted, FULL), adapted.sample(random.Random(1))
+    adapted.activate(active)
+    playing = model(images)
+    with torch.no_grad():
+        with adapted.hold(held_one):
+            held = model(images)
+            assert adapted.active == held_one
+        with pytest.raises(ZeroDivisionError), adapted.hold(held_one):
+            _ = 1 / 0
+        assert torch.equal(model(images), playing)
+        assert adapted.active == active
+        adapted.activate(held_one)
+        assert torch.equal(adapted.merge()(images), held)
+
+
+def test_a_genotype_per_sample_is_each_sample_alone(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    play(adapted)
+    genotypes = [adapted.sample(random.Random(seed)) for seed in range(6)]
+    adapted.activate(genotypes)
+    together = model(images)
+    for sample, genotype in enumerate(genotypes):
+        adapted.activate(genotype)
+        assert torch.allclose(model(images[sample : sample + 1]), together[sample : sample + 1], atol=1e-5)
+    adapted.activate(genotypes)
+    for action in (adapted.merge, adapted.state):
+        with pytest.raises(StateError, match="per sample"):
+            action()
+    with pytest.raises(StateError, match="No genotype"):
+        adapted.activate([])
+    with pytest.raises(StateError, match="one per sample"):
+        model(images[:4])
+
+
+def test_a_genotype_outside_the_space_is_refused_and_the_old_one_plays_on(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    genotype = play(adapted)
+    out = model(images)
+    with pytest.raises(SpaceError, match="not offered"):
+        adapted.activate(Genotype({**genotype, "blocks.1.fc2": LayerConfig(B="lora:3")}))
+    with pytest.raises(SpaceError, match="not offered"), adapted.hold(Genotype(dict.fromkeys(adapted.sites, FULL))):
+        pass
+    assert torch.equal(model(images), out)
+    assert adapted.active == genotype
+
+
+# merge and detach
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merge_gives_the_plain_model_and_detach_the_base(vit, images, dtype):
+    model, x = vit().to(dtype), images.to(dtype)
+    model.blocks[0].requires_grad_(False)
+    before = photograph(model)
+    plain = model(x)
+    adapted = glora.inject(model, PAPER)
+    play(adapted, FULL)
+    with torch.no_grad():
+        adapted.head_parameters()[0].add_(0.1)
+    out = model(x)
+    merged = adapted.merge()
+    assert merged is model
+    assert adapted.merged
+    assert torch.equal(merged(x), out) if dtype == torch.float32 else difference(merged(x), out) < 0.05
+    assert not torch.equal(merged(x), plain)
+    same(before | {"values": {}}, photograph(model), without=("objects",))
+    assert adapted.merge() is model, "merging twice is once"
+    assert adapted.detach() is model
+    assert not adapted.merged
+    assert torch.equal(model(x), plain)
+    same(before, photograph(model))
+
+
+def test_merge_is_close_to_the_factored_path(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    play(adapted, FACTORED)
+    out = model(images)
+    assert difference(adapted.merge()(images), out) < 1e-5
+
+
+def test_detach_without_merge_and_again_and_again(vit, images):
+    model = vit()
+    before, plain = photograph(model), model(images)
+    for cycle in range(10):
+        adapted = glora.inject(model, PAPER, seed=cycle)
+        play(adapted, FULL)
+        if cycle % 2:
+            adapted.merge()
+        adapted.detach()
+        adapted.detach()
+        assert torch.equal(model(images), plain)
+    same(before, photograph(model))
+
+
+def test_a_merged_model_can_be_adapted_again(vit, images):
+    model = vit()
+    first = glora.inject(model, PAPER)
+    play(first)
+    out = first.merge()(images)
+    second = glora.inject(model, PAPER)
+    assert torch.equal(model(images), out)
+    play(second, seed=9)
+    second.merge()
+    assert torch.equal(second.detach()(images), out)
+
+
+def test_the_base_may_be_freed(vit, images):
+    adapted = glora.inject(vit(), PAPER)
+    play(adapted)
+    adapted.merge(keep_base=False)
+    assert adapted._base is None
+    with pytest.raises(StateError, match="freed"):
+        adapted.detach()
+
+
+def test_adapting_twice_is_an_error_and_changes_nothing(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    play(adapted)
+    out, flags = model(images), [p.requires_grad for p in model.parameters()]
+    with pytest.raises(StateError, match="adapted already"):
+        glora.inject(model, PAPER)
+    assert torch.equal(model(images), out)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("end", ["merge", "detach", "merge and detach"])
+def test_what_does_not_fit_the_state_is_refused(vit, tmp_path, end):
+    adapted = glora.inject(vit(), PAPER)
+    genotype = play(adapted)
+    for word in end.split(" and "):
+        getattr(adapted, word)()
+    actions = [
+        lambda: adapted.activate(genotype),
+        adapted.parameters,
+        adapted.state,
+        lambda: adapted.add("b", "x"),
+        lambda: adapted.switch("default"),
+        lambda: glora.save_adapter(adapted, tmp_path / "a.safetensors"),
+        lambda: adapted.hold(genotype).__enter__(),
+    ]
+    if end != "merge":
+        actions.append(adapted.merge)
+    for action in actions:
+        with pytest.raises(StateError, match=end.split()[-1]):
+            action()
+    assert not list(tmp_path.iterdir())
+    assert adapted.count(genotype) > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_refuses_to_merge_names_the_site_and_changes_nothing(vit, value):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    play(adapted)
+    with torch.no_grad():
+        adapted.supports["blocks.1.fc1"].down["B"][0, 0] = value
+    before = photograph(model)
+    with pytest.raises(GloraError, match=r"blocks\.1\.fc1"):
+        adapted.merge()
+    same(before | {"values": {}}, photograph(model))
+    adapted.detach()
+
+
+def test_a_float16_weight_that_would_overflow_refuses_to_merge(vit):
+    model = vit().half()
+    adapted = glora.inject(model, PAPER)
+    play(adapted, LayerConfig(B="vector"))
+    with torch.no_grad():
+        adapted.supports["blocks.0.fc1"].down["B"].fill_(1e7)
+    with pytest.raises(GloraError, match=r"blocks\.0\.fc1"):
+        adapted.merge()
+
+
+def test_a_merged_copy_leaves_the_original_training(vit, images):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    play(adapted)
+    out = model(images)
+    twin = copy.deepcopy(adapted)
+    assert twin.model is not model
+    assert torch.equal(twin.model(images), out)
+    merged = twin.merge()
+    assert difference(merged(images), out) < 1e-5
+    assert torch.equal(model(images), out)
+    model(images).sum().backward()
+    play(adapted, seed=4)
+    assert difference(merged(images), out) < 1e-5
+    twin.detach()
+    assert torch.equal(adapted.detach()(images), twin.model(images))
+
+
+# several adapters
+
+
+def test_several_adapters_on_one_base(vit, images, tmp_path):
+    outputs = {}
+    for name, classes, seed in (("birds", 3, 1), ("cars", 5, 2)):
+        model = vit(classes=3)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model.head = nn.Linear(12, classes)
+        adapted = glora.inject(model, PAPER)
+        play(adapted, FULL, seed=seed)
+        outputs[name] = model(images)
+        glora.save_adapter(adapted, tmp_path / f"{name}.safetensors")
+    model = vit()
+    before, plain = photograph(model), model(images)
+    adapted = glora.load_adapter(model, tmp_path / "birds.safetensors")
+    assert torch.equal(model(images), outputs["birds"])
+    adapted.add("cars", tmp_path / "cars.safetensors")
+    assert torch.equal(model(images), outputs["birds"]), "adding plays nothing"
+    adapted.switch("cars")
+    assert model(images).shape == (6, 5)
+    assert torch.equal(model(images), outputs["cars"])
+    adapted.switch("default")
+    assert torch.equal(model(images), outputs["birds"])
+    assert adapted.adapters == ("default", "cars")
+    with pytest.raises(StateError, match="in use"):
+        adapted.remove("default")
+    with pytest.raises(UnknownNameError, match="cars"):
+        adapted.switch("planes")
+    with pytest.raises(StateError, match="already"):
+        adapted.add("cars", tmp_path / "cars.safetensors")
+    adapted.switch("cars")
+    adapted.remove("default")
+    assert difference(adapted.merge()(images), outputs["cars"]) < 1e-5
+    assert torch.equal(adapted.detach()(images), plain)
+    same(before, photograph(model))
+
+
+def test_an_adapter_of_other_sites_or_another_head_is_not_added(vit, tmp_path):
+    narrow = glora.inject(vit(), PAPER, targets="qkv")
+    other = glora.inject(vit(), PAPER, targets="fc1")
+    headless = glora.inject(vit(), PAPER, targets="qkv", head=None)
+    glora.save_adapter(narrow, tmp_path / "narrow.safetensors")
+    glora.save_adapter(other, tmp_path / "other.safetensors")
+    glora.save_adapter(headless, tmp_path / "headless.safetensors")
+    model = vit()
+    adapted = glora.inject(model, PAPER, targets=["attn.qkv", "attn.proj"])
+    adapted.add("narrow", tmp_path / "narrow.safetensors")
+    with pytest.raises(StateError, match=r"blocks\.0\.fc1"):
+        adapted.add("other", tmp_path / "other.safetensors")
+    with pytest.raises(StateError, match="head"):
+        adapted.add("headless", tmp_path / "headless.safetensors")
+    assert adapted.adapters == ("default", "narrow")
+    adapted.switch("narrow")
+
+
+# odd models
+
+
+class Normed(nn.Module):
+    """BatchNorm between Linear layers, and one inside the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.norm, self.fc2 = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.fc2(self.norm(self.fc1(x)).relu()))
+
+
+def test_running_statistics_stay_frozen_in_training_and_the_heads_do_not():
+    model = Normed().eval()
+    x = torch.randn(16, 6)
+    before, plain = photograph(model), model(x)
+    adapted = glora.inject(model, PAPER)
+    play(adapted)
+    model.train()
+    statistics = model.norm.running_mean.clone(), model.norm.num_batches_tracked.clone()
+    for _ in range(3):
+        model(x).sum().backward()
+    assert torch.equal(model.norm.running_mean, statistics[0])
+    assert torch.equal(model.norm.num_batches_tracked, statistics[1])
+    assert model.head[0].num_batches_tracked == 3
+    assert model.norm.training, "the flag is the user's"
+    model.eval()
+    out = model(x)
+    assert difference(adapted.merge()(x), out) < 1e-5
+    adapted.detach()
+    assert torch.equal(model(x), plain)
+    same(before, photograph(model))
+
+
+def test_the_encoder_layer_agrees_in_training_in_its_fast_path_and_merged():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True)
+    layer.eval()
+    x = torch.randn(4, 5, 12)
+    with torch.no_grad():
+        plain = layer(x)  # the fast path
+    before = photograph(layer)
+    adapted = glora.inject(layer, PAPER, head=None)
+    assert list(adapted.sites) == ["self_attn.out_proj", "linear1", "linear2"]
+    with torch.no_grad():
+        assert torch.equal(layer(x), plain)
+    play(adapted, FULL)
+    trained = layer.train()(x)
+    layer.eval()
+    with torch.no_grad():
+        fast = layer(x)
+    assert difference(trained, plain) > 1e-3, "out_proj, linear1 and linear2 are read, not called"
+    assert difference(trained, fast) < 1e-5
+    trained.sum().backward()
+    assert all(support.down["B"].grad is not None for support in adapted.supports.values())
+    merged = adapted.merge()
+    with torch.no_grad():
+        assert torch.equal(merged(x), fast)
+    adapted.detach()
+    same(before, photograph(layer))
+
+
+def test_multihead_attention_reads_the_effective_weight():
+    attention = nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    x = torch.randn(2, 5, 12)
+    plain = attention(x, x, x)[0]
+    adapted = glora.inject(attention, PAPER, head=None)
+    assert list(adapted.sites) == ["out_proj"]
+    play(adapted, FULL)
+    out = attention(x, x, x)[0]
+    assert difference(out, plain) > 1e-3
+    out.sum().backward()
+    assert adapted.supports["out_proj"].down["E"].grad is not None
+    assert difference(adapted.merge()(x, x, x)[0], out) < 1e-6
+    assert torch.equal(adapted.detach()(x, x, x)[0], plain)
+    assert type(attention.out_proj).__name__ == "NonDynamicallyQuantizableLinear"
+
+
+class Reader(nn.Module):
+    """Reads `silent.weight` without calling it, as timm's swinv2, beit and eva do; `spoken` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent, self.spoken = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.spoken(nn.functional.linear(x, self.silent.weight).relu()))
+
+
+def test_a_new_bias_is_offered_only_where_the_model_calls_the_layer():
+    model = Reader().train()
+    model.silent.eval()
+    x = torch.randn(5, 6)
+    before, plain = photograph(model), model(x)
+    adapted = glora.inject(model, SearchSpace.paper(), example=x[:1])
+    assert adapted.sites["spoken"].new_bias
+    assert not adapted.sites["silent"].new_bias
+    assert any("silent" in note and "spoken" not in note for note in adapted.notes)
+    assert torch.equal(model(x), plain)
+    config = LayerConfig(A="lora:8", C="vector", E="vector")
+    play(adapted, config)
+    out = model(x)
+    assert difference(out, plain) > 1e-3
+    merged = adapted.merge()
+    assert torch.equal(merged(x), out)
+    assert set(merged.state_dict()) - set(before["keys"]) == {"spoken.bias"}
+    adapted.detach()
+    same(before, photograph(model))
+    with pytest.raises(TargetError, match="example"):
+        glora.inject(model, SearchSpace.paper())
+
+
+def test_a_weight_read_alone_refuses_one_genotype_per_sample():
+    model = Reader()
+    adapted = glora.inject(model, PAPER)
+    adapted.activate([adapted.sample(random.Random(seed)) for seed in range(3)])
+    with pytest.raises(StateError, match="skip="):
+        model(torch.randn(3, 6))
+
+
+# timm, random weights
+
+TIMM = {
+    "vit_tiny_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48},
+    "deit_tiny_distilled_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)
+    },
+    "swinv2_tiny_window8_256": {
+        "img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)
+    },
+    "beit_base_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    "eva02_tiny_patch14_224": {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 16)},
+    "mixer_s32_224": {"img_size": 64},
+    "regnety_002": {},
+}  # fmt: skip
+SIZE = {"eva02_tiny_patch14_224": 28, "mixer_s32_224": 64}
+
+
+@pytest.fixture(params=TIMM)
+def timm_model(request):
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(request.param, pretrained=False, num_classes=4, **TIMM[request.param])
+        x = torch.randn(2, 3, *[SIZE.get(request.param, 32)] * 2)
+        for parameter in model.parameters():  # some heads and layer scales start at zero
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval(), x, request.param
+
+
+@pytest.mark.parametrize("new_bias", [False, True], ids=["", "new_bias"])
+def test_a_timm_model_is_adapted_trained_merged_and_given_back(timm_model, new_bias):
+    model, x, name = timm_model
+    if name == "regnety_002":  # its only Linear is the head
+        with pytest.raises(TargetError, match="Linear"):
+            glora.inject(model, PAPER)
+        return
+    before = photograph(model)
+    with torch.no_grad():  # with gradients torch chooses another attention kernel for a base that is frozen
+        plain = model(x)
+    space = SearchSpace(ranks=(4,), variant="paper", new_bias=new_bias)
+    adapted = glora.inject(model, space, example=x)
+    heads = {"deit_tiny_distilled_patch16_224": ("head", "head_dist")}
+    heads |= dict.fromkeys(("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "convnext_tiny"), ("head.fc",))
+    assert adapted.head == heads.get(name, ("head",))
+    with torch.no_grad():
+        assert torch.equal(model(x), plain)
+    silent = [site for site in adapted.sites if site.endswith("qkv") and name[:5] in ("swinv", "beit_")]
+    assert not any(adapted.sites[site].new_bias for site in silent)
+    genotype = play(adapted, LayerConfig(A="vector", B="lora:4", C="vector", D="scalar", E="vector"))
+    model.train()
+    model(x).square().sum().backward()
+    model.eval()
+    unreached = [
+        f"{site}.{tensor}"
+        for site, config in genotype.items()
+        for tensor, choice in zip("ABCDE", config, strict=True)
+        if choice.kind != "none" and adapted.supports[site].down[tensor].grad is None
+    ]
+    assert not unreached
+    with torch.no_grad():
+        out = model(x)
+        with adapted.hold(genotype):
+            held = model(x)
+        merged = adapted.merge()
+        assert torch.equal(merged(x), held)
+    assert difference(out, plain) > 1e-4
+    assert difference(out, held) < 1e-4
+    added = set(merged.state_dict()) - set(before["keys"])
+    assert all(key.endswith(".bias") for key in added)
+    assert bool(added) == any(site.new_bias for site in adapted.sites.values())
+    adapted.detach()
+    with torch.no_grad():
+        assert torch.equal(model(x), plain)
+    same(before, photograph(model))
+
+
+# one for all: the paper's claim that GLoRA contains the others
+
+
+def baseline_layer() -> tuple[nn.Linear, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(6, 10), torch.randn(4, 6)
+
+
+def merged_with(layer: nn.Linear, space: SearchSpace, config: LayerConfig, numbers: dict[str, Tensor]) -> nn.Module:
+    adapted = glora.inject(layer, space, head=None)
+    adapted.activate(Genotype({"": config}))
+    with torch.no_grad():
+        for key, value in numbers.items():
+            tensor, _, side = key.partition(".")
+            adapted.supports[""].whole(tensor)[side].copy_(value)
+    return adapted.merge()
+
+
+def test_lora_is_b():
+    layer, x = baseline_layer()
+    down, up = torch.randn(4, 6), torch.randn(10, 4)  # in its own words: A down-projects, B up-projects
+    alpha = 8.0
+    expected = layer(x) + (alpha / 4) * (x @ down.T) @ up.T
+    space = SearchSpace(ranks=(4,), variant="paper")
+    merged = merged_with(layer, space, LayerConfig(B="lora:4"), {"B.down": up * alpha / 4, "B.up": down})
+    assert torch.allclose(merged(x), expected, atol=1e-5)
+
+
+def test_bitfit_is_e():
+    layer, x = baseline_layer()
+    shift = torch.randn(10)
+    expected = x @ layer.weight.T + (layer.bias + shift)
+    merged = merged_with(layer, PAPER, LayerConfig(E="vector"), {"E.down": shift})
+    assert torch.allclose(merged(x), expected, atol=1e-6)
+
+
+def test_ssf_is_a_d_and_e_vectors():
+    layer, x = baseline_layer()
+    scale, shift = 1 + torch.randn(10), torch.randn(10)
+    expected = scale * layer(x) + shift
+    space = SearchSpace(ranks=(4,), variant="paper", product="elementwise")
+    numbers = {"A.down": (scale - 1)[:, None].expand(10, 4), "D.down": scale - 1, "E.down": shift}
+    merged = merged_with(layer, space, LayerConfig(A="vector", D="vector", E="vector"), numbers)
+    assert torch.allclose(merged(x), expected, atol=1e-5)
+
+
+def test_repadapter_is_a_matrix_a_and_c():
+    layer, x = baseline_layer()
+    s, down, down_bias = 0.5, torch.randn(4, 6), torch.randn(4)
+    up, up_bias = torch.zeros(6, 4), torch.randn(6)
+    up[:3, :2], up[3:, 2:] = torch.randn(3, 2), torch.randn(3, 2)  # two groups, made dense
+    z = x + s * ((x @ down.T + down_bias) @ up.T + up_bias)
+    expected = layer(z)
+    space = SearchSpace(ranks=(4,), variant="paper", product="matrix")
+    prompt = s * (up @ down_bias + up_bias)
+    numbers = {"A.down": s * up, "A.up": down, "C.down": prompt[:, None].expand(6, 4)}
+    merged = merged_with(layer, space, LayerConfig(A="lora:4", C="vector"), numbers)
+    assert torch.allclose(merged(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_trains_what_it_counts_and_merges(vit, images, name):
+    model = vit()
+    plain = model(images)
+    keys = list(model.state_dict())
+    tuned = get_method(name, {}).apply(model, head=("head",), seed=0)
+    assert torch.equal(tuned.model(images), plain)
+    parameters = tuned.parameters()
+    assert all(parameter.requires_grad for parameter in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    rng = random.Random(0)
+    for _ in range(4):
+        tuned.before_step(rng)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(tuned.model(images), torch.arange(6) % 3)
+        loss.backward()
+        optimizer.step()
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    head = sum(parameter.numel() for parameter in model.head.parameters())
+    assert sum(p.numel() for p in trained) - head >= tuned.count() >= 0
+    if name in ("lora", "bitfit"):
+        assert sum(p.numel() for p in trained) - head == tuned.count() > 0
+    assert not torch.equal(tuned.model(images), plain)
+    out = tuned.model(images)
+    merged = tuned.merge()
+    assert list(merged.state_dict()) == keys
+    assert difference(merged(images), out) < 1e-5
