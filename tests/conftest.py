@@ -57,11 +57,12 @@ def vit() -> Callable[..., TinyViT]:
     def make(seed: int = 0, classes: int = 3) -> TinyViT:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = TinyViT(classes)
+            model = TinyViT()
             for module in model.modules():
                 if isinstance(module, nn.LayerNorm):  # as trained; as made its outputs sum to zero and mute vector B
                     nn.init.normal_(module.weight, 1.0, 0.3)
                     nn.init.normal_(module.bias, 0.0, 0.3)
+            model.head = nn.Linear(model.head.in_features, classes)  # last: the base is the same at any width
             return model.eval()
 
     return make

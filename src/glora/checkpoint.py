@@ -132,10 +132,10 @@ def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
         sites = {name: Site(**site) for name, site in header["sites"].items()}
         genotype = None if header["genotype"] is None else Genotype.from_json(header["genotype"])
         scales = {site: {key: float(value) for key, value in of.items()} for site, of in header["scales"].items()}
-        state = AdapterState(space, sites, genotype, scales, {}, {}, tuple(header["head"]))
+        state = AdapterState(space, sites, genotype, scales, {}, {}, tuple(map(str, header["head"])))
+        if sites.keys() != scales.keys() or (genotype is not None and sites.keys() != genotype.keys()):
+            raise SpaceError("sites, scales and genotype differ")
         shapes = state.shapes()
-        if genotype is not None and genotype.keys() != sites.keys():
-            raise SpaceError("genotype and sites differ")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
     with safe_open(Path(path), framework="pt") as file:

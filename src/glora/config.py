@@ -20,6 +20,8 @@ __all__ = [
     "SearchSettings",
     "SpaceSettings",
     "TrainSettings",
+    "build_experiment",
+    "describe",
     "load_experiment",
     "parse_count",
 ]
@@ -55,10 +57,13 @@ def parse_count(text: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]
+Precision = Annotated[  # YAML reads a bare `no` as False
+    Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
+]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSettings(_Settings):
@@ -75,7 +80,7 @@ class ModelSettings(_Settings):
 class DataSettings(_Settings):
     """The labelled images."""
 
-    source: str = Field(description="A folder of images, or a packaged data set.")
+    source: str = Field(description="A folder of images, or a packaged data set (--data).")
     train: Count | None = Field(None, ge=1, description="Number of training images of the seeded split.")
     val: Count | None = Field(None, ge=1, description="Number of validation images of the seeded split.")
     on_bad_image: Literal["error", "skip"] = Field("error", description="What to do with unreadable images.")
@@ -109,7 +114,7 @@ class TrainSettings(_Settings):
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision; 'no' is float32.")
+    precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
 
 
 class SearchSettings(_Settings):
@@ -119,8 +124,8 @@ class SearchSettings(_Settings):
     population: int = Field(50, ge=1, description="Genotypes in the first generation and at most in later ones.")
     generations: int = Field(20, ge=0, description="Generations after the first.")
     parents: int = Field(10, ge=1, description="Best genotypes that are varied.")
-    mutations: int = Field(25, ge=0, description="Mutants per generation.")
-    crossovers: int = Field(25, ge=0, description="Crossovers per generation.")
+    mutations: int | None = Field(None, ge=0, description="Mutants per generation; half the population if not given.")
+    crossovers: int | None = Field(None, ge=0, description="The same for crossovers.")
     mutation_probability: float = Field(0.2, ge=0, le=1, description="Per support tensor.")
     legalize: Literal["repair", "reject"] = Field("repair", description="How a budget is kept; 'reject' as published.")
     budget: Count | None = Field(None, ge=0, description="Most trainable numbers, without the head: 300000 or 0.3M.")
@@ -132,10 +137,11 @@ class SearchSettings(_Settings):
     def _relations(self) -> SearchSettings:
         if self.budget is not None and self.min_budget > self.budget:
             raise ValueError(f"min_budget={self.min_budget} is above budget={self.budget}")
-        if self.mutations + self.crossovers > self.population:
-            raise ValueError(
-                f"mutations={self.mutations} and crossovers={self.crossovers} exceed population={self.population}"
-            )
+        half = self.population // 2
+        mutations = half if self.mutations is None else self.mutations
+        crossovers = half if self.crossovers is None else self.crossovers
+        if mutations + crossovers > self.population:
+            raise ValueError(f"mutations={mutations} and crossovers={crossovers} exceed population={self.population}")
         return self
 
     @property
@@ -143,12 +149,16 @@ class SearchSettings(_Settings):
         """How many genotypes are scored."""
         return self.population * (1 + self.generations)
 
-    def settings(self) -> dict[str, Any]:
-        """The searcher's own settings."""
-        if self.searcher == "random":
-            return {"candidates": self.candidates}
+    def arguments(self) -> dict[str, Any]:
+        """What `glora.search` is called with: the searcher, its own settings and the budget."""
         names = ("population", "generations", "parents", "mutations", "crossovers", "mutation_probability", "legalize")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return {
+            "searcher": self.searcher,
+            "settings": {"candidates": self.candidates} if self.searcher == "random" else settings,
+            "budget": self.budget,
+            "min_budget": self.min_budget,
+        }
 
 
 class Experiment(_Settings):
@@ -165,8 +175,8 @@ class Experiment(_Settings):
     seed: int = Field(0, ge=0, description="Seed of head, support tensors, batches, subnets and search.")
 
     def with_(self, **changes: Any) -> Experiment:
-        """The same experiment with some top-level settings changed, checked again."""
-        return Experiment.model_validate({**self.model_dump(), **changes})
+        """The same experiment with some top-level settings changed, checked again; raises ConfigError."""
+        return build_experiment({**self.model_dump(), **changes})
 
 
 def load_experiment(
@@ -177,37 +187,75 @@ def load_experiment(
     Raises:
         ConfigError: Lists every unknown key and wrong value at once.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is no YAML: {error}.") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} is no experiment.", allowed="A YAML mapping such as `data: {source: digits}`.")
+    data = {} if path is None else _read(Path(path))
+    problems: list[str] = []
     for key, value in (values or {}).items():
-        _set(data, key, value)
+        problems += _set(data, key, value)
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                f"{override!r} is no override.", allowed="Overrides are key=value, such as train.lr=1e-3."
-            )
-        _set(data, key, _parsed(text))
-    return build_experiment(data, source=str(path or "the settings"))
+        if equals and key:
+            problems += _set(data, key, _parsed(text))
+        else:
+            problems.append(f"{override!r} is no override: they are key=value, such as train.lr=1e-3.")
+    return build_experiment(data, source=str(path or "the settings"), problems=problems)
 
 
-def build_experiment(data: Mapping[str, Any], *, source: str = "the settings") -> Experiment:
-    """The experiment of plain data, its preset underneath; raises ConfigError with every error at once."""
-    preset = data.get("preset", "default")
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}.", allowed=f"Known: {', '.join(PRESETS)}.")
+def build_experiment(
+    data: Mapping[str, Any], *, source: str = "the settings", problems: Sequence[str] = ()
+) -> Experiment:
+    """The experiment of plain data, its preset underneath.
+
+    Args:
+        data: The settings, nested as in the YAML file.
+        source: Where they come from, for the error.
+        problems: Errors found before, told with the others.
+
+    Raises:
+        ConfigError: Lists every error at once.
+    """
+    found, preset = list(problems), data.get("preset", "default")
+    known = isinstance(preset, str) and preset in PRESETS
+    if not known:
+        near = nearest(str(preset), PRESETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        found.append(f"preset: there is no preset {preset!r}; known: {', '.join(PRESETS)}.{hint}")
+    experiment = None
     try:
-        return Experiment.model_validate(_merged(PRESETS[preset], data))
+        experiment = Experiment.model_validate(_merged(PRESETS[preset] if known else {}, data))
     except ValidationError as error:
-        raise ConfigError(_told(error, source), remedy="`glora check FILE` tells every error at once.") from error
+        found += _told(error)
+    if experiment is None or found:
+        count = f"{len(found)} errors" if len(found) > 1 else "1 error"
+        raise ConfigError(
+            f"{count} in {source}:\n  " + "\n  ".join(found), remedy="`glora ls settings` lists every setting."
+        )
+    return experiment
+
+
+def describe(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+    """One line per setting: its dotted name, default and description."""
+    lines = []
+    for name, field in model.model_fields.items():
+        group = _group(field.annotation)
+        if group is not None:
+            lines += describe(group, f"{prefix}{name}.")
+        else:
+            default = "" if field.is_required() else f" = {yaml.safe_dump(field.default, default_flow_style=True)}"
+            lines.append(f"{prefix}{name}{default.removesuffix('...' + chr(10)).rstrip()}  {field.description}")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is no YAML: {reason}.", remedy="Mend the file at that place.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is no experiment.", remedy="Write a YAML mapping such as `data: {source: digits}`.")
+    return data
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,14 +267,16 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _set(data: dict[str, Any], key: str, value: Any) -> None:
+def _set(data: dict[str, Any], key: str, value: Any) -> list[str]:
+    """Puts the value where its dotted name says; what is wrong with the name."""
     *parents, leaf = key.split(".")
     for parent in parents:
         inner = data.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {parent!r} is not a group of settings.")
+            return [f"{key}: {parent!r} is not a group of settings."]
         data = inner
     data[leaf] = value
+    return []
 
 
 def _parsed(text: str) -> Any:
@@ -237,22 +287,31 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _told(error: ValidationError, source: str) -> str:
-    lines = []
+def _told(error: ValidationError) -> list[str]:
+    """One line per wrong setting."""
+    lines: dict[str, str] = {}
     for each in error.errors():
-        key = ".".join(str(part) for part in each["loc"])
+        path: list[str] = []
+        group: type[BaseModel] = Experiment
+        for part in map(str, each["loc"]):  # beyond the setting's own name come pydantic's names of union members
+            path.append(part)
+            inner = _group(group.model_fields[part].annotation) if part in group.model_fields else None
+            if inner is None:
+                break
+            group = inner
+        key = ".".join(path)
         if each["type"] == "extra_forbidden":
-            near = nearest(str(each["loc"][-1]), _names(each["loc"][:-1]), n=1)
-            lines.append(f"{key}: no such setting." + (f" Did you mean {near[0]!r}?" if near else ""))
+            near = nearest(path[-1], group.model_fields, n=1)
+            text = "no such setting." + (f" Did you mean {near[0]!r}?" if near else "")
+        elif each["type"] == "missing":
+            path = path if path[-1] in group.model_fields else [*path, "source"]  # the one setting without a default
+            key, text = ".".join(path), f"missing. {group.model_fields[path[-1]].description}"
         else:
-            lines.append(f"{key or 'settings'}: {each['msg'].removeprefix('Value error, ')} (got {each['input']!r}).")
-    count = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
-    return f"{count} in {source}:\n  " + "\n  ".join(lines) + "\n"
+            got = f" (got {each['input']!r})" if not isinstance(each["input"], Mapping) else ""
+            text = f"{each['msg'].removeprefix('Value error, ').rstrip('.')}{got}."
+        lines.setdefault(key, f"{key or 'settings'}: {text}")
+    return list(lines.values())
 
 
-def _names(loc: Sequence[int | str]) -> list[str]:
-    model: Any = Experiment
-    for part in loc:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else None
-    return list(getattr(model, "model_fields", {}))
+def _group(annotation: Any) -> type[_Settings] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, _Settings) else None

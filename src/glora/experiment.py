@@ -1,7 +1,6 @@
 """One Experiment -> one run folder -> one Result: the only file that knows every room.
 
-A run folder holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
-`adapter.safetensors`, `result.json` and `plots/`. Every stage that has left its file is not done again.
+Every stage that has left its file in the run folder is not done again.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import nn
 
@@ -28,35 +26,21 @@ from glora.checkpoint import (
     save_supernet,
     save_tensors,
 )
-from glora.config import Experiment, build_experiment
-from glora.data import Task, load_task
-from glora.errors import MissingExtraError, RunError
-from glora.files import write_text
-from glora.latency import latency_ratio
+from glora.config import Experiment
+from glora.data import DATASETS, ImageSet, Task, load_labelled, load_task
+from glora.errors import ConfigError, MissingExtraError, RunError
+from glora.latency import device_name, latency_ratio
 from glora.methods import Method, Tuned, get_method
 from glora.methods.glora import TunedAdapter
-from glora.results import Result, append_jsonl, read_jsonl
+from glora.reporter import Reporter, Silent, plan
+from glora.results import Result
+from glora.resume import train_in
+from glora.runfolder import RunFolder
 from glora.scoring import ValScorer
-from glora.searchers import SearchResult, Trial, search
-from glora.searchers.operators import Window
-from glora.train import Evaluation, Progress, Trainer, evaluate
+from glora.searchers import SearchResult, Trial, new_searcher, search
+from glora.train import Evaluation, Trainer, evaluate
 
 __all__ = ["Reporter", "Run"]
-
-SAVE_EVERY = 60.0  # seconds of training between saved states
-
-
-class Reporter(Protocol):
-    """Where a run tells what it is doing."""
-
-    def say(self, text: str) -> None:
-        """One line worth reading."""
-
-    def training(self, progress: Progress) -> None:
-        """Called a few times a second at most."""
-
-    def trial(self, trial: Trial, best: Trial, total: int) -> None:
-        """Called after every scored genotype; `total` is how many there will be."""
 
 
 class Run:
@@ -69,42 +53,52 @@ class Run:
         folder: The run folder; one with the same settings is continued.
         reporter: Where to tell what is going on.
 
+    Attributes:
+        searches: Whether the method has more than one genotype.
+        lr: The learning rate at its top.
+
     Raises:
         RunError: The folder holds a run of other settings, or something else.
         GloraError: Data, model, targets or budget are wrong.
     """
 
     def __init__(self, experiment: Experiment, folder: str | Path, reporter: Reporter) -> None:
-        self.experiment = experiment
-        self.folder = Path(folder)
-        self.reporter = reporter
-        self._check_folder()
-        self.accelerator = Accelerator(mixed_precision=experiment.train.precision)
+        self.experiment = experiment = _settled(experiment)
+        self.folder = RunFolder(folder)
+        self.folder.check(experiment)
         self.method: Method = _method(experiment)
+        self.accelerator = _accelerator(experiment)
+        self.reporter: Reporter = reporter if self.accelerator.is_main_process else Silent()
         data = experiment.data
         task = load_task(
             data.source, seed=data.split_seed, train=data.train, val=data.val, on_bad_image=data.on_bad_image
         )
+        self.folder.check_data(task.fingerprint)
         self.backbone = self._backbone(len(task.classes))
         self.task: Task = task.prepared(self.backbone.preprocess)
-        for note in (*task.notes, *self.backbone.notes):
-            reporter.say(note)
         self.tuned: Tuned = self.method.apply(self.backbone.model, head=self.backbone.head, seed=experiment.seed)
         self.backbone.model.to(self.accelerator.device)
+        self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
-            Window(self.adapter.adapted.space.costs, experiment.search.budget, experiment.search.min_budget)
+            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
+        lr = experiment.train.lr
+        self.lr = self.method.lr if lr is None else lr
 
     @classmethod
-    def open(cls, folder: str | Path, reporter: Reporter) -> Run:
+    def open(cls, folder: str | Path, reporter: Reporter, *, search: dict[str, Any] | None = None) -> Run:
         """The run that a folder holds.
 
+        Args:
+            folder: The run folder.
+            reporter: Where to tell what is going on.
+            search: Settings of the search to change; possible as long as nothing was searched.
+
         Raises:
-            RunError: The folder holds none.
+            RunError: The folder holds none, or its search was made with other settings.
         """
-        config = Path(folder) / "config.yaml"
-        if not config.is_file():
-            raise RunError(f"{folder} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
-        return cls(build_experiment(yaml.safe_load(config.read_text()), source=str(config)), folder, reporter)
+        experiment = RunFolder(folder).experiment()
+        changed = experiment.with_(search={**experiment.search.model_dump(), **(search or {})})
+        return cls(changed, folder, reporter)
 
     def _backbone(self, classes: int) -> Backbone:
         model = self.experiment.model
@@ -116,22 +110,6 @@ class Run:
             pretrained=model.pretrained,
             seed=self.experiment.seed,
         )
-
-    def _check_folder(self) -> None:
-        config = self.folder / "config.yaml"
-        if config.is_file():
-            if build_experiment(yaml.safe_load(config.read_text()), source=str(config)) != self.experiment:
-                raise RunError(
-                    f"{self.folder} holds a run of other settings.",
-                    remedy="Choose another --out, or give the same settings to continue it.",
-                )
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise RunError(f"{self.folder} exists and holds no run.", remedy="Choose another --out.")
-
-    @property
-    def searches(self) -> bool:
-        """Whether the method has more than one genotype."""
-        return isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
 
     @property
     def adapter(self) -> TunedAdapter:
@@ -147,103 +125,111 @@ class Run:
 
     def fit(self) -> Result:
         """All stages: train, search, and one look at test."""
-        self.train()
-        if not self.accelerator.is_main_process:
-            raise SystemExit(0)  # training was shared; one process does the rest
-        if self.searches:
-            self.search()
+        if not self.folder.result.is_file():
+            self.train()
+            if self.searches:
+                self.search()
         return self.evaluate()
+
+    def _alone(self) -> None:
+        """From here on the main process works alone; the others, which trained with it, are done."""
+        if not self.accelerator.is_main_process:
+            raise SystemExit(0)
 
     def train(self) -> None:
         """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
-        weights, state = self.folder / "supernet.safetensors", self.folder / "training.safetensors"
-        if weights.is_file():
-            self._load_weights(weights)
+        trained = self.folder.supernet.is_file()
+        self.accelerator.wait_for_everyone()  # before the first of them writes
+        if trained:
+            self.reporter.say("The training is done already.")
+            self._load_weights(self.folder.supernet)
             return
+        for line in plan(self.experiment, self.task, self.backbone, self.tuned, lr=self.lr):
+            self.reporter.say(line)
         if self.accelerator.is_main_process:
-            plain = json.loads(self.experiment.model_dump_json())
-            write_text(self.folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-        settings = self.experiment.train
-        lr = self.method.lr if settings.lr is None else settings.lr
+            self.folder.write_config(self.experiment)
         torch.manual_seed(self.experiment.seed)  # drop-out and drop-path of the backbone draw from it
         trainer = Trainer(
-            self.tuned, self.task.train, settings, lr=lr, seed=self.experiment.seed, accelerator=self.accelerator
+            self.tuned,
+            self.task.train,
+            self.experiment.train,
+            lr=self.lr,
+            seed=self.experiment.seed,
+            accelerator=self.accelerator,
         )
-        if state.is_file():
-            trainer.restore(*read_tensors(state))
-            self.reporter.say(f"Training goes on after epoch {trainer.epoch} of {settings.epochs}.")
-        saved = trainer.seconds
-        for progress in trainer.run(self.reporter.training):
-            if not self.accelerator.is_main_process:
-                continue
-            append_jsonl(self.folder / "metrics.jsonl", {"stage": "train", **asdict(progress)})
-            if trainer.seconds - saved > SAVE_EVERY and trainer.epoch < settings.epochs:
-                saved = trainer.seconds
-                save_tensors(state, *trainer.state())
+        train_in(self.folder, trainer, self.reporter, fingerprint=self.task.fingerprint)
         if self.accelerator.is_main_process:
-            append_jsonl(self.folder / "metrics.jsonl", {"stage": "trained", "seconds": trainer.seconds})
-            self._save_weights(weights)
-            state.unlink(missing_ok=True)
+            self._save_weights(self.folder.supernet)
+            self.folder.training.unlink(missing_ok=True)
 
     def _save_weights(self, path: Path) -> None:
         if isinstance(self.tuned, TunedAdapter):
             save_supernet(self.tuned.adapted, path, info=self.info)
         else:
-            values = {str(k): p.detach() for k, p in enumerate(self.tuned.parameters())}
-            save_tensors(path, values, {"parameters": len(values)})
+            save_tensors(path, self.tuned.state(), {"info": self.info})
 
     def _load_weights(self, path: Path) -> None:
         if isinstance(self.tuned, TunedAdapter):
             load_supernet(self.tuned.adapted, path)
-            return
-        values, _ = read_tensors(path)
-        with torch.no_grad():
-            for k, parameter in enumerate(self.tuned.parameters()):
-                parameter.copy_(values[str(k)])
+        else:
+            tensors, _ = read_tensors(path)
+            with torch.no_grad():
+                for name, value in self.tuned.state().items():
+                    value.copy_(tensors[name])
 
     def search(self) -> SearchResult:
         """Searches the trained supernet on val, activates the winner and saves its adapter and pictures.
 
         Raises:
-            RunError: The supernet is not trained yet.
+            RunError: The supernet is not trained yet, or the method has nothing to search.
         """
-        self._need("supernet.safetensors", "train")
+        if not self.searches:
+            raise RunError(
+                f"Method {self.experiment.method!r} has one genotype: there is nothing to search.",
+                remedy=f"Test it: glora eval {self.folder.path}",
+            )
+        self.folder.need(self.folder.supernet, f"glora train --out {self.folder.path}")
+        self._alone()
+        self._load_weights(self.folder.supernet)
         settings = self.experiment.search
-        scorer = ValScorer(
-            self.adapter.supernet,
-            self.task.val,
-            fitness=settings.fitness,
-            accelerator=self.accelerator,
-            batch_size=settings.batch_size,
-        )
         best: list[Trial] = []
 
         def tell(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
             self.reporter.trial(trial, best[0], settings.candidates)
 
+        if not self.folder.journal.is_file():  # a search anew
+            self.folder.adapter.unlink(missing_ok=True)
+            self.folder.write_config(self.experiment)
         found = search(
-            scorer,
+            self._scorer(),
             self.adapter.adapted.space,
-            searcher=settings.searcher,
-            budget=settings.budget,
-            min_budget=settings.min_budget,
             seed=self.experiment.seed,
-            settings=settings.settings(),
-            journal=self.folder / "search.jsonl",
-            context={"data": self.task.fingerprint, "supernet": file_hash(self.folder / "supernet.safetensors")},
+            **settings.arguments(),
+            journal=self.folder.journal,
+            context={"data": self.task.fingerprint, "supernet": file_hash(self.folder.supernet)},
             on_trial=tell,
         )
         self._keep(found)
         return found
 
+    def _scorer(self) -> ValScorer:
+        settings = self.experiment.search
+        return ValScorer(
+            self.adapter.supernet,
+            self.task.val,
+            fitness=settings.fitness,
+            accelerator=self.accelerator,
+            batch_size=settings.batch_size,
+        )
+
     def _keep(self, found: SearchResult) -> None:
         """The winner's adapter, and what a person wants to see of the search."""
         adapted, winner = self.adapter.adapted, found.best
         adapted.activate(winner.genotype)
-        save_adapter(adapted, self.folder / "adapter.safetensors", info=self.info)
+        save_adapter(adapted, self.folder.adapter, info=self.info)
         fitness, budget = self.experiment.search.fitness, self.experiment.search.budget
-        folder = self.folder / "plots"
+        folder = self.folder.plots
         try:
             plots.search_plot(found.trials, found.front, winner, folder / "search.svg", fitness=fitness, budget=budget)
             plots.layer_plot(winner.genotype, adapted.space, folder / "layers.svg")
@@ -257,74 +243,99 @@ class Run:
         Raises:
             RunError: An earlier stage is missing.
         """
-        path = self.folder / "result.json"
-        if path.is_file():
+        if self.folder.result.is_file():
             self.reporter.say("The test images were read once already; this is the result of then.")
-            return Result.read(path)
-        model = self._winner()
-        parameters = self.tuned.count()
-        heads = sum(p.numel() for name in self.backbone.head for p in model.get_submodule(name).parameters())
-        batch = self.experiment.search.batch_size
-        metrics: dict[str, float | None] = {}
+            return Result.read(self.folder.result)
+        model = self.merged()
+        self._alone()
+        self.reporter.say(f"Testing the merged model once on {len(self.task.test):,} images")
         start = time.perf_counter()
-        for split, images in (("val", self.task.val), ("test", self.task.test)):
-            found = evaluate(model, images, accelerator=self.accelerator, batch_size=batch)
-            metrics |= _metrics(split, found)
-        seconds = {**self._stage_seconds(), "test": time.perf_counter() - start}
+        metrics = self._evaluation(model, self.task.val).metrics("val")
+        metrics |= self._evaluation(model, self.task.test).metrics("test")
+        seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         result = Result.stamped(
             method=self.experiment.method,
             task=self.task.name,
             model=self.experiment.model.name,
             seed=self.experiment.seed,
             config=json.loads(self.experiment.model_dump_json()),
-            parameters=parameters,
-            head_parameters=heads,
+            parameters=self.tuned.count(),
+            head_parameters=sum(
+                p.numel() for name in self.backbone.head for p in model.get_submodule(name).parameters()
+            ),
             metrics=metrics,
             seconds=seconds,
             latency=self._latency(model),
             notes=self.task.notes,
-            device=_device(self.accelerator.device),
+            device=device_name(self.accelerator.device),
         )
-        result.write(path)
+        result.write(self.folder.result)
         return result
 
-    def _winner(self) -> nn.Module:
-        """The plain model to test: for adapters read back from the file and merged, as a user would."""
-        self._need("supernet.safetensors", "train")
-        if not isinstance(self.tuned, TunedAdapter):
-            return self.tuned.merge()
-        adapter = self.folder / "adapter.safetensors"
-        if self.searches:
-            self._need("adapter.safetensors", "search")
-        elif not adapter.is_file():
-            save_adapter(self.tuned.adapted, adapter, info=self.info)
-        self.tuned.adapted.detach()
-        self.tuned = TunedAdapter(load_adapter(self.backbone.model, adapter))
-        return self.tuned.merge()
+    def evaluate_on(self, source: str | Path) -> Evaluation:
+        """What the merged winner does on all images of another labelled folder; no Result is written.
+
+        Args:
+            source: A folder with one folder for each class, called as the run's classes are.
+
+        Raises:
+            DataError: The folder has other classes, no images, or unreadable ones.
+            RunError: An earlier stage is missing.
+        """
+        images, notes = load_labelled(source, self.task.classes, on_bad_image=self.experiment.data.on_bad_image)
+        for note in notes:
+            self.reporter.say(note)
+        model = self.merged()
+        self._alone()
+        return self._evaluation(model, images.prepared(self.backbone.preprocess))
+
+    def _evaluation(self, model: nn.Module, images: ImageSet) -> Evaluation:
+        size = self.experiment.search.batch_size
+        return evaluate(model, images, accelerator=self.accelerator, batch_size=size)
 
     def merged(self) -> nn.Module:
-        """The merged plain model of a finished search."""
-        if isinstance(self.tuned, TunedAdapter):
-            return self._winner()
-        self.train()
+        """The trained plain model; of adapters the winner, read back from its file and merged as a user would.
+
+        Raises:
+            RunError: An earlier stage is missing.
+        """
+        self.folder.need(self.folder.supernet, f"glora train --out {self.folder.path}")
+        if self.searches:
+            self.folder.need(self.folder.adapter, f"glora search {self.folder.path}")
+        if not isinstance(self.tuned, TunedAdapter):
+            self._load_weights(self.folder.supernet)
+            return self.tuned.merge()
+        if not self.tuned.adapted.merged:
+            if not self.searches and not self.folder.adapter.is_file():
+                self._load_weights(self.folder.supernet)
+                save_adapter(self.tuned.adapted, self.folder.adapter, info=self.info)
+            self.tuned.adapted.detach()
+            self.tuned = TunedAdapter(load_adapter(self.backbone.model, self.folder.adapter))
         return self.tuned.merge()
 
     def _latency(self, model: nn.Module) -> dict[str, float]:
         plain = self._backbone(len(self.task.classes)).model.to(self.accelerator.device)
-        count = min(32, len(self.task.val))
-        x, _ = self.task.val.batch(list(range(count)))
+        x, _ = self.task.val.batch(range(min(32, len(self.task.val))))
         return latency_ratio(model, plain, x.to(self.accelerator.device))
 
-    def _stage_seconds(self) -> dict[str, float]:
-        records = read_jsonl(self.folder / "metrics.jsonl")
-        seconds = {"train": sum(record["seconds"] for record in records if record["stage"] == "trained")}
-        if self.searches or (self.folder / "search.jsonl").is_file():
-            seconds["search"] = sum(r.get("seconds", 0.0) for r in read_jsonl(self.folder / "search.jsonl"))
-        return seconds
 
-    def _need(self, name: str, stage: str) -> None:
-        if not (self.folder / name).is_file():
-            raise RunError(f"{self.folder} has no {name} yet.", remedy=f"Run `glora {stage} {self.folder}` first.")
+def _settled(experiment: Experiment) -> Experiment:
+    """The same experiment with its paths absolute: the run folder can then be used from anywhere."""
+    data, model = experiment.data, experiment.model
+    source = Path(data.source).expanduser()
+    if data.source not in DATASETS and source.exists():
+        data = data.model_copy(update={"source": str(source.resolve())})
+    if model.checkpoint is not None:
+        model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
+    return experiment.model_copy(update={"data": data, "model": model})
+
+
+def _accelerator(experiment: Experiment) -> Accelerator:
+    precision = experiment.train.precision
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError as error:  # this device cannot, or another precision is in use in this process
+        raise ConfigError(f"train.precision={precision}: {error}.", remedy="Use precision no or bf16.") from error
 
 
 def _method(experiment: Experiment) -> Method:
@@ -337,19 +348,3 @@ def _method(experiment: Experiment) -> Method:
         "bitfit": where,
     }
     return get_method(experiment.method, settings.get(experiment.method, {}))
-
-
-def _metrics(split: str, found: Evaluation) -> dict[str, float | None]:
-    return {
-        f"{split}_accuracy": found.accuracy,
-        f"{split}_accuracy_standard_error": found.accuracy_standard_error,
-        f"{split}_loss": found.loss,
-        f"{split}_loss_standard_error": found.loss_standard_error,
-        f"{split}_images": float(len(found.losses)),
-    }
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

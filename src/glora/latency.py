@@ -8,11 +8,15 @@ import time
 import torch
 from torch import Tensor, nn
 
-__all__ = ["latency_ratio"]
+__all__ = ["device_name", "latency_ratio"]
+
+LEAST = 5  # pairs
 
 
 @torch.no_grad()
-def latency_ratio(model: nn.Module, reference: nn.Module, x: Tensor, *, rounds: int = 31) -> dict[str, float]:
+def latency_ratio(
+    model: nn.Module, reference: nn.Module, x: Tensor, *, rounds: int = 31, seconds: float = 30.0
+) -> dict[str, float]:
     """The model's forward time over the reference's: medians of interleaved runs.
 
     Args:
@@ -20,16 +24,20 @@ def latency_ratio(model: nn.Module, reference: nn.Module, x: Tensor, *, rounds: 
         reference: What it is compared with, on the same device.
         x: One batch of inputs.
         rounds: Timed pairs; within a pair the order alternates.
+        seconds: After this long no further pair is begun once there are `LEAST`, which is enough where each takes long.
 
     Returns:
         `seconds` and `reference_seconds` (medians per batch), `ratio` (median of the pairs' ratios), and
         `ratio_low`, `ratio_high` (their quartiles).
     """
     model.eval(), reference.eval()
+    start = time.perf_counter()
     for _ in range(3):
         _timed(reference, x), _timed(model, x)
-    pairs = []
+    pairs: list[tuple[float, float]] = []
     for k in range(rounds):
+        if len(pairs) >= LEAST and time.perf_counter() - start > seconds:
+            break
         first, second = (model, reference) if k % 2 else (reference, model)
         a, b = _timed(first, x), _timed(second, x)
         pairs.append((a, b) if k % 2 else (b, a))
@@ -44,3 +52,10 @@ def _timed(model: nn.Module, x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - start
+
+
+def device_name(device: torch.device) -> str:
+    """What a number was measured on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from rich.live import Live
+from rich.text import Text
 
 from glora.searchers import Trial
 from glora.train import Progress
@@ -17,23 +15,23 @@ from glora.train import Progress
 __all__ = ["ConsoleReporter"]
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+GAP = "  "
+BAR = 20  # widest bar, in characters
 
 
 class ConsoleReporter:
     """Tells a run's progress on stderr. A context manager: leaving it closes the live bar.
 
     Args:
-        fitness: What trial scores are: `"loss"` shows their negative.
+        console: Where to write; stderr by default.
     """
 
-    def __init__(self, *, fitness: str = "loss") -> None:
-        self.fitness = fitness
-        self.console = Console(stderr=True, highlight=False)
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live: Live | None = None
         self._stage = ""
         self._last = 0.0
-        self._started = 0.0
+        self._seconds = 0.0  # of the trials told
 
     def __enter__(self) -> ConsoleReporter:
         return self
@@ -46,50 +44,69 @@ class ConsoleReporter:
     def say(self, text: str) -> None:
         """One line worth reading."""
         self._close()
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False)
 
     def training(self, progress: Progress) -> None:
         """Loss, accuracy, images per second and time left of the training."""
-        text = (
-            f"epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.accuracy:.3f}  "
-            f"{progress.images_per_second:.0f} img/s  {_clock(progress.seconds_left)} left"
-        )
-        self._show("train", progress.step, progress.steps, text)
+        parts = [
+            f"loss {progress.loss:.3f}",
+            f"accuracy {progress.accuracy:.3f}",
+            f"{_clock(progress.seconds_left)} left",
+            f"epoch {progress.epoch}/{progress.epochs}",
+            f"{progress.images_per_second:.0f} img/s",
+        ]
+        self._show("train", progress.step, progress.steps, parts)
 
     def trial(self, trial: Trial, best: Trial, total: int) -> None:
-        """Generation, best score, its numbers and time left of the search."""
-        if self._stage != "search":
-            self._started = time.perf_counter() - trial.seconds
+        """Best score, its numbers and time left of the search."""
         done = trial.number + 1
-        left = (time.perf_counter() - self._started) / done * max(0, total - done)
-        value = -best.score.value if self.fitness == "loss" else best.score.value
-        text = (
-            f"generation {trial.generation}  best val {self.fitness} {value:.4f} ± {best.score.standard_error:.4f}  "
-            f"{best.parameters:,} numbers  {_clock(left)} left"
-        )
-        self._show("search", done, max(done, total), text)
+        self._seconds = trial.seconds + (self._seconds if trial.number else 0.0)
+        left = self._seconds / done * max(0, total - done)
+        name, value = ("loss", -best.score.value) if best.score.value < 0 else ("accuracy", best.score.value)
+        parts = [
+            f"best val {name} {value:.4f} ± {best.score.standard_error:.4f}",
+            f"{_clock(left)} left",
+            f"{best.parameters:,} numbers",
+            f"generation {trial.generation}",
+        ]
+        self._show("search", done, max(done, total), parts)
 
-    def _show(self, stage: str, done: int, total: int, text: str) -> None:
+    def _show(self, stage: str, done: int, total: int, parts: list[str]) -> None:
+        """The stage's line; `parts` come in the order of their worth, the last are left out where room is short."""
         if self.console.is_terminal:
-            self._bar(stage, total).update(self._task or TaskID(0), completed=done, total=total, text=text)
+            if self._live is None or stage != self._stage:
+                self._close()
+                self._live = Live(console=self.console, auto_refresh=False, transient=False)
+                self._live.start()
+            self._live.update(_line(stage, done, total, parts, self.console.width), refresh=True)
         elif time.perf_counter() - self._last >= PLAIN_EVERY or done >= total or stage != self._stage:
             self._last = time.perf_counter()
-            print(f"{stage} {done}/{total}  {text}", file=sys.stderr, flush=True)
+            self.console.print(GAP.join([f"{stage} {done}/{total}", *parts]), soft_wrap=True, markup=False)
         self._stage = stage
-
-    def _bar(self, stage: str, total: int) -> Bars:
-        if self._bars is None or stage != self._stage:
+        if done >= total:
             self._close()
-            columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-            self._bars = Bars(*columns, TextColumn("{task.fields[text]}"), console=self.console)
-            self._task = self._bars.add_task(stage, total=total, text="")
-            self._bars.start()
-        return self._bars
 
     def _close(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars, self._task = None, None
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
+
+
+def _line(stage: str, done: int, total: int, parts: list[str], width: int) -> Text:
+    """One line of at most `width` characters."""
+    head = f"{stage:6} {done:{len(str(total))}}/{total}"
+    kept: list[str] = []
+    for part in parts:
+        if len(GAP.join([head, *kept, part])) > width - 1:
+            break
+        kept.append(part)
+    text = GAP.join(["", *kept])
+    bar = min(BAR, width - 1 - len(head) - len(text) - 1)
+    line = Text(head, no_wrap=True, overflow="crop", end="")
+    if bar >= 5:
+        full = round(bar * done / max(1, total))
+        line.append(" ").append("━" * full, style="green").append("━" * (bar - full), style="bright_black")
+    return line.append(text)
 
 
 def _clock(seconds: float) -> str:

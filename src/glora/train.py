@@ -18,10 +18,11 @@ from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
 from glora.methods import Tuned
+from glora.results import binomial_standard_error
 
 __all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
 
-SYNC_EVERY = 10  # steps between looks at the loss, which make a GPU wait
+SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ class Trainer:
         Raises:
             StateError: The loss is NaN or infinite.
         """
-        start = time.perf_counter() - self.seconds  # as if the epochs before a resume had just run
         while self.epoch < self.settings.epochs:
+            start = time.perf_counter() - self.seconds  # as if the epochs before had just run, and nothing between
             self.tuned.model.train()
             progress = None
             for progress in self._epoch(start):
@@ -121,13 +122,14 @@ class Trainer:
         rng = random.Random(f"subnets {self.seed} {self.epoch}")
         loss_sum = torch.zeros((), device=self.accelerator.device)
         right = torch.zeros((), device=self.accelerator.device)
-        steps = self.steps_per_epoch * self.settings.epochs
+        told = 0.0
         for k, batch in enumerate(order[i : i + size] for i in range(0, n, size)):
-            step = self.epoch * self.steps_per_epoch + k
-            loss, hits = self._step(batch, self.lr_at(step), rng)
+            lr = self.lr_at(self.epoch * self.steps_per_epoch + k)
+            loss, hits = self._step(batch, lr, rng)
             loss_sum, right = loss_sum + loss * len(batch), right + hits
-            if (k + 1) % SYNC_EVERY and k + 1 < self.steps_per_epoch:
+            if time.perf_counter() - told < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
+            told = time.perf_counter()
             seen = min(n, (k + 1) * size)
             mean = loss_sum.item() / seen
             if not math.isfinite(mean):
@@ -135,18 +137,18 @@ class Trainer:
                     f"The training loss is {mean} in epoch {self.epoch + 1}.",
                     remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
                 )
-            speed = (self.epoch * n + seen) / max(1e-9, time.perf_counter() - start)
-            left = (self.settings.epochs * n - self.epoch * n - seen) / speed
+            done, epochs = self.epoch * n + seen, self.settings.epochs
+            speed = done / max(1e-9, time.perf_counter() - start)
             yield Progress(
-                step + 1,
-                steps,
-                self.epoch + 1,
-                self.settings.epochs,
-                mean,
-                right.item() / seen,
-                self.lr_at(step),
-                speed,
-                left,
+                step=self.epoch * self.steps_per_epoch + k + 1,
+                steps=self.steps_per_epoch * epochs,
+                epoch=self.epoch + 1,
+                epochs=epochs,
+                loss=mean,
+                accuracy=right.item() / seen,
+                lr=lr,
+                images_per_second=speed,
+                seconds_left=(epochs * n - done) / speed,
             )
 
     def _step(self, batch: Tensor, lr: float, rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -155,22 +157,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        loss, hits = torch.zeros(2, device=self.accelerator.device)
-        if len(mine):
-            x, y = self.images.batch(mine.tolist())
-            x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
-            with self.accelerator.autocast():
-                logits = self.tuned.model(x)
-            share = len(mine) / len(batch)
-            loss = F.cross_entropy(logits.float(), y) * share
-            self.accelerator.backward(loss)
-            hits = (logits.argmax(-1) == y).sum()
-        self._average_gradients()
+        share = len(mine) / len(batch)
+        if not share:  # fewer images than processes: this one's gradients are zeros, for all must have the same ones
+            mine = batch[:1]
+        x, y = self.images.batch(mine.tolist())
+        x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            logits = self.tuned.model(x)
+        loss = F.cross_entropy(logits.float(), y) * share
+        self.accelerator.backward(loss)
+        hits = (logits.argmax(-1) == y).sum() if share else torch.zeros((), device=x.device)
+        self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.accelerator.reduce(loss.detach(), "sum"), self.accelerator.reduce(hits, "sum")
 
-    def _average_gradients(self) -> None:
+    def _sum_gradients(self) -> None:
         """Sums the gradients of this step over the processes; all played the same genotype, so all have the same."""
         if self.accelerator.num_processes == 1:
             return
@@ -180,25 +182,33 @@ class Trainer:
             gradient.copy_(part.view_as(gradient))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a later process needs to go on after this epoch, as tensors and plain data."""
-        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        """All that a later process needs to go on after this epoch, as tensors (valid until then) and plain data."""
+        tensors: dict[str, Tensor] = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
         optimizer = self.optimizer.state_dict()["state"]
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}.value"] = parameter.detach()
             tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
-        return tensors, {"epoch": self.epoch, "seconds": self.seconds}
+        scaler = self.accelerator.scaler
+        return tensors, {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped."""
         optimizer = self.optimizer.state_dict()
         with torch.no_grad():
+            for name, buffer in self.tuned.model.named_buffers():
+                buffer.copy_(tensors[f"buffer.{name}"])
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{index}.value"])
                 names = ("step", "exp_avg", "exp_avg_sq")
                 if f"{index}.step" in tensors:
                     optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
         self.optimizer.load_state_dict(optimizer)
-        torch.set_rng_state(tensors["rng"])
+        if self.accelerator.scaler is not None and meta["scaler"]:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
 
 
@@ -233,7 +243,17 @@ class Evaluation:
     @property
     def accuracy_standard_error(self) -> float:
         """Binomial standard error of the accuracy."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.right))
+        return binomial_standard_error(self.accuracy, len(self.right))
+
+    def metrics(self, split: str) -> dict[str, float | None]:
+        """The numbers of a Result: `test_accuracy`, `test_loss`, their standard errors, `test_images`."""
+        return {
+            f"{split}_accuracy": self.accuracy,
+            f"{split}_accuracy_standard_error": self.accuracy_standard_error,
+            f"{split}_loss": self.loss,
+            f"{split}_loss_standard_error": self.loss_standard_error,
+            f"{split}_images": float(len(self.losses)),
+        }
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ def _create_pretrained(name: str, num_classes: int, image_size: int | None, seed
         raise BackboneError(
             f"The pretrained weights of {name!r} could not be loaded: {reason or type(error).__name__}",
             allowed="They come from a model hub, which needs a network or a warm cache.",
-            remedy="Use --checkpoint FILE.safetensors, --model dinov2_vits14 (packaged), or --pretrained false.",
+            remedy="Use --checkpoint FILE.safetensors, --model dinov2_vits14 (packaged), or --no-pretrained.",
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,6 +21,7 @@ __all__ = [
     "OnBadImage",
     "Task",
     "carve_val",
+    "load_labelled",
     "load_task",
     "sampled",
     "split_in_three",
@@ -115,6 +117,19 @@ def load_task(
     build = registry.load("glora.data.folder:load")
     task = build(path, seed=seed, train=train, val=val, on_bad_image=on_bad_image)
     return task
+
+
+def load_labelled(
+    source: str | Path, classes: Sequence[str], *, on_bad_image: OnBadImage = "error"
+) -> tuple[ImageSet, list[str]]:
+    """All images of a folder with class folders of these names, and what a user should be told.
+
+    Raises:
+        DataError: The folder is missing, empty, unreadable or has other classes.
+    """
+    found: tuple[ImageSet, list[str]]
+    found = registry.load("glora.data.folder:labelled")(Path(source).expanduser(), classes, on_bad_image=on_bad_image)
+    return found
 
 
 def _nowhere(source: str | Path) -> DataError | UnknownNameError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from glora.data import (
@@ -16,7 +17,7 @@ from glora.data import (
 )
 from glora.errors import DataError, listed
 
-__all__ = ["load"]
+__all__ = ["labelled", "load"]
 
 _SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -59,6 +60,37 @@ def load(path: Path, *, seed: int, train: int | None, val: int | None, on_bad_im
         for name, split in (("train", first), ("val", second), ("test", third)):
             _check_split(path, name, split, classes)
     return Task(path.name, tuple(classes), first, second, third, tuple(notes)).stamped(path)
+
+
+def labelled(path: Path, classes: Sequence[str], *, on_bad_image: OnBadImage) -> tuple[ImageSet, list[str]]:
+    """All images of a folder whose class folders are called as `classes`, and what a user should be told.
+
+    Args:
+        path: A folder with one folder for each class; a class may be missing.
+        classes: The name of each label.
+        on_bad_image: What to do with an unreadable image: `error` or `skip`.
+
+    Raises:
+        DataError: No images, a class that is none of `classes`, or an unreadable image.
+    """
+    if not path.is_dir():
+        raise DataError(f"There is no folder {str(path)!r}.", allowed=_LAYOUT)
+    path = path.resolve()
+    pool = {name: files for name, files in _class_folders(path).items() if files}
+    if unknown := [name for name in pool if name not in classes]:
+        raise DataError(
+            f"{str(path)!r} has the class folders {listed(unknown)}, which the run does not know.",
+            allowed=f"Its classes are {listed(classes, n=20)}.",
+            remedy="Give the folder that holds class folders of these names.",
+        )
+    bad = unreadable([file for files in pool.values() for file in files])
+    notes = _strays(path, {"": path}) + _skipped(bad, path, on_bad_image)
+    if missing := [name for name in classes if name not in pool]:
+        notes.append(f"There are no images of {listed(missing, n=20)}.")
+    images = _images({name: pool.get(name, []) for name in classes}, list(classes), bad)
+    if not len(images):
+        raise DataError(f"No image of {str(path)!r} can be read.", remedy="Check the files.")
+    return images, notes
 
 
 def _given_splits(

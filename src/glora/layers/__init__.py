@@ -223,23 +223,24 @@ def merge(layer: nn.Module) -> dict[str, nn.Parameter | None]:
     """
     if not finite(layer):
         raise GloraError("An effective weight or bias has a NaN or infinite number.", remedy="Train with a lower lr.")
-    played = effective(layer)
-    detach(layer)
-    base = dict(layer._parameters)
-    for name, value in played.items():
-        plain = base[name]
-        if value is not None:
-            flag = plain is not None and plain.requires_grad
-            layer._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=flag)
+    with torch.inference_mode(False):  # the merged weights may be trained
+        played = effective(layer)
+        detach(layer)
+        base = dict(layer._parameters)
+        for name, value in played.items():
+            plain = base[name]
+            if value is not None:
+                flag = plain is not None and plain.requires_grad
+                layer._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=flag)
     return base
 
 
 def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
-    """Undoes `merge`: the base parameters in their order, on the device where the layer is now."""
+    """Undoes `merge`: the base parameters in their order, with the device and type that the layer has now."""
     for name, parameter in base.items():
         now = layer._parameters[name]
         if parameter is not None and now is not None:
-            parameter.data = parameter.data.to(now.device)
+            parameter.data = parameter.data.to(now)
     layer._parameters.clear()
     layer._parameters.update(base)
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from glora.registry import lookup
 
@@ -38,6 +38,9 @@ class Tuned(Protocol):
 
     def count(self) -> int:
         """Trainable numbers in use, without the head."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training may change, by name: the tensors themselves, for a file."""
 
     def merge(self) -> nn.Module:
         """The plain model with what was learned folded in."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from glora.adapted import Adapted, inject
 from glora.genotype import Genotype, LayerConfig
@@ -38,6 +38,10 @@ class TunedAdapter:
     def count(self) -> int:
         active = self.adapted.active
         return self.adapted.count(active if isinstance(active, Genotype) else active[0])
+
+    def state(self) -> dict[str, Tensor]:
+        state = self.adapted.state(whole=True)
+        return {**state.tensors, **state.head}
 
     def merge(self) -> nn.Module:
         return self.adapted.merge()

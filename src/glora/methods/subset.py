@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from glora.layers.sites import freeze_statistics
 
 __all__ = ["Full", "LinearProbe", "TunedSubset"]
 
@@ -18,10 +20,14 @@ class TunedSubset:
         model: The model; everything else is frozen.
         trained: The parameters trained.
         head: Names of the head's modules, not counted.
+        keep_statistics: Running statistics outside the head stay as they are.
     """
 
-    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter], head: Sequence[str]) -> None:
+    def __init__(
+        self, model: nn.Module, trained: Sequence[nn.Parameter], head: Sequence[str], *, keep_statistics: bool = True
+    ) -> None:
         self.model = model
+        self._hooks = freeze_statistics(model, head) if keep_statistics else []
         self._trained = list(trained)
         self._head = {id(p) for name in head for p in model.get_submodule(name).parameters()}
         model.requires_grad_(False)
@@ -37,7 +43,14 @@ class TunedSubset:
     def count(self) -> int:
         return sum(parameter.numel() for parameter in self._trained if id(parameter) not in self._head)
 
+    def state(self) -> dict[str, Tensor]:
+        trained = {id(p) for p in self._trained}
+        named = {name: p.detach() for name, p in self.model.named_parameters() if id(p) in trained}
+        return {**named, **dict(self.model.named_buffers())}
+
     def merge(self) -> nn.Module:
+        for hook in self._hooks:
+            hook.remove()
         return self.model
 
 
@@ -61,4 +74,4 @@ class Full:
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
         """The whole model trainable."""
-        return TunedSubset(model, list(model.parameters()), head)
+        return TunedSubset(model, list(model.parameters()), head, keep_statistics=False)

@@ -20,7 +20,17 @@ from glora.registry import lookup
 from glora.searchers.journal import Journal, space_hash
 from glora.space import BoundSpace
 
-__all__ = ["SEARCHERS", "Candidate", "Score", "SearchResult", "Searcher", "Trial", "pareto_front", "search"]
+__all__ = [
+    "SEARCHERS",
+    "Candidate",
+    "Score",
+    "SearchResult",
+    "Searcher",
+    "Trial",
+    "new_searcher",
+    "pareto_front",
+    "search",
+]
 
 SEARCHERS = {
     "evolution": "glora.searchers.evolution:Evolution",
@@ -102,6 +112,7 @@ class Searcher(Protocol):
     """
 
     Settings: ClassVar[type[Any]]
+    settings: Any
 
     def ask(self) -> list[Candidate]:
         """The next generation, none seen before; empty when the search is done."""
@@ -161,13 +172,13 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged.
     """
-    kind = lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
-    chosen = _settings(kind, searcher, settings or {})
-    asker: Searcher = kind(space, budget=budget, min_budget=min_budget, settings=chosen, rng=random.Random(seed))
+    asker = new_searcher(
+        space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=settings or {}
+    )
     header = {
         "space": space_hash(space),
         "searcher": searcher,
-        "settings": dataclasses.asdict(chosen),
+        "settings": dataclasses.asdict(asker.settings),
         "budget": budget,
         "min_budget": min_budget,
         "seed": seed,
@@ -186,6 +197,22 @@ def search(
         generation += 1
     book.finish(len(trials))
     return SearchResult(min(trials, key=lambda trial: trial.rank), tuple(trials), pareto_front(trials))
+
+
+def new_searcher(
+    space: BoundSpace, *, searcher: str, budget: int | None, min_budget: int, seed: int, settings: Mapping[str, Any]
+) -> Searcher:
+    """The searcher that `search` asks, its settings and the budget checked.
+
+    Raises:
+        BudgetError: No genotype keeps the budget.
+        ConfigError: A setting is unknown or not allowed.
+        UnknownNameError: There is no such searcher.
+    """
+    kind = lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
+    chosen = _settings(kind, searcher, settings)
+    asker: Searcher = kind(space, budget=budget, min_budget=min_budget, settings=chosen, rng=random.Random(seed))
+    return asker
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:

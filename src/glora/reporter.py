@@ -1,0 +1,69 @@
+"""What a run tells: the reporter it tells it to, and the plan it says before it starts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from glora.backbones import Backbone
+from glora.config import Experiment
+from glora.data import Task
+from glora.methods import Tuned
+from glora.methods.glora import TunedAdapter
+from glora.searchers import Trial
+from glora.train import Progress
+
+__all__ = ["Reporter", "Silent", "plan"]
+
+
+class Reporter(Protocol):
+    """Where a run tells what it is doing."""
+
+    def say(self, text: str) -> None:
+        """One line worth reading."""
+
+    def training(self, progress: Progress) -> None:
+        """Called a few times a second at most."""
+
+    def trial(self, trial: Trial, best: Trial, total: int) -> None:
+        """Called after every scored genotype; `total` is how many there will be."""
+
+
+class Silent:
+    """A reporter that tells nothing."""
+
+    def say(self, text: str) -> None: ...
+    def training(self, progress: Progress) -> None: ...
+    def trial(self, trial: Trial, best: Trial, total: int) -> None: ...
+
+
+def plan(experiment: Experiment, task: Task, backbone: Backbone, tuned: Tuned, *, lr: float) -> list[str]:
+    """What a run is going to do, in sentences.
+
+    Args:
+        experiment: The resolved settings.
+        task: The images.
+        backbone: The network.
+        tuned: The network made trainable.
+        lr: The learning rate it will be trained with.
+    """
+    settings, search = experiment.train, experiment.search
+    sizes = f"{len(task.train):,} train, {len(task.val):,} val and {len(task.test):,} test images"
+    height, width = backbone.preprocess.size
+    what = f"{backbone.name} at {width} x {height} px, method {experiment.method}"
+    lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *backbone.notes]
+    steps = settings.epochs * len(task.train)
+    training = f"Training: {settings.epochs} epochs, {steps:,} image-steps, learning rate {lr:g}"
+    if isinstance(tuned, TunedAdapter):
+        what += f", {len(tuned.adapted.sites)} layers"
+        lines += tuned.adapted.notes
+    if not (isinstance(tuned, TunedAdapter) and tuned.adapted.space.size > 1):
+        return [*lines, f"{what}: {tuned.count():,} trainable numbers and the head", training]
+    space = tuned.adapted.space
+    low, high = space.count(space.smallest), space.count(space.largest)
+    budget = "no budget" if search.budget is None else f"budget {search.budget:,}"
+    return [
+        *lines,
+        f"{what}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers, {budget}",
+        training,
+        f"Search: up to {search.candidates:,} genotypes on the val images; then one look at the test images",
+    ]

@@ -1,0 +1,149 @@
+"""The folder of one run: what its files are called, and whose run it is (no torch).
+
+It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
+`adapter.safetensors`, `result.json` and `plots/`; while training runs also `training.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glora.config import Experiment, build_experiment
+from glora.errors import RunError, listed
+from glora.files import write_text
+from glora.results import append_jsonl, read_jsonl
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Names and checks of one run's files; making one writes nothing.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.training = self.path / "training.safetensors"
+        self.supernet = self.path / "supernet.safetensors"
+        self.journal = self.path / "search.jsonl"
+        self.adapter = self.path / "adapter.safetensors"
+        self.result = self.path / "result.json"
+        self.plots = self.path / "plots"
+
+    def experiment(self) -> Experiment:
+        """The settings of the run in the folder.
+
+        Raises:
+            RunError: There is none.
+            ConfigError: Its settings are damaged.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
+        try:
+            data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
+        return build_experiment(data if isinstance(data, Mapping) else {}, source=str(self.config))
+
+    def check(self, experiment: Experiment) -> None:
+        """Nothing when a run of these settings may begin or go on here.
+
+        What concerns the search alone may still change as long as nothing was searched or tested.
+
+        Raises:
+            RunError: The folder holds a run of other settings, or something else, or cannot be written.
+        """
+        if not self.config.is_file():
+            self._check_free()
+            return
+        theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
+        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        only_search = all(key.startswith("search.") for key in differing)
+        searched, tested = self.journal.is_file(), self.result.is_file()
+        if not differing or (only_search and not searched and not tested):
+            return
+        if not only_search or tested:
+            remedy = "Choose another --out, or give the same settings to continue it."
+        else:
+            remedy = f"`glora search {self.path}` continues its search; delete {self.journal} to search anew."
+        raise RunError(
+            f"{self.path} holds a run of other settings: "
+            + listed(f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in differing)
+            + ".",
+            remedy=remedy,
+        )
+
+    def _check_free(self) -> None:
+        if self.path.is_dir():
+            inside = sorted(entry.name for entry in self.path.iterdir())
+            if inside:
+                raise RunError(f"{self.path} holds no run, but {listed(inside)}.", remedy="Choose another --out.")
+        above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not above.is_dir():
+            raise RunError(f"{above} is a file, not a folder.", remedy="Choose another --out.")
+        if not os.access(above, os.W_OK):
+            raise RunError(f"{above} cannot be written to.", remedy="Choose another --out.")
+
+    def write_config(self, experiment: Experiment) -> None:
+        """The settings are in the folder."""
+        plain = json.loads(experiment.model_dump_json())
+        write_text(self.config, yaml.safe_dump(plain, sort_keys=False))
+
+    def check_data(self, fingerprint: str) -> None:
+        """Nothing when the images are those that the run began with.
+
+        Raises:
+            RunError: They have changed: what was a test image then may be a training image now.
+        """
+        begun = [record for record in read_jsonl(self.metrics) if record["stage"] == "begun"]
+        if begun and begun[0]["data"] != fingerprint:
+            raise RunError(
+                f"The images have changed since the run in {self.path} began.",
+                remedy="Bring back the images of then, or start anew with another --out.",
+            )
+
+    def begin(self, fingerprint: str, epoch: int) -> None:
+        """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] == "train" and r["epoch"] <= epoch]
+        records = [{"stage": "begun", "data": fingerprint}, *kept]
+        write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+
+    def record(self, stage: str, values: Mapping[str, Any]) -> None:
+        """One more line of the metrics."""
+        append_jsonl(self.metrics, {"stage": stage, **values})
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of training, and of the search where there was one."""
+        records = read_jsonl(self.metrics)
+        seconds = {"train": sum(record["seconds"] for record in records if record["stage"] == "trained")}
+        if self.journal.is_file():
+            seconds["search"] = sum(record.get("seconds", 0.0) for record in read_jsonl(self.journal))
+        return seconds
+
+    def need(self, file: Path, command: str) -> None:
+        """Nothing when an earlier stage has left its file.
+
+        Raises:
+            RunError: It has not; names the command that makes it.
+        """
+        if not file.is_file():
+            raise RunError(f"{self.path} has no {file.name} yet.", remedy=f"Run `{command}` first.")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
