@@ -76,12 +76,12 @@ class Adapted:
 
     def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]:
         generator = torch.Generator().manual_seed(seed)
-        return {
-            name: Support(site, space.rules, space.options[name], generator=generator).to(
-                next(self._layers[name].parameters()).device
-            )
-            for name, site in self.sites.items()
-        }
+        supports = {}
+        with torch.inference_mode(False):  # they are trained later
+            for name, site in self.sites.items():
+                support = Support(site, space.rules, space.options[name], generator=generator)
+                supports[name] = support.to(next(self._layers[name].parameters()).device)
+        return supports
 
     @property
     def merged(self) -> bool:

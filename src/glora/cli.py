@@ -229,16 +229,16 @@ def evaluate(
             from glora.results import Result
 
             reporter.say("The test images were read once already; this is the result of then.")
-            result = Result.read(RunFolder(run).result)
+            result: Any = Result.read(RunFolder(run).result)
         else:
             from glora.experiment import Run
 
             opened = Run.open(run, reporter)
-            if data is not None:
-                _print_evaluation(opened.evaluate_on(data), data, as_json=as_json)
-                return
-            result = opened.evaluate()
-    _print_results(result, as_json=as_json)
+            result = opened.evaluate() if data is None else opened.evaluate_on(data)
+    if data is None:
+        _print_results(result, as_json=as_json)
+    else:
+        _print_evaluation(result, data, as_json=as_json)
 
 
 def _print_evaluation(found: Any, data: Path, *, as_json: bool) -> None:

@@ -90,7 +90,7 @@ class DataSettings(_Settings):
 class SpaceSettings(_Settings):
     """What may be chosen at every site."""
 
-    ranks: list[int] = Field([8, 4], min_length=1, description="LoRA ranks offered.")
+    ranks: list[Annotated[int, Field(ge=1)]] = Field([8, 4], min_length=1, description="LoRA ranks offered.")
     product: Literal["elementwise", "matrix"] = Field("elementwise", description="How W0 * A is read.")
     variant: Literal["lean", "paper"] = Field("lean", description="'paper' offers all choices.")
     new_bias: bool = Field(False, description="Offer C and E on layers without a bias too.")
@@ -282,9 +282,12 @@ def _set(data: dict[str, Any], key: str, value: Any) -> list[str]:
 def _parsed(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-3 as text
-    except (ValueError, yaml.YAMLError):
+    except yaml.YAMLError:
         return text
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-3 as text
+    except ValueError:
+        return value
 
 
 def _told(error: ValidationError) -> list[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.status import Status
 from rich.text import Text
 
-from glora.searchers import Trial
-from glora.train import Progress
+if TYPE_CHECKING:  # it is on the screen before torch is loaded
+    from glora.searchers import Trial
+    from glora.train import Progress
 
 __all__ = ["ConsoleReporter"]
 
@@ -22,18 +25,21 @@ BAR = 20  # widest bar, in characters
 class ConsoleReporter:
     """Tells a run's progress on stderr. A context manager: leaving it closes the live bar.
 
+    On a terminal something always moves: a bar, or a spinner where nothing can be counted.
+
     Args:
         console: Where to write; stderr by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self._live: Live | None = None
+        self._live: Live | Status | None = None
         self._stage = ""
         self._last = 0.0
         self._seconds = 0.0  # of the trials told
 
     def __enter__(self) -> ConsoleReporter:
+        self._spin("loading")
         return self
 
     def __exit__(
@@ -45,6 +51,7 @@ class ConsoleReporter:
         """One line worth reading."""
         self._close()
         self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False)
+        self._spin("working")
 
     def training(self, progress: Progress) -> None:
         """Loss, accuracy, images per second and time left of the training."""
@@ -74,7 +81,7 @@ class ConsoleReporter:
     def _show(self, stage: str, done: int, total: int, parts: list[str]) -> None:
         """The stage's line; `parts` come in the order of their worth, the last are left out where room is short."""
         if self.console.is_terminal:
-            if self._live is None or stage != self._stage:
+            if not isinstance(self._live, Live) or stage != self._stage:
                 self._close()
                 self._live = Live(console=self.console, auto_refresh=False, transient=False)
                 self._live.start()
@@ -85,6 +92,12 @@ class ConsoleReporter:
         self._stage = stage
         if done >= total:
             self._close()
+            self._spin("working")
+
+    def _spin(self, text: str) -> None:
+        if self.console.is_terminal:
+            self._live = Status(text, console=self.console)
+            self._live.start()
 
     def _close(self) -> None:
         if self._live is not None:

@@ -166,11 +166,12 @@ class Trainer:
             logits = self.tuned.model(x)
         loss = F.cross_entropy(logits.float(), y) * share
         self.accelerator.backward(loss)
-        hits = (logits.argmax(-1) == y).sum() if share else torch.zeros((), device=x.device)
+        hits = (logits.argmax(-1) == y).sum() * (share > 0)
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.accelerator.reduce(loss.detach(), "sum"), self.accelerator.reduce(hits, "sum")
+        told = self.accelerator.reduce(torch.stack([loss.detach(), hits.float()]), "sum")
+        return told[0], told[1]
 
     def _sum_gradients(self) -> None:
         """Sums the gradients of this step over the processes; all played the same genotype, so all have the same."""

@@ -158,7 +158,7 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
         if tied := [name for name in names if any(is_tied(model, n) for n in _within(model, name))]:
             note = f"The head {listed(tied)} shares its weight with another layer and stays frozen."
             return tuple(name for name in names if name not in tied), [note]
-        return names, []
+        return names, [] if names else ["No head was found to be trained whole; name its modules with head=."]
     modules = dict(model.named_modules())
     names = (head,) if isinstance(head, str) else tuple(head)
     for name in names:

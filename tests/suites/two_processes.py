@@ -1,0 +1,40 @@
+"""One of two processes that train together: run by `test_train` with torch's variables for the process group."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from conftest import TinyViT
+from test_train import adapted, first_gradients, make_trainer, toy_images
+
+from glora.checkpoint import read_tensors, save_tensors
+
+
+def main(folder: Path) -> None:
+    model = TinyViT()
+    model.load_state_dict(read_tensors(folder / "base.safetensors")[0])
+    tuned = adapted(model)
+    trainer = make_trainer(tuned, toy_images(17), epochs=2)
+    assert trainer.accelerator.num_processes == 2
+    genotypes = []
+    before = tuned.before_step
+    tuned.before_step = lambda rng: (before(rng), genotypes.append(tuned.adapted.active.to_json()))[0]
+    gradients, ends = first_gradients(trainer), list(trainer.run())
+    meta = {
+        "genotypes": genotypes,
+        "losses": [progress.loss for progress in ends],
+        "accuracies": [progress.accuracy for progress in ends],
+        "moments": sorted(trainer.optimizer.state_dict()["state"]),
+    }
+    numbers = {str(name): parameter for name, parameter in enumerate(trainer.parameters)}
+    file = folder / f"{trainer.accelerator.process_index}.safetensors"
+    save_tensors(file, {**numbers, **gradients}, meta)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,401 @@
+"""Whole runs in a folder: what they leave, what survives `kill -9`, what is refused, and that test is read once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from suites.toy import Recorder, image_folder, tiny
+
+import glora
+from glora import experiment as rooms
+from glora.checkpoint import read_header
+from glora.data import ImageSet, Task
+from glora.errors import BudgetError, DataError, RunError, UnknownNameError
+from glora.experiment import Run
+from glora.results import Result, read_jsonl
+from glora.runfolder import RunFolder
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Result, Recorder]:
+    """A finished run."""
+    reporter = Recorder()
+    run = Run(tiny(photos), tmp_path_factory.mktemp("runs") / "whole", reporter)
+    return run, run.fit(), reporter
+
+
+class ReadOnce(ImageSet):
+    """A test split that counts how often each image is read."""
+
+    reads: Counter[int]
+
+    @classmethod
+    def of(cls, images: ImageSet, reads: Counter[int]) -> ReadOnce:
+        counting = cls(images.items, images.labels, preprocess=images.preprocess)
+        counting.reads = reads
+        return counting
+
+    def prepared(self, preprocess: Any) -> ImageSet:
+        return ReadOnce.of(super().prepared(preprocess), self.reads)
+
+    def batch(self, indices: Any) -> Any:
+        self.reads.update(int(index) for index in indices)
+        return super().batch(indices)
+
+
+@pytest.fixture
+def test_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
+    """How often each test image was read by runs made within the test."""
+    reads: Counter[int] = Counter()
+    load = rooms.load_task
+
+    def counting(*args: Any, **settings: Any) -> Task:
+        task = load(*args, **settings)
+        return dataclasses.replace(task, test=ReadOnce.of(task.test, reads))
+
+    monkeypatch.setattr(rooms, "load_task", counting)
+    yield reads
+
+
+def journal_of(folder: Path) -> list[dict[str, Any]]:
+    """The search's records without what differs from run to run: the times, and the hash of a file with times."""
+    records = read_jsonl(folder / "search.jsonl")
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+# -- a whole run
+
+
+def test_a_run_folder_holds_what_was_promised(fitted: tuple[Run, Result, Recorder]) -> None:
+    run, _, _ = fitted
+    folder = run.folder.path
+    names = {entry.name for entry in folder.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "supernet.safetensors", "search.jsonl", "adapter.safetensors", "result.json",
+        "plots",
+    }  # fmt: skip
+    assert {"search.svg", "layers.svg", "parameters.svg"} <= {entry.name for entry in (folder / "plots").iterdir()}
+    assert RunFolder(folder).experiment() == run.experiment
+    stages = [record["stage"] for record in read_jsonl(folder / "metrics.jsonl")]
+    assert stages == ["begun", "train", "train", "train", "trained"]
+    assert len(read_jsonl(folder / "search.jsonl")) == 1 + 12
+
+
+def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:
+    run, result, _ = fitted
+    assert result == Result.read(run.folder.result)
+    assert (result.method, result.task, result.model, result.seed) == ("glora", "photos", "test_vit", 0)
+    assert result.config == json.loads(run.experiment.model_dump_json())
+    trials = read_jsonl(run.folder.journal)[1:]
+    best = max(trials, key=lambda trial: trial["score"])
+    assert result.parameters == best["parameters"]
+    assert result.head_parameters == 2 * 64 + 2
+    metrics = result.metrics
+    assert metrics["val_loss"] == pytest.approx(-best["score"], rel=1e-5), "the winner as merged is the winner as scored"
+    assert metrics["val_images"] == len(run.task.val)
+    assert metrics["test_images"] == len(run.task.test)
+    assert 0 <= (metrics["test_accuracy"] or 0) <= 1
+    assert set(result.seconds) == {"train", "search", "test"}
+    assert all(seconds > 0 for seconds in result.seconds.values())
+    assert result.latency is not None
+    assert 0.2 < result.latency["ratio"] < 5
+    assert {"torch", "timm", "python"} <= set(result.versions)
+
+
+def test_a_run_says_first_what_it_is_going_to_do(fitted: tuple[Run, Result, Recorder]) -> None:
+    run, _, reporter = fitted
+    told = "\n".join(reporter.lines)
+    space = run.experiment.space.build().bind(read_sites(run))
+    for words in (
+        "photos: 26 train, 6 val and 8 test images of 2 classes", "Fewer than 1,250 images", "test_vit at 32 x 32 px",
+        "2 layers", f"10^{space.log10_size:.1f} genotypes of 0 to {space.count(space.largest):,} trainable numbers",
+        "no budget", "3 epochs, 78 image-steps, learning rate 0.001", "up to 12 genotypes",
+    ):  # fmt: skip
+        assert words in told, words
+    assert [progress.step for progress in reporter.steps][-1] == 12
+    assert len(reporter.trials) == 12
+
+
+def read_sites(run: Run) -> dict[str, Any]:
+    from glora.genotype import Site
+
+    return {name: Site(**site) for name, site in read_header(run.folder.supernet)["sites"].items()}
+
+
+def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
+    fitted: tuple[Run, Result, Recorder], tmp_path: Path
+) -> None:
+    run, _, _ = fitted
+    x, _ = run.task.val.batch(range(4))
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch, glora\n"
+        "from glora.backbones import load_backbone\n"
+        "from glora.checkpoint import read_header\n"
+        "torch.set_num_threads(1)\n"
+        "spec = read_header(sys.argv[1])['info']['backbone']\n"
+        "plain = load_backbone(**spec, num_classes=7).model.eval()\n"  # a head of another width: the file brings its own
+        "model = glora.load_adapter(plain, sys.argv[1]).merge()\n"
+        "assert model is plain and type(model).__module__.startswith('timm')\n"
+        "torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])\n"
+    )
+    files = [str(run.folder.adapter), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-c", code, *files], check=True, timeout=120)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "y.pt"), run.merged().eval()(x))
+
+
+# -- test is read once
+
+
+def test_the_search_never_reads_test_and_the_result_reads_it_once(
+    photos: Path, tmp_path: Path, test_reads: Counter[int]
+) -> None:
+    run = Run(tiny(photos), tmp_path / "run", Recorder())
+    run.train()
+    run.search()
+    assert not test_reads
+    first = run.evaluate()
+    assert test_reads == Counter(range(8))
+    again = run.evaluate()
+    reopened = Run.open(tmp_path / "run", Recorder())
+    assert again == first == reopened.evaluate() == reopened.fit()
+    assert test_reads == Counter(range(8))
+
+
+# -- kill -9
+
+
+VICTIM = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from suites.toy import Recorder, tiny
+from glora import experiment, latency
+torch.set_num_threads(1)
+step, trial = (int(text) if text else None for text in sys.argv[4:6])
+reporter = Recorder(kill_step=step, kill_trial=trial)
+experiment.Run(tiny(Path(sys.argv[2])), sys.argv[3], reporter).fit()
+"""
+
+
+def killed(photos: Path, folder: Path, *, step: int | None = None, trial: int | None = None) -> None:
+    """A real process that fits, and dies as by `kill -9` at this training step or scored genotype."""
+    words = [str(TESTS), str(photos), str(folder), *("" if n is None else str(n) for n in (step, trial))]
+    done = subprocess.run([sys.executable, "-c", VICTIM, *words], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_in_training_and_in_search_ends_as_if_it_was_not(
+    photos: Path, fitted: tuple[Run, Result, Recorder], tmp_path: Path
+) -> None:
+    whole, result, _ = fitted
+    folder = tmp_path / "run"
+    killed(photos, folder, step=9)  # the first of the third epoch
+    assert not (folder / "supernet.safetensors").exists()
+    assert len(read_jsonl(folder / "metrics.jsonl")) == 1 + 2
+    killed(photos, folder, trial=5)
+    trained = (folder / "supernet.safetensors").read_bytes()
+    assert trained == whole.folder.supernet.read_bytes(), "the training went on to the same bits"
+    assert len(read_jsonl(folder / "search.jsonl")) == 1 + 6
+    assert not (folder / "training.safetensors").exists()
+
+    reporter = Recorder()
+    again = Run(tiny(photos), folder, reporter).fit()
+    assert (folder / "supernet.safetensors").read_bytes() == trained
+    assert journal_of(folder) == journal_of(whole.folder.path)
+    assert (folder / "adapter.safetensors").read_bytes() == whole.folder.adapter.read_bytes()
+    assert again.metrics == result.metrics
+    assert again.parameters == result.parameters
+    assert [r["epoch"] for r in read_jsonl(folder / "metrics.jsonl") if r["stage"] == "train"] == [1, 2, 3]
+    assert reporter.steps == []
+    assert any("done already" in line for line in reporter.lines)
+
+
+def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin("f", 0)
+    for epoch in (1, 2, 3):
+        run.record("train", {"epoch": epoch, "loss": 1.0})
+    run.record("trained", {"seconds": 5.0})
+    run.begin("f", 2)
+    assert [record.get("epoch") for record in read_jsonl(run.metrics)] == [None, 1, 2]
+    run.record("trained", {"seconds": 7.0})
+    assert run.seconds() == {"train": 7.0}
+
+
+# -- what is refused
+
+
+def test_a_folder_with_a_run_of_other_settings_is_refused(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:
+    folder = fitted[0].folder.path
+    before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    with pytest.raises(RunError, match=r"train\.epochs is 3 there, 4 here.*Choose another --out"):
+        Run(tiny(photos, train={"epochs": 4}), folder, Recorder())
+    with pytest.raises(RunError, match=r"search\.budget is None there, 3 here.*Choose another --out"):
+        Run(tiny(photos, search={"budget": 3}), folder, Recorder())
+    assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match=r"holds no run, but thesis\.tex"):
+        Run(tiny(photos), tmp_path, Recorder())
+    with pytest.raises(RunError, match="is a file, not a folder"):
+        Run(tiny(photos), tmp_path / "thesis.tex" / "run", Recorder())
+    (tmp_path / "empty").mkdir()
+    Run(tiny(photos), tmp_path / "empty", Recorder())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"search": {"min_budget": "1G"}}, BudgetError, "the largest"),
+        ({"method": "glroa"}, UnknownNameError, "Did you mean 'glora'"),
+        ({"search": {"searcher": "evolve"}}, UnknownNameError, "evolution"),
+        ({"model": {"name": "test_vitt"}}, UnknownNameError, "test_vit"),
+        ({"model": {"targets": "qkvv"}}, ValueError, "qkvv"),
+        ({"model": {"image_size": 33}}, ValueError, "33 pixels"),
+        ({"train": {"precision": "fp16"}}, ValueError, r"train\.precision=fp16"),
+        ({"data": {"val": 0.5}}, ValueError, r"data\.val"),
+        ({"data": {"train": 500}}, DataError, "leave no test images"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_written(
+    photos: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        Run(tiny(photos, **changes), tmp_path / "run", Recorder())
+    assert isinstance(caught.value, glora.GloraError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_below_the_smallest_genotype_is_told_before_anything_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glora.genotype import NONE
+    from glora.space import SearchSpace
+
+    options = SearchSpace.options
+    no_nones = lambda space, site: tuple(tuple(c for c in t if c != NONE) or t for t in options(space, site))  # noqa: E731
+    monkeypatch.setattr(SearchSpace, "options", no_nones)
+    with pytest.raises(BudgetError, match=r"budget=1 is below the smallest genotype.*smallest genotype has"):
+        Run(tiny(photos, search={"budget": 1}), tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_images_than_those_it_began_with_are_refused(tmp_path: Path) -> None:
+    photos = image_folder(tmp_path / "photos")
+    Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder()).train()
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(photos / "dark" / "new.png")
+    with pytest.raises(RunError, match="images have changed"):
+        Run.open(tmp_path / "run", Recorder())
+
+
+# -- a stage at a time
+
+
+def test_stages_need_the_ones_before_and_the_search_may_still_change(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(RunError, match="holds no run"):
+        Run.open(folder, Recorder())
+    run = Run(tiny(photos, train={"epochs": 1}), folder, Recorder())
+    for stage in (run.search, run.evaluate, run.merged):
+        with pytest.raises(RunError, match=r"has no supernet\.safetensors yet.*glora train --out"):
+            stage()
+    assert not folder.exists()
+    run.train()
+    for stage in (run.evaluate, run.merged):
+        with pytest.raises(RunError, match=r"has no adapter\.safetensors yet.*glora search"):
+            stage()
+    run = Run.open(folder, Recorder(), search={"budget": 500, "generations": 0})
+    found = run.search()
+    assert found.best.parameters <= 500
+    assert len(found.trials) == 4
+    assert RunFolder(folder).experiment().search.budget == 500
+    assert Run.open(folder, Recorder()).search().best == found.best
+    with pytest.raises(RunError, match=r"budget is 500 there, 400 here.*delete .*search\.jsonl to search anew"):
+        Run.open(folder, Recorder(), search={"budget": 400})
+    (folder / "search.jsonl").unlink()
+    anew = Run.open(folder, Recorder(), search={"budget": 400})
+    assert anew.search().best.parameters <= 400
+    assert anew.evaluate().config["search"]["budget"] == 400
+
+
+def test_a_reopened_run_searches_what_was_trained(photos: Path, tmp_path: Path) -> None:
+    """Not a fresh supernet: `search` alone loads the weights."""
+    first = Run(tiny(photos), tmp_path / "a", Recorder())
+    first.train()
+    scores = [trial.score for trial in first.search().trials]
+    (tmp_path / "a" / "search.jsonl").unlink()
+    assert [trial.score for trial in Run.open(tmp_path / "a", Recorder()).search().trials] == scores
+
+
+def test_a_run_folder_can_be_used_from_anywhere(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    experiment = tiny(photos, data={"source": "photos"}, train={"epochs": 1})
+    Run(experiment, tmp_path / "run", Recorder()).train()
+    monkeypatch.chdir(tmp_path)
+    assert Run.open(tmp_path / "run", Recorder()).task.name == "photos"
+
+
+# -- other images, other methods
+
+
+def test_other_images_of_the_same_classes(fitted: tuple[Run, Result, Recorder], tmp_path: Path) -> None:
+    run, result, _ = fitted
+    other = image_folder(tmp_path / "other", per_class=3)
+    before = run.folder.result.read_bytes()
+    found = run.evaluate_on(other)
+    assert len(found.losses) == 6
+    assert run.folder.result.read_bytes() == before
+    with pytest.raises(DataError, match=r"class folders cats, which the run does not know.*dark, light"):
+        run.evaluate_on(image_folder(tmp_path / "cats", per_class=1, classes=("dark", "cats")))
+    with pytest.raises(DataError, match="There is no folder"):
+        run.evaluate_on(tmp_path / "nowhere")
+    for file in (other / "light").iterdir():
+        file.unlink()
+    assert len(run.evaluate_on(other).losses) == 3
+
+
+@pytest.mark.parametrize("method", ["linear", "full", "lora", "bitfit"])
+def test_other_methods_train_and_are_tested_the_same_way(photos: Path, tmp_path: Path, method: str) -> None:
+    run = Run(tiny(photos, method=method, rank=2, train={"epochs": 1}), tmp_path / "run", Recorder())
+    result = run.fit()
+    assert set(result.seconds) == {"train", "test"}
+    assert (result.parameters == 0) == (method == "linear")
+    with pytest.raises(RunError, match="nothing to search"):
+        Run.open(tmp_path / "run", Recorder()).search()
+    (tmp_path / "run" / "result.json").unlink()
+    again = Run.open(tmp_path / "run", Recorder()).evaluate()  # out of the files alone
+    assert again.metrics == result.metrics
+
+
+def test_the_published_method_runs(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, preset="paper", train={"epochs": 1, "batch_size": 8}), tmp_path / "run", Recorder())
+    result = run.fit()
+    options = run.experiment.space.build().options(next(iter(read_sites(run).values())))
+    assert np.prod([len(choices) for choices in options]) == 432
+    best = max(read_jsonl(run.folder.journal)[1:], key=lambda trial: (trial["score"], -trial["parameters"]))
+    assert best["score"] == result.metrics["val_accuracy"]
+    assert os.fspath(run.folder.path) == str(tmp_path / "run")

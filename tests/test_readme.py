@@ -1,0 +1,60 @@
+"""The README's commands and code work as pasted, and its table says what the committed results say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from glora.cli import app
+from glora.config import load_experiment
+from glora.results import Result
+from glora.tables import markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_block_runs_as_pasted(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "task.safetensors").is_file()
+
+
+def test_every_glora_command_parses() -> None:
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/glora")]
+    assert len(commands) >= 2
+    group = get_command(app)
+    for words in commands:
+        verb = group.commands[words[0]]  # type: ignore[attr-defined]
+        verb.make_context(words[0], words[1:])  # raises on an unknown option
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_table_is_made_from_the_committed_results() -> None:
+    table = README.split("do not edit -->\n")[1].split("<!-- end -->")[0].strip()
+    paths = [ROOT / "results" / "demo" / f"{method}.json" for method in ("linear", "lora", "glora")]
+    assert table == markdown(Result.read_all(paths)).strip()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_experiments_load(path: Path) -> None:
+    assert load_experiment(path).method

@@ -1,0 +1,289 @@
+"""The training loop: its schedule, its seeds, what it moves, what survives a kill, several processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from glora.checkpoint import fingerprint, read_tensors, save_tensors
+from glora.config import TrainSettings
+from glora.data import ImageSet
+from glora.errors import StateError
+from glora.genotype import Genotype, LayerConfig
+from glora.methods.glora import GLoRA, TunedAdapter
+from glora.preprocess import Preprocess
+from glora.space import SearchSpace
+from glora.train import Progress, Trainer, evaluate
+
+TESTS = Path(__file__).parent
+HEAD = ("head",)
+Vit = Callable[..., nn.Module]
+
+
+def toy_images(n: int = 30) -> ImageSet:
+    """Three kinds of 8 x 8 images that can be told apart: dark, light, and half of each."""
+    rng = np.random.default_rng(3)
+    items, labels = [], []
+    for number in range(n):
+        label = number % 3
+        level = np.full((8, 8, 3), (60, 190, 60)[label])
+        if label == 2:
+            level[:, 4:] = 190
+        items.append((level + rng.normal(0, 12, (8, 8, 3))).clip(0, 255).astype(np.uint8))
+        labels.append(label)
+    return ImageSet(items, labels, preprocess=Preprocess((8, 8)))
+
+
+def adapted(model: nn.Module, seed: int = 0) -> TunedAdapter:
+    return GLoRA(SearchSpace(ranks=(4, 2))).apply(model, head=HEAD, seed=seed)
+
+
+def make_trainer(
+    tuned: Any, images: ImageSet | None = None, *, seed: int = 0, lr: float = 5e-3, **settings: Any
+) -> Trainer:
+    return Trainer(
+        tuned,
+        images or toy_images(),
+        TrainSettings(**{"epochs": 3, "batch_size": 8, **settings}),
+        lr=lr,
+        seed=seed,
+        accelerator=Accelerator(cpu=True),
+    )
+
+
+def run(trainer: Trainer) -> list[Progress]:
+    return list(trainer.run())
+
+
+def values(tuned: Any) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in tuned.parameters()]
+
+
+def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Gets, when the trainer runs, the gradients of its first step."""
+    found: dict[str, Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        if not found:
+            every = {f"gradient {k}": p.grad for k, p in enumerate(trainer.parameters)}
+            found.update({name: grad.clone() for name, grad in every.items() if grad is not None})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(keep)
+    return found
+
+
+def equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- the learning rate
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_half_a_cosine(vit: Vit) -> None:
+    trainer = make_trainer(adapted(vit()), epochs=5, batch_size=3, lr=1.0, warmup=0.1)  # 10 steps an epoch
+    rates = [trainer.lr_at(step) for step in range(50)]
+    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    cosine = [0.5 * (1 + np.cos(np.pi * k / 45)) for k in range(45)]
+    assert rates[5:] == pytest.approx(cosine)
+    assert trainer.lr_at(50) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate(vit: Vit) -> None:
+    assert make_trainer(adapted(vit()), lr=0.25, warmup=0).lr_at(0) == 0.25
+
+
+def test_the_optimizer_is_given_that_rate(vit: Vit) -> None:
+    trainer = make_trainer(adapted(vit()), epochs=2)
+    used: list[float] = []
+    trainer.optimizer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    run(trainer)
+    assert used == [trainer.lr_at(step) for step in range(8)]
+
+
+# -- what it does
+
+
+def test_the_loss_goes_down_and_only_support_tensors_and_head_move(vit: Vit) -> None:
+    tuned = adapted(vit())
+    before, start = fingerprint(tuned.model, HEAD), values(tuned)
+    seen = run(make_trainer(tuned, epochs=30, lr=1e-2))
+    assert seen[-1].loss < 0.3 * seen[0].loss
+    assert seen[-1].accuracy > 0.9
+    assert fingerprint(tuned.model, HEAD) == before
+    moved = [not torch.equal(a, b) for a, b in zip(start, values(tuned), strict=True)]
+    assert all(moved)
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit_and_another_gives_others(vit: Vit) -> None:
+    def trained(seed: int) -> list[Tensor]:
+        tuned = adapted(vit())
+        torch.manual_seed(random.randrange(10**6))  # the process-wide generator has no say
+        run(make_trainer(tuned, seed=seed))
+        return values(tuned)
+
+    first = trained(0)
+    assert equal(first, trained(0))
+    assert not equal(first, trained(1))
+
+
+def test_progress_counts_steps_images_and_time(vit: Vit) -> None:
+    told: list[Progress] = []
+    ends = list(make_trainer(adapted(vit()), epochs=2).run(told.append))
+    assert [(p.step, p.epoch) for p in ends] == [(4, 1), (8, 2)]
+    assert told[0].step == 1, "the first step is told at once"
+    assert told[-1] == ends[-1]
+    assert ends[-1].seconds_left == 0
+    assert ends[-1].images_per_second > 0
+
+
+@pytest.mark.parametrize(("n", "size", "batches"), [(30, 8, [8, 8, 8, 6]), (5, 8, [5]), (9, 8, [8, 1])])
+def test_the_last_batch_may_be_smaller_and_every_image_is_seen_once(
+    vit: Vit, n: int, size: int, batches: list[int]
+) -> None:
+    images, seen = toy_images(n), list[list[int]]()
+    read = images.batch
+    images.batch = lambda indices: (seen.append(list(indices)), read(indices))[1]  # type: ignore[method-assign]
+    run(make_trainer(adapted(vit()), images, epochs=2, batch_size=size))
+    assert [len(batch) for batch in seen] == 2 * batches
+    epochs = seen[: len(batches)], seen[len(batches) :]
+    orders = [[index for batch in epoch for index in batch] for epoch in epochs]
+    assert all(sorted(order) == list(range(n)) for order in orders)
+    assert orders[0] != orders[1]
+
+
+def test_numbers_that_were_not_played_have_no_gradient_and_do_not_move(vit: Vit) -> None:
+    tuned = adapted(vit())
+    nothing = {name: LayerConfig() for name in tuned.adapted.sites}
+    genotype = Genotype({**nothing, "blocks.0.fc1": LayerConfig(B="lora:2", E="vector")})
+    tuned.before_step = lambda rng: tuned.adapted.activate(genotype)  # type: ignore[method-assign]
+    before, trainer = values(tuned), make_trainer(tuned, epochs=2, weight_decay=0.5)
+    with_gradient: set[int] = set()
+    trainer.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: with_gradient.update(id(p) for p in trainer.parameters if p.grad is not None)
+    )
+    run(trainer)
+    support = tuned.adapted.supports["blocks.0.fc1"]
+    played = {id(part) for tensor in "BE" for part in support.whole(tensor).values()}
+    played |= {id(p) for p in tuned.adapted.head_parameters()}
+    assert with_gradient == played
+    for parameter, old in zip(tuned.parameters(), before, strict=True):
+        assert torch.equal(parameter, old) == (id(parameter) not in played)
+
+
+def test_a_nan_loss_stops_with_the_learning_rate_to_lower(vit: Vit) -> None:
+    with pytest.raises(StateError, match=r"training loss is (nan|inf) in epoch \d+.*lower learning rate than 1e\+30"):
+        run(make_trainer(adapted(vit()), lr=1e30, warmup=0))
+
+
+# -- going on after a kill
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, after: int) -> None:
+    whole = adapted(vit())
+    uninterrupted = make_trainer(whole)
+    ends = run(uninterrupted)
+
+    first = make_trainer(adapted(vit()))
+    steps = first.run()
+    for _ in range(after):
+        next(steps)
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+
+    tuned = adapted(vit(), seed=5)  # all that it starts with is replaced
+    second = make_trainer(tuned)
+    second.restore(*read_tensors(tmp_path / "state.safetensors"))
+    assert second.epoch == after
+    left = run(second)
+    assert equal(values(tuned), values(whole))
+    one, other = (trainer.optimizer.state_dict()["state"] for trainer in (second, uninterrupted))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k][name], other[k][name]) for k in one for name in other[k])
+    assert [(p.step, p.loss, p.lr) for p in left] == [(p.step, p.loss, p.lr) for p in ends[after:]]
+    assert second.seconds > first.seconds
+
+
+# -- evaluate
+
+
+class Fixed(nn.Module):
+    """Logits from the mean brightness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.mean((1, 2, 3))
+        return torch.stack([-level, level], 1)
+
+
+def test_evaluation_is_per_image_in_order_whatever_the_batch() -> None:
+    images = toy_images(12).subset([0, 1, 3, 4, 0, 1, 3])  # labels 0 1 0 1 0 1 0
+    images.labels = (0, 1, 0, 1, 0, 1, 1)  # the last is wrong
+    found = evaluate(Fixed(), images, accelerator=Accelerator(cpu=True), batch_size=3)
+    assert found.right.tolist() == [True] * 6 + [False]
+    assert found.accuracy == pytest.approx(6 / 7)
+    assert found.accuracy_standard_error == pytest.approx((6 / 7 * 1 / 7 / 7) ** 0.5)
+    x, y = images.batch(range(7))
+    losses = nn.functional.cross_entropy(Fixed()(x), y, reduction="none")
+    assert torch.allclose(found.losses, losses)
+    assert found.loss == pytest.approx(losses.mean().item())
+    assert found.loss_standard_error == pytest.approx(losses.std().item() / 7**0.5)
+    assert found.metrics("val")["val_images"] == 7
+
+
+def test_evaluation_leaves_no_gradient_and_eval_mode(vit: Vit) -> None:
+    model = vit().train()
+    evaluate(model, toy_images(4), accelerator=Accelerator(cpu=True), batch_size=4)
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+# -- several processes
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_two_processes_train_as_one_and_play_the_same_genotypes(vit: Vit, tmp_path: Path) -> None:
+    """17 images in batches of 8: the last batch has one, which leaves nothing to the second process."""
+    save_tensors(tmp_path / "base.safetensors", vit().state_dict(), {})
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(TESTS / "suites" / "two_processes.py"), str(tmp_path)]
+    ranks = [
+        subprocess.Popen(script, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    (first, meta), (second, other) = (read_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert meta["genotypes"] == other["genotypes"]
+    assert len({str(genotype) for genotype in meta["genotypes"]}) == 6
+    assert meta["moments"] == other["moments"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    trainer = make_trainer(adapted(vit()), toy_images(17), epochs=2)
+    start = values(trainer.tuned)
+    gradients, ends = first_gradients(trainer), run(trainer)
+    assert {name for name in first if name.startswith("gradient")} == gradients.keys()
+    for name, value in gradients.items():
+        assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-7), name
+    theirs = torch.cat([first[str(k)].flatten() for k in range(len(start))])
+    mine, before = (torch.cat([value.flatten() for value in every]) for every in (values(trainer.tuned), start))
+    # not each number: Adam makes whole steps out of the rounding errors of keys' biases, whose gradient is 0
+    assert (theirs - mine).norm() < 0.1 * (mine - before).norm()
+    assert ((theirs - mine).abs() < 1e-5).float().mean() > 0.95
+    assert meta["losses"] == pytest.approx([p.loss for p in ends], rel=1e-3)
+    assert meta["accuracies"] == pytest.approx([p.accuracy for p in ends])
+    assert meta["moments"] == sorted(trainer.optimizer.state_dict()["state"])  # what was never played has none
