@@ -88,8 +88,8 @@ def test_the_seed_decides_and_global_randomness_is_left_alone() -> None:
 def test_the_spec_is_plain_json_and_rebuilds(vit_file: Path) -> None:
     backbone = load_backbone(VIT, num_classes=4, image_size=64, checkpoint=vit_file, seed=1)
     spec = json.loads(json.dumps(backbone.spec))
-    assert spec == {"name": VIT, "image_size": 64, "checkpoint": str(vit_file), "pretrained": True}
-    rebuilt = load_backbone(**spec, num_classes=4, seed=1)
+    assert spec == {"name": VIT, "image_size": 64, "checkpoint": str(vit_file), "pretrained": True, "seed": 1}
+    rebuilt = load_backbone(**spec, num_classes=4)
     theirs = rebuilt.model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in backbone.model.state_dict().items())
 
@@ -151,7 +151,7 @@ def test_an_unreachable_hub_is_told_with_the_ways_out(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BackboneError, match=r"network.*--checkpoint.*dinov2_vits14.*--pretrained false"):
+    with pytest.raises(BackboneError, match=r"network.*--checkpoint.*dinov2_vits14.*--no-pretrained"):
         load_backbone(name, num_classes=3)
     assert not constants.HF_HUB_OFFLINE
 
@@ -262,6 +262,7 @@ def test_packaged_architecture_without_weights() -> None:
         "image_size": 98,
         "checkpoint": None,
         "pretrained": False,
+        "seed": 0,
     }
     with pytest.raises(BackboneError, match="Try 98 or 112"):
         load_backbone("dinov2_vits14", num_classes=5, image_size=100, pretrained=False)

@@ -48,7 +48,8 @@ def test_every_error_is_told_at_once_with_the_nearest_names(tmp_path: Path) -> N
     told = str(caught.value)
     for words in (
         "13 errors in ", "no preset 'papr'", "Did you mean 'paper'?", "trian: no such setting. Did you mean 'train'?",
-        "train.lrr: no such setting. Did you mean 'lr'?", "train.epochs: ", "train.lr: ", "space.product: ", "space.ranks: ",
+        "train.lrr: no such setting. Did you mean 'lr'?", "train.epochs: ", "train.lr: ",
+        "space.product: ", "space.ranks: ",
         "search: min_budget=300000 is above budget=1", "model.targets: ", "method: ", "data.source: missing",
         "'oops' is no override", "(got 0)",
     ):  # fmt: skip
@@ -65,7 +66,9 @@ def test_relations_name_both_settings() -> None:
 
 def test_overrides_win_over_values_and_both_over_the_file(tmp_path: Path) -> None:
     file = yaml_file(tmp_path, "data: {source: photos}\ntrain: {lr: 0.1, epochs: 5, precision: no}\nseed: 1\n")
-    found = load_experiment(file, ["train.lr=1e-3", "search.budget=0.3M", "space.ranks=[4, 2]"], {"seed": 2, "train.lr": 7})
+    found = load_experiment(
+        file, ["train.lr=1e-3", "search.budget=0.3M", "space.ranks=[4, 2]"], {"seed": 2, "train.lr": 7}
+    )
     assert (found.train.lr, found.train.epochs, found.train.precision) == (1e-3, 5, "no")
     assert (found.search.budget, found.space.ranks, found.seed) == (300_000, [4, 2], 2)
     assert load_experiment(file, ["train.precision=no"]).train.precision == "no"  # YAML reads a bare no as False
@@ -108,7 +111,9 @@ def test_the_default_is_the_lean_space_with_scales() -> None:
 
 
 def test_the_resolved_settings_make_a_round_trip_through_yaml(tmp_path: Path) -> None:
-    first = load_experiment(None, ["preset=paper", "search.budget=0.3M", "model.checkpoint=w.safetensors"], {"data.source": "x"})
+    first = load_experiment(
+        None, ["preset=paper", "search.budget=0.3M", "model.checkpoint=w.safetensors"], {"data.source": "x"}
+    )
     text = yaml.safe_dump(yaml.safe_load(first.model_dump_json()))
     assert load_experiment(yaml_file(tmp_path, text)) == first
 

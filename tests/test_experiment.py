@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from suites.toy import Recorder, image_folder, tiny
 
 import glora
 from glora import experiment as rooms
@@ -27,6 +26,7 @@ from glora.errors import BudgetError, DataError, RunError, UnknownNameError
 from glora.experiment import Run
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
+from suites.toy import Recorder, image_folder, tiny
 
 TESTS = Path(__file__).parent
 
@@ -111,7 +111,9 @@ def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], phot
     assert result.parameters == best["parameters"]
     assert result.head_parameters == 2 * 64 + 2
     metrics = result.metrics
-    assert metrics["val_loss"] == pytest.approx(-best["score"], rel=1e-5), "the winner as merged is the winner as scored"
+    assert metrics["val_loss"] == pytest.approx(-best["score"], rel=1e-5), (
+        "the winner as merged is the winner as scored"
+    )
     assert metrics["val_images"] == len(run.task.val)
     assert metrics["test_images"] == len(run.task.test)
     assert 0 <= (metrics["test_accuracy"] or 0) <= 1
@@ -153,8 +155,8 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
         "from glora.backbones import load_backbone\n"
         "from glora.checkpoint import read_header\n"
         "torch.set_num_threads(1)\n"
-        "spec = read_header(sys.argv[1])['info']['backbone']\n"
-        "plain = load_backbone(**spec, num_classes=7).model.eval()\n"  # a head of another width: the file brings its own
+        "info = read_header(sys.argv[1])['info']\n"
+        "plain = load_backbone(**info['backbone'], num_classes=len(info['classes'])).model.eval()\n"
         "model = glora.load_adapter(plain, sys.argv[1]).merge()\n"
         "assert model is plain and type(model).__module__.startswith('timm')\n"
         "torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])\n"
@@ -363,7 +365,7 @@ def test_a_run_folder_can_be_used_from_anywhere(photos: Path, tmp_path: Path, mo
 
 
 def test_other_images_of_the_same_classes(fitted: tuple[Run, Result, Recorder], tmp_path: Path) -> None:
-    run, result, _ = fitted
+    run, _, _ = fitted
     other = image_folder(tmp_path / "other", per_class=3)
     before = run.folder.result.read_bytes()
     found = run.evaluate_on(other)
@@ -389,6 +391,13 @@ def test_other_methods_train_and_are_tested_the_same_way(photos: Path, tmp_path:
     (tmp_path / "run" / "result.json").unlink()
     again = Run.open(tmp_path / "run", Recorder()).evaluate()  # out of the files alone
     assert again.metrics == result.metrics
+
+
+def test_another_searcher_runs_from_the_settings(photos: Path, tmp_path: Path) -> None:
+    search = {"searcher": "random", "population": 3, "generations": 1, "budget": 500}
+    run = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", Recorder())
+    assert run.fit().parameters <= 500
+    assert len(read_jsonl(run.folder.journal)) == 1 + 6
 
 
 def test_the_published_method_runs(photos: Path, tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def test_without_warm_up_the_first_step_has_the_whole_rate(vit: Vit) -> None:
 def test_the_optimizer_is_given_that_rate(vit: Vit) -> None:
     trainer = make_trainer(adapted(vit()), epochs=2)
     used: list[float] = []
-    trainer.optimizer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    trainer.optimizer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"])
+    )
     run(trainer)
     assert used == [trainer.lr_at(step) for step in range(8)]
 

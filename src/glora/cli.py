@@ -9,11 +9,39 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from glora.errors import GloraError
+from glora.options import (
+    AsJson,
+    BatchSize,
+    Budget,
+    Checkpoint,
+    Config,
+    Data,
+    Epochs,
+    Generations,
+    ImageSize,
+    Lr,
+    MinBudget,
+    Model,
+    OnBadImage,
+    Out,
+    Overrides,
+    Population,
+    Precision,
+    Preset,
+    Pretrained,
+    RunFolder,
+    Seed,
+    Skip,
+    Targets,
+    TrainSize,
+    ValSize,
+    given,
+)
 
 __all__ = ["app", "main"]
 
@@ -24,69 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn a pretrained model into the best model for a task: train a supernet, search, merge.",
 )
-Option = typer.Option
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `glora fit` or `train` made.")]
-Config = Annotated[Path | None, Option("--config", metavar="FILE", help="An experiment's YAML file.")]
-Overrides = Annotated[
-    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as space.ranks=[4].")
-]
-Data = Annotated[str | None, Option(metavar="FOLDER", help="Labelled images, or: digits, textile, fashion_mnist.")]
-Model = Annotated[str | None, Option(metavar="NAME", help="dinov2_vits14 (packaged) or any timm model.")]
-Out = Annotated[Path, Option(metavar="RUN", help="The run folder; an unfinished run in it is continued.")]
-Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable numbers: 300000 or 0.3M.")]
-MinBudget = Annotated[str | None, Option(metavar="NUMBER", help="Fewest trainable numbers.")]
-Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
-Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
-Targets = Annotated[
-    list[str] | None,
-    Option(metavar="NAME", help="Layers to adapt: linear, a regular expression, names (repeat it)."),
-]
-Skip = Annotated[list[str] | None, Option(metavar="NAME", help="Layers to leave out (repeat it).")]
-Epochs = Annotated[int | None, Option(metavar="N", help="Passes over the training images.")]
-BatchSize = Annotated[int | None, Option(metavar="N", help="Images per step.")]
-Lr = Annotated[float | None, Option(metavar="RATE", help="Learning rate at its top.")]
-Precision = Annotated[str | None, Option(metavar="no|bf16|fp16", help="Mixed precision.")]
-ImageSize = Annotated[int | None, Option(metavar="PIXELS", help="Side of the square input.")]
-Checkpoint = Annotated[Path | None, Option(metavar="FILE", help="Weights: a local .safetensors file.")]
-Pretrained = Annotated[bool | None, Option("--pretrained/--no-pretrained", help="Load pretrained weights.")]
-TrainSize = Annotated[int | None, Option(metavar="N", help="Training images of the seeded split.")]
-ValSize = Annotated[int | None, Option(metavar="N", help="Validation images of the seeded split.")]
-OnBadImage = Annotated[str | None, Option(metavar="error|skip", help="What to do with unreadable images.")]
-Preset = Annotated[str | None, Option(metavar="NAME", help="paper: the method as published.")]
-Seed = Annotated[int | None, Option(metavar="N", help="Of everything random.")]
-AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
-
-SETTINGS = {  # option -> setting
-    "data": "data.source",
-    "train_size": "data.train",
-    "val_size": "data.val",
-    "on_bad_image": "data.on_bad_image",
-    "model": "model.name",
-    "image_size": "model.image_size",
-    "checkpoint": "model.checkpoint",
-    "pretrained": "model.pretrained",
-    "targets": "model.targets",
-    "skip": "model.skip",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "precision": "train.precision",
-    "budget": "search.budget",
-    "min_budget": "search.min_budget",
-    "generations": "search.generations",
-    "population": "search.population",
-    "preset": "preset",
-    "seed": "seed",
-}
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that were given as options, by dotted name."""
-    given = {SETTINGS[name]: value for name, value in options.items() if name in SETTINGS and value not in (None, [])}
-    if len(given.get("model.targets", ())) == 1:  # a word or a regular expression
-        given["model.targets"] = given["model.targets"][0]
-    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def _run(options: Mapping[str, Any], reporter: Any) -> Any:
@@ -94,11 +59,10 @@ def _run(options: Mapping[str, Any], reporter: Any) -> Any:
     from glora.config import load_experiment
     from glora.experiment import Run
 
-    config, overrides, given = options["config"], options["overrides"] or (), _given(options)
-    if not (config or overrides or given) and (options["out"] / "config.yaml").is_file():
+    config, overrides, values = options["config"], options["overrides"] or (), given(options)
+    if not (config or overrides or values) and (options["out"] / "config.yaml").is_file():
         return Run.open(options["out"], reporter)
-    experiment = load_experiment(config, overrides, given)
-    return Run(experiment, options["out"], reporter)
+    return Run(load_experiment(config, overrides, values), options["out"], reporter)
 
 
 @contextmanager
@@ -185,8 +149,7 @@ def train(
     Example: glora train --model dinov2_vits14 --data digits --out run --epochs 1
     """
     with _reporting() as reporter:
-        run = _run(locals(), reporter)
-        run.train()
+        (run := _run(locals(), reporter)).train()
     typer.echo(f"{out}: supernet.safetensors. Next: glora {'search' if run.searches else 'eval'} {out}", err=True)
 
 
@@ -204,7 +167,7 @@ def search(
 
     Example: glora search run --budget 0.3M
     """
-    changes = {key.removeprefix("search."): value for key, value in _given(locals()).items()}
+    changes = {key.removeprefix("search."): value for key, value in given(locals()).items()}
     with _reporting() as reporter:
         from glora.experiment import Run
 
@@ -215,7 +178,7 @@ def search(
 @app.command("eval")
 def evaluate(
     run: RunFolder,
-    data: Annotated[Path | None, Option(metavar="FOLDER", help="Other images of the same classes.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Other images of the same classes.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Test the winner, merged, once; later calls print that result. With --data: its accuracy on other images.
@@ -223,11 +186,10 @@ def evaluate(
     Example: glora eval run
     """
     with _reporting() as reporter:
+        from glora.results import Result
         from glora.runfolder import RunFolder
 
         if data is None and RunFolder(run).result.is_file():
-            from glora.results import Result
-
             reporter.say("The test images were read once already; this is the result of then.")
             result: Any = Result.read(RunFolder(run).result)
         else:
@@ -252,7 +214,7 @@ def _print_evaluation(found: Any, data: Path, *, as_json: bool) -> None:
 @app.command()
 def merge(
     run: RunFolder,
-    out: Annotated[Path, Option(metavar="FILE", help="The file to write.")] = Path("merged.safetensors"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("merged.safetensors"),
 ) -> None:
     """Write the winner's plain model as safetensors: the backbone's own state-dict keys, no extra cost.
 
@@ -296,10 +258,30 @@ def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
 
 
 @app.command()
+def table(
+    results: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or result.json files.")],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished runs in one table, from their results alone.
+
+    Example: glora table demo/linear demo/lora demo/glora
+    """
+    from glora.results import Result
+    from glora.tables import markdown
+
+    found = Result.read_all(path / "result.json" if path.is_dir() else path for path in results)
+    if as_markdown:
+        typer.echo(markdown(found))
+    else:
+        _print_results(*found, as_json=as_json)
+
+
+@app.command()
 def demo(
     out: Out = Path("demo"),
-    quick: Annotated[bool, Option("--quick", help="A few steps only, to see that all works.")] = False,
-    seed: Annotated[int, Option(metavar="N", help="Of everything random.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """The main job on packaged weights and images, without a network: linear probe, LoRA, searched GLoRA.
@@ -317,31 +299,36 @@ def demo(
 class _Interrupted(BaseException):
     """Ctrl-C. Its own class: what typer makes of a KeyboardInterrupt depends on its version."""
 
+    came = False
+
 
 def _interrupt(*_: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+    _Interrupted.came = True
     raise _Interrupted
 
 
 def main() -> None:
     """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+    before, _Interrupted.came = signal.getsignal(signal.SIGINT), False
+    if before is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except GloraError as error:
-        message = " ".join(part for part in (error.cause, error.allowed) if part)
-        _fail(message, error.remedy, 2)
-    except OSError as error:  # a full disk, a folder that may not be written
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", "", 1)
-    except _Interrupted:
-        goes_on = sys.argv[1:2] and sys.argv[1] in ("fit", "train", "search", "demo")
-        typer.echo("Interrupted." + (" The same command continues the run." if goes_on else ""), err=True)
-        sys.exit(130)
+    except BaseException as error:
+        if _Interrupted.came:  # whatever it became on its way: an import cut short can raise anything
+            goes_on = sys.argv[1:2] and sys.argv[1] in ("fit", "train", "search", "demo")
+            typer.echo("Interrupted." + (" The same command continues the run." if goes_on else ""), err=True)
+            sys.exit(130)
+        if isinstance(error, GloraError):
+            _fail(" ".join(part for part in (error.cause, error.allowed) if part), error.remedy, 2)
+        if isinstance(error, OSError):  # a full disk, a folder that may not be written
+            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", "", 1)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def _fail(message: str, tip: str, code: int) -> None:
-    typer.echo(f"Error: {message}", err=True)
-    if tip:
-        typer.echo(f"TIP: {tip}", err=True)
+def _fail(message: str, tip: str, code: int) -> NoReturn:
+    typer.echo(f"Error: {message}" + (f"\nTIP: {tip}" if tip else ""), err=True)
     sys.exit(code)

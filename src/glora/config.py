@@ -28,7 +28,7 @@ __all__ = [
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {  # the published method, for comparison: all 432 choices, scales 1, top-1 on val, rejection
+    "paper": {  # the published formulation: all 432 choices, scales 1, top-1 on val, rejection
         "space": {
             "ranks": [8],
             "product": "elementwise",
@@ -36,7 +36,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "new_bias": True,
             "scaling": "none",
         },
-        "train": {"epochs": 500, "batch_size": 64, "lr": 5e-4, "warmup": 0.02},
         "search": {"fitness": "accuracy", "legalize": "reject"},
     },
 }

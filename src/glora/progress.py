@@ -7,9 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.live import Live
 from rich.status import Status
-from rich.text import Text
 
 if TYPE_CHECKING:  # it is on the screen before torch is loaded
     from glora.searchers import Trial
@@ -18,8 +16,9 @@ if TYPE_CHECKING:  # it is on the screen before torch is loaded
 __all__ = ["ConsoleReporter"]
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+DRAW_EVERY = 0.1  # seconds between drawings of the bar
 GAP = "  "
-BAR = 20  # widest bar, in characters
+BAR, SHORTEST = 20, 5  # widest and shortest bar, in characters
 
 
 class ConsoleReporter:
@@ -33,7 +32,8 @@ class ConsoleReporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self._live: Live | Status | None = None
+        self._spinner: Status | None = None
+        self._open = False  # a bar is on the line of the cursor
         self._stage = ""
         self._last = 0.0
         self._seconds = 0.0  # of the trials told
@@ -80,46 +80,53 @@ class ConsoleReporter:
 
     def _show(self, stage: str, done: int, total: int, parts: list[str]) -> None:
         """The stage's line; `parts` come in the order of their worth, the last are left out where room is short."""
-        if self.console.is_terminal:
-            if not isinstance(self._live, Live) or stage != self._stage:
-                self._close()
-                self._live = Live(console=self.console, auto_refresh=False, transient=False)
-                self._live.start()
-            self._live.update(_line(stage, done, total, parts, self.console.width), refresh=True)
-        elif time.perf_counter() - self._last >= PLAIN_EVERY or done >= total or stage != self._stage:
-            self._last = time.perf_counter()
+        every = DRAW_EVERY if self.console.is_terminal else PLAIN_EVERY
+        if stage == self._stage and done < total and time.perf_counter() - self._last < every:
+            return
+        if not self.console.is_terminal:
             self.console.print(GAP.join([f"{stage} {done}/{total}", *parts]), soft_wrap=True, markup=False)
-        self._stage = stage
+        else:
+            if not self._open or stage != self._stage:
+                self._close()
+            self._open = True
+            colour = self.console.color_system is not None
+            line = _line(stage, done, total, parts, self.console.width - 1, colour=colour)
+            self.console.file.write(f"\r{line}")  # at once: of what rich buffers, Ctrl-C may leave a second copy
+            self.console.file.flush()
+        self._stage, self._last = stage, time.perf_counter()
         if done >= total:
             self._close()
             self._spin("working")
 
     def _spin(self, text: str) -> None:
         if self.console.is_terminal:
-            self._live = Status(text, console=self.console)
-            self._live.start()
+            self._spinner = Status(text, console=self.console)
+            self._spinner.start()
 
     def _close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._live = None
+        if self._spinner is not None:
+            self._spinner.stop()
+        if self._open:
+            self.console.file.write("\n")
+        self._spinner, self._open = None, False
 
 
-def _line(stage: str, done: int, total: int, parts: list[str], width: int) -> Text:
-    """One line of at most `width` characters."""
+def _line(stage: str, done: int, total: int, parts: list[str], width: int, *, colour: bool) -> str:
+    """One line of exactly `width` characters, so that it covers the one before."""
     head = f"{stage:6} {done:{len(str(total))}}/{total}"
     kept: list[str] = []
     for part in parts:
-        if len(GAP.join([head, *kept, part])) > width - 1:
+        if len(GAP.join([head, *kept, part])) > width:
             break
         kept.append(part)
     text = GAP.join(["", *kept])
-    bar = min(BAR, width - 1 - len(head) - len(text) - 1)
-    line = Text(head, no_wrap=True, overflow="crop", end="")
-    if bar >= 5:
-        full = round(bar * done / max(1, total))
-        line.append(" ").append("━" * full, style="green").append("━" * (bar - full), style="bright_black")
-    return line.append(text)
+    bar = min(BAR, width - len(head) - len(text) - 1)
+    if bar < SHORTEST:
+        return f"{head}{text}"[:width].ljust(width)
+    full = round(bar * done / max(1, total))
+    green, grey, off = ("\x1b[32m", "\x1b[90m", "\x1b[0m") if colour else ("", "", "")
+    drawn = f"{green}{'━' * full}{grey}{'━' * (bar - full)}{off}"
+    return f"{head} {drawn}{text}{' ' * (width - len(head) - 1 - bar - len(text))}"
 
 
 def _clock(seconds: float) -> str:

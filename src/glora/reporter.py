@@ -52,7 +52,8 @@ def plan(experiment: Experiment, task: Task, backbone: Backbone, tuned: Tuned, *
     what = f"{backbone.name} at {width} x {height} px, method {experiment.method}"
     lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *backbone.notes]
     steps = settings.epochs * len(task.train)
-    training = f"Training: {settings.epochs} epochs, {steps:,} image-steps, learning rate {lr:g}"
+    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
+    training = f"Training: {epochs}, {steps:,} image-steps, learning rate {lr:g}"
     if isinstance(tuned, TunedAdapter):
         what += f", {len(tuned.adapted.sites)} layers"
         lines += tuned.adapted.notes

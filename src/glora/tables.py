@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CAPTION", "markdown", "rich_table", "rows", "trainable"]
 
 CAPTION = (
-    "± is the standard error of the accuracy on the images counted, or with several seeds the standard deviation "
+    "val, test: accuracy; ± is the standard error on the images counted, or with several seeds the standard deviation "
     "between them. Trainable numbers are without the head. Latency: merged model / plain backbone."
 )
 MISSING = "–"
@@ -95,9 +95,9 @@ def _row(group: Sequence[Result], differing: Sequence[str], many_seeds: bool) ->
         row["seeds"] = str(len(group))
     row["trainable"] = trainable(statistics.fmean(r.parameters for r in group))
     row["head"] = trainable(statistics.fmean(r.head_parameters for r in group))
-    row["val accuracy, %"] = _accuracy(group, "val_accuracy")
-    row["test accuracy, %"] = _accuracy(group, "test_accuracy")
-    row["training, s"] = _mean([r.seconds.get("train") for r in group], "{:,.0f}")
+    row["val, %"] = _accuracy(group, "val_accuracy")
+    row["test, %"] = _accuracy(group, "test_accuracy")
+    row["train, s"] = _mean([r.seconds.get("train") for r in group], "{:,.0f}")
     row["latency"] = _mean([(r.latency or {}).get("ratio") for r in group], "{:.2f}x")
     return row
 

@@ -14,7 +14,12 @@ from glora.config import Experiment, build_experiment
 from glora.searchers import Trial
 from glora.train import Progress
 
-MODEL = {"name": "test_vit", "pretrained": False, "image_size": 32, "targets": ["blocks.0.attn.qkv", "blocks.1.mlp.fc1"]}
+MODEL = {
+    "name": "test_vit",
+    "pretrained": False,
+    "image_size": 32,
+    "targets": ["blocks.0.attn.qkv", "blocks.1.mlp.fc1"],
+}
 SEARCH = {"population": 4, "generations": 2, "parents": 2}
 
 

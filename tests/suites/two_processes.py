@@ -8,10 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from conftest import TinyViT
-from test_train import adapted, first_gradients, make_trainer, toy_images
 
+from conftest import TinyViT
 from glora.checkpoint import read_tensors, save_tensors
+from test_train import adapted, first_gradients, make_trainer, toy_images
 
 
 def main(folder: Path) -> None:

@@ -26,6 +26,7 @@ class Spec(TypedDict):
     image_size: int | None
     checkpoint: str | None
     pretrained: bool
+    seed: int  # of what is not pretrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ def dinov2_vits14(
         image_size=side,
         checkpoint=None if checkpoint is None else str(checkpoint),
         pretrained=pretrained,
+        seed=seed,
     )
     return replace(backbone, name=_NAME, spec=spec)
 

@@ -64,6 +64,7 @@ def load(
         image_size=image_size,
         checkpoint=None if checkpoint is None else str(checkpoint),
         pretrained=pretrained,
+        seed=seed,
     )
     return Backbone(name, model, _preprocess(name, model, image_size), _head(name, model), spec, notes)
 

@@ -77,7 +77,7 @@ class LoRA:
     rank: int = 8
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
-    lr: float = 1e-3
+    lr: float = 3e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with LoRA on its targets."""

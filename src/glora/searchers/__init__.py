@@ -112,7 +112,6 @@ class Searcher(Protocol):
     """
 
     Settings: ClassVar[type[Any]]
-    settings: Any
 
     def ask(self) -> list[Candidate]:
         """The next generation, none seen before; empty when the search is done."""
@@ -178,7 +177,7 @@ def search(
     header = {
         "space": space_hash(space),
         "searcher": searcher,
-        "settings": dataclasses.asdict(asker.settings),
+        "settings": dataclasses.asdict(_settings(searcher, settings or {})),
         "budget": budget,
         "min_budget": min_budget,
         "seed": seed,
@@ -209,10 +208,13 @@ def new_searcher(
         ConfigError: A setting is unknown or not allowed.
         UnknownNameError: There is no such searcher.
     """
-    kind = lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
-    chosen = _settings(kind, searcher, settings)
+    chosen, kind = _settings(searcher, settings), _kind(searcher)
     asker: Searcher = kind(space, budget=budget, min_budget=min_budget, settings=chosen, rng=random.Random(seed))
     return asker
+
+
+def _kind(searcher: str) -> Any:
+    return lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -260,8 +262,9 @@ def _checked(score: float | Score) -> Score:
     return Score(-math.inf if math.isnan(value) else value, error if math.isfinite(error) else 0.0)
 
 
-def _settings(kind: Any, searcher: str, given: Mapping[str, Any]) -> Any:
+def _settings(searcher: str, given: Mapping[str, Any]) -> Any:
     """The searcher's settings from plain data; raises ConfigError on an unknown one."""
+    kind = _kind(searcher)
     allowed = [item.name for item in dataclasses.fields(kind.Settings)]
     for name in given:
         if name not in allowed:

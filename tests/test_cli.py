@@ -1,0 +1,420 @@
+"""The command line as a person meets it: help, errors, streams, exit codes, Ctrl-C, the bar."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import resource
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from glora import cli
+from glora.progress import ConsoleReporter
+from glora.results import read_jsonl
+from glora.train import Progress
+from suites.toy import MODEL, image_folder
+
+VERBS = ("fit", "train", "search", "eval", "merge", "ls", "check", "demo")
+TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "1"]
+SMALL_SEARCH = ["--population", "4", "--generations", "1", "--set", "search.parents=2"]
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def glora(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs `glora WORDS...` through its entry point, within this process."""
+
+    def call(*words: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["glora", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after `glora train`, whose images are beside it."""
+    root = tmp_path_factory.mktemp("trained")
+    image_folder(root / "photos")
+    words = ["train", "--data", str(root / "photos"), *TINY, "--out", str(root / "run")]
+    targets = [word for name in MODEL["targets"] for word in ("--targets", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["glora", *words, *targets])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert not end.value.code
+    return root / "run"
+
+
+# -- help
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = "import sys; from glora.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verbs_help_ends_with_an_example_that_parses(
+    verb: str, glora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = glora(verb, "--help")
+    assert told.code == 0
+    example = re.search(rf"Example: (glora {verb}.*?)\s*$", told.out, re.MULTILINE)
+    assert example, told.out
+    command = next(c for c in cli.app.registered_commands if (c.name or c.callback.__name__) == verb)  # type: ignore[union-attr]
+    assert (command.callback.__doc__ or "").strip().endswith(example[1].strip())
+    import typer
+
+    words = shlex.split(example[1])[2:]
+    group: Any = typer.main.get_command(cli.app)
+    group.commands[verb].make_context(verb, words)  # raises on what it does not know
+
+
+# -- errors
+
+
+def bad_data(tmp_path: Path, kind: str) -> Path:
+    root = tmp_path / kind
+    if kind == "empty":
+        root.mkdir()
+    elif kind == "one class":
+        image_folder(root, classes=("only",))
+    elif kind == "corrupt":
+        image_folder(root)
+        (root / "dark" / "3.png").write_bytes(b"no image")
+    elif kind == "val empty":
+        for split, count in (("train", 4), ("val", 0), ("test", 4)):
+            image_folder(root / split, per_class=count)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "tip"),
+    [
+        ("empty", "There are no images in", "Put the images of each class in a folder of its own"),
+        ("one class", "holds only one class, 'only'", "Put the images of each class"),
+        ("corrupt", "dark/3.png' cannot be read", "--on-bad-image skip"),
+        ("val empty", "There are no images in", "Put the images of each class in a folder"),
+        ("nowhere", "There is no folder", ""),
+    ],
+)
+def test_bad_data_is_one_error_with_the_remedy(glora: Any, tmp_path: Path, kind: str, cause: str, tip: str) -> None:
+    data = bad_data(tmp_path, kind)
+    assert_one_error(glora("fit", "--data", data, *TINY, "--out", tmp_path / "run"), cause, tip)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "tip"),
+    [
+        (["--model", "vit_tinny_patch16_224"], "There is no model 'vit_tinny_patch16_224'", "glora ls models"),
+        (["--targets", "qkvv"], "targets='qkvv'", "Did you mean 'qkv'?"),
+        (["--budget", "0"], None, None),  # allowed: the smallest genotype has no numbers
+        (["--set", "search.min_budget=1G"], "above the largest genotype", "Change budget or min_budget"),
+        (["--data", "digitz"], "There is no data set and no folder 'digitz'", "Did you mean 'digits'?"),
+        (["--set", "train.epoch=3"], "train.epoch: no such setting. Did you mean 'epochs'?", "glora ls settings"),
+        (["--set", "train.lr"], "'train.lr' is no override", "glora ls settings"),
+        (["--budget", "much"], "search.budget: ", "glora ls settings"),
+        (["--precision", "int4"], "train.precision: ", "glora ls settings"),
+        (["--val-size", "0"], "data.val: ", "glora ls settings"),
+        (["--preset", "papre"], "Did you mean 'paper'?", "glora ls settings"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read", "Name a YAML file"),
+        (["--checkpoint", "nowhere.safetensors"], "There is no checkpoint", "Check the path"),
+        (["--pretrained"], "could not be loaded", "--no-pretrained"),
+        (["--out", "photos"], "holds no run, but dark", "Choose another --out"),
+    ],
+)
+def test_wrong_options_are_one_error_with_the_remedy(
+    glora: Any, photos: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], cause: str | None, tip: str | None
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if cause is None:
+        assert glora("train", "--data", photos, *TINY, "--out", "run").code == 0
+        return
+    assert_one_error(glora("fit", "--data", photos, *TINY, "--out", "run", *words), cause, tip or "")
+    assert sorted(entry.name for entry in photos.parent.iterdir()) == ["photos"]
+
+
+def assert_one_error(told: Outcome, cause: str, tip: str = "") -> None:
+    """One `Error:` and at most one `TIP:` on stderr, nothing on stdout, exit code 2, no traceback."""
+    assert told.code == 2, told
+    assert told.out == ""
+    assert told.err.count("Error: ") == 1
+    assert cause in told.err
+    assert "Traceback" not in told.err
+    lines = told.err.rstrip("\n").splitlines()
+    tips = [line for line in lines if line.startswith("TIP: ")]
+    assert len(tips) == 1
+    assert lines[-1] == tips[0]
+    assert tip in tips[0]
+
+
+def test_an_error_of_a_real_process_has_its_stream_and_code(photos: Path, tmp_path: Path) -> None:
+    words = ["fit", "--data", str(photos), "--method", "x"]
+    done = subprocess.run([sys.executable, "-m", "glora", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "No such option" in done.stderr
+    words = ["search", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "glora", *words], capture_output=True, text=True, check=False)
+    assert_one_error(Outcome(done.returncode, done.stdout, done.stderr), "holds no run", "glora fit --data FOLDER")
+
+
+def test_a_bad_image_is_left_out_counted_and_listed_when_asked(glora: Any, tmp_path: Path) -> None:
+    data = bad_data(tmp_path, "corrupt")
+    told = glora("train", "--data", data, *TINY, "--on-bad-image", "skip", "--out", tmp_path / "run")
+    assert told.code == 0
+    assert "Skipped 1 unreadable image: dark/3.png." in told.err
+    assert "26 train" in told.err or "25 train" in told.err
+
+
+@pytest.mark.parametrize("verb", ["search", "eval", "merge"])
+def test_a_folder_that_is_no_run_is_told(glora: Any, photos: Path, verb: str) -> None:
+    assert_one_error(glora(verb, photos), "holds no run", "glora fit --data FOLDER --out RUN")
+
+
+@pytest.mark.parametrize("verb", ["eval", "merge"])
+def test_a_missing_stage_names_its_command(
+    glora: Any, trained: Path, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(trained.iterdir())
+    assert_one_error(glora(verb, trained), "has no adapter.safetensors yet", f"Run `glora search {trained}` first.")
+    assert sorted(trained.iterdir()) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_of_another_model_is_told(glora: Any, trained: Path, tmp_path: Path) -> None:
+    import timm
+
+    from glora import SearchSpace, inject, save_adapter
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    other = timm.create_model("test_vit2", num_classes=2, img_size=32)
+    save_adapter(inject(other, SearchSpace()), run / "adapter.safetensors")
+    assert_one_error(glora("eval", run), "is for another model")
+    assert_one_error(glora("merge", run, "--out", tmp_path / "merged.safetensors"), "is for another model")
+    assert not (run / "result.json").exists()
+    assert not (tmp_path / "merged.safetensors").exists()
+    (run / "adapter.safetensors").write_bytes(b"damaged")
+    assert_one_error(glora("eval", run), "is damaged")
+
+
+def test_check_tells_every_error_at_once(glora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("data: {source: digits}\ntrain: {epochs: 0}\nsaerch: {}\n")
+    told = glora("check", file)
+    assert_one_error(told, "2 errors in")
+    assert "train.epochs" in told.err
+    assert "Did you mean 'search'?" in told.err
+    file.write_text("data: {source: digist}\nmethod: glroa\nmodel: {name: dinov2_vits15}\nsearch: {searcher: evo}\n")
+    told = glora("check", file)
+    assert_one_error(told, "4 errors in", "glora ls")
+    assert all(name in told.err for name in ("'digits'", "'glora'", "'dinov2_vits14'", "search.searcher"))
+    file.write_text("data: {source: digits}\n")
+    assert glora("check", file)[:2] == (0, "")
+
+
+def test_a_full_disk_is_one_line(glora: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "config.yaml")
+
+    monkeypatch.setattr("glora.runfolder.write_text", full)
+    told = glora("train", "--data", photos, *TINY, "--out", tmp_path / "run")
+    assert told.code == 1
+    assert told.err.endswith("Error: No space left on device: config.yaml.\n")
+
+
+# -- the verbs
+
+
+def test_the_verbs_do_a_run_a_stage_at_a_time(glora: Any, trained: Path, tmp_path: Path) -> None:
+    images = trained.parent / "photos"
+    assert glora("train", "--out", trained).err.startswith("The training is done already."), "--out alone opens a run"
+    refused = glora("search", trained, "--budget", "300", "--population", "0")
+    assert_one_error(refused, "search.population")
+    found = glora("search", trained, "--budget", "300", "--population", "6", "--generations", "1")
+    assert found.code == 0
+    assert found.out == ""
+    assert all(record["parameters"] <= 300 for record in read_jsonl(trained / "search.jsonl")[1:])
+    refused = glora("search", trained, "--budget", "200")
+    assert_one_error(refused, "search.budget is 300 there, 200 here", "delete")
+
+    tested = glora("eval", trained, "--json")
+    assert tested.code == 0
+    result = json.loads(tested.out)
+    assert result["method"] == "glora"
+    again = glora("eval", trained, "--json")
+    assert json.loads(again.out) == result
+    assert "read once already" in again.err
+    other = glora("eval", trained, "--data", images)
+    assert re.search(r"^accuracy \d+\.\d ± \d+\.\d % on the 40 images of ", other.out)
+    assert json.loads(glora("eval", trained, "--data", images, "--json").out)["other_images"] == 40
+    assert_one_error(glora("search", trained, "--budget", "200"), "holds a run of other settings")
+
+    merged = glora("merge", trained, "--out", tmp_path / "merged.safetensors")
+    assert merged.out == f"{tmp_path / 'merged.safetensors'}\n"
+    import timm
+    from safetensors.torch import load_file
+
+    plain = timm.create_model("test_vit", num_classes=2, img_size=32)
+    assert plain.load_state_dict(load_file(tmp_path / "merged.safetensors")).missing_keys == []
+
+
+def test_options_become_settings(glora: Any, photos: Path, tmp_path: Path) -> None:
+    words = ["--lr", "2e-3", "--batch-size", "4", "--train-size", "10", "--val-size", "5", "--seed", "3"]
+    words += ["--targets", "blocks.0.attn.qkv", "--skip", "proj", "--set", "space.ranks=[2]", "--precision", "no"]
+    told = glora("train", "--data", photos, *TINY, *words, "--out", tmp_path / "run")
+    assert told.code == 0
+    from glora.runfolder import RunFolder
+
+    found = RunFolder(tmp_path / "run").experiment()
+    assert (found.train.lr, found.train.batch_size, found.seed) == (2e-3, 4, 3)
+    assert (found.data.train, found.data.val, found.data.source) == (10, 5, str(photos))
+    assert (found.model.targets, found.model.skip, found.model.pretrained) == ("blocks.0.attn.qkv", ["proj"], False)
+    assert found.space.ranks == [2]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["methods"], "lora"),
+        (["data"], "digits"),
+        (["searchers"], "evolution"),
+        (["models", "test_vit"], "test_vit"),
+        (["settings"], "train.epochs = 30  Passes over the training images."),
+        (["layers", "test_vit", "--image-size", "32"], "blocks.0.attn.qkv  linear 192 x 64"),
+    ],
+)
+def test_ls_tells_what_there_is(glora: Any, words: list[str], line: str) -> None:
+    told = glora("ls", *words)
+    assert told.code == 0
+    assert line in told.out.splitlines()
+
+
+def test_ls_of_something_else_is_told(glora: Any) -> None:
+    assert_one_error(glora("ls", "model"), "There is nothing called 'model'", "Did you mean 'models'?")
+    assert_one_error(glora("ls", "layers"), "needs a model", "glora ls layers dinov2_vits14")
+
+
+# -- a person at a terminal
+
+
+def on_a_terminal(words: list[str], *, columns: int, until: str, timeout: float = 60) -> tuple[int, str]:
+    """Exit code and screen of a real `glora` on a terminal, sent Ctrl-C when `until` is on the screen."""
+    master, slave = pty.openpty()
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import glora.cli; glora.cli.main()"
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=slave, stdout=slave, stderr=slave, env=environment
+    )
+    os.close(slave)
+    screen, interrupted, end = b"", False, time.monotonic() + timeout
+    while time.monotonic() < end:
+        if select.select([master], [], [], 0.2)[0]:
+            try:
+                screen += os.read(master, 65536)
+            except OSError:  # it has ended
+                break
+        if not interrupted and re.search(until, ANSI.sub("", screen.decode(errors="replace"))):
+            process.send_signal(signal.SIGINT)
+            interrupted = True
+    process.kill() if process.poll() is None and time.monotonic() >= end else None
+    os.close(master)
+    return process.wait(timeout=30), screen.decode(errors="replace")
+
+
+def test_ctrl_c_on_a_terminal_ends_with_a_line_and_the_same_command_goes_on(
+    photos: Path, tmp_path: Path, glora: Any
+) -> None:
+    words = ["fit", "--data", str(photos), *TINY, *SMALL_SEARCH, "--out", str(tmp_path / "run"), "--epochs", "400"]
+    code, screen = on_a_terminal(words, columns=60, until=r"train +\d\d/400")
+    shown = [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", screen))]
+    assert code == 130, screen[-2000:]
+    assert shown[-2:] == ["Interrupted. The same command continues the run.", ""]
+    assert "Traceback" not in screen
+    assert any(line.endswith("loading") for line in shown), "something moves before torch is loaded"
+    assert not [line for line in shown if len(line) > 60]
+    assert any("━" in line and "loss" in line and "left" in line for line in shown)
+    assert "\x1b[?25l" in screen
+    assert screen.rindex("\x1b[?25h") > screen.rindex("\x1b[?25l"), "the cursor is back"
+    told = glora(*words[:-1], "400", "--set", "train.batch_size=16")
+    assert_one_error(told, "train.batch_size is 32 there, 16 here")
+    epochs = len([r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["stage"] == "train"])
+    assert 1 <= epochs < 400
+
+
+def progress(step: int, steps: int = 1000) -> Progress:
+    return Progress(step, steps, 1, 20, 2.3025, 0.125, 1e-3, 312.4, 3725.0)
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 200])
+def test_the_bar_is_one_line_that_fits(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    with ConsoleReporter(console) as reporter:
+        for step in (1, 500, 1000):
+            reporter.training(progress(step))
+            reporter.training(progress(step))  # too soon after the last: not drawn
+            time.sleep(0.15)
+        reporter.say("A sentence that is quite a bit longer than thirty characters [not markup].")
+    lines = [line for line in re.split(r"[\r\n]+", ANSI.sub("", file.getvalue())) if line.strip()]
+    assert all(len(line.rstrip()) <= width for line in lines), lines
+    bars = [line for line in lines if line.startswith("train")]
+    assert {"1/1000", "500/1000", "1000/1000"} <= {word for line in bars for word in line.split()}
+    assert ("312 img/s" in file.getvalue()) == (width >= 100)
+    assert ("1:02:05 left" in file.getvalue()) == (width >= 60)
+    assert "[not markup]" in " ".join(lines)
+
+
+def test_elsewhere_there_are_plain_lines_and_not_too_many() -> None:
+    file = io.StringIO()
+    with ConsoleReporter(Console(file=file, width=80)) as reporter:
+        reporter.say("x" * 100)
+        for step in range(1, 1001):
+            reporter.training(progress(step))
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "x" * 100
+    assert lines[1:] == [
+        "train 1/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
+        "train 1000/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
+    ]
+    assert "\x1b" not in file.getvalue()

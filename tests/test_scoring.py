@@ -1,0 +1,74 @@
+"""Scores are those of the merged model on val, bit for bit, and nothing else is looked at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from glora.adapted import Adapted
+from glora.genotype import Genotype
+from glora.scoring import ValScorer
+from glora.train import evaluate
+from test_train import adapted, make_trainer, run, toy_images
+
+
+def scorer(tuned: Any, fitness: Literal["loss", "accuracy"] = "loss") -> ValScorer:
+    return ValScorer(tuned.supernet, toy_images(20), fitness=fitness, accelerator=Accelerator(cpu=True), batch_size=8)
+
+
+def some(adapted_model: Adapted, n: int) -> list[Genotype]:
+    rng = random.Random(2)
+    return [adapted_model.space.smallest, adapted_model.space.largest, *(adapted_model.sample(rng) for _ in range(n))]
+
+
+@pytest.fixture
+def trained(vit: Callable[..., nn.Module]) -> Any:
+    tuned = adapted(vit())
+    run(make_trainer(tuned, epochs=2, lr=2e-2))
+    return tuned
+
+
+def test_a_score_is_the_merged_models_bit_for_bit(trained: Any, vit: Callable[..., nn.Module]) -> None:
+    genotypes = some(trained.adapted, 4)
+    scores = [scorer(trained)(genotype) for genotype in genotypes]
+    assert len({score.value for score in scores}) > 3
+    for genotype, score in zip(genotypes, scores, strict=True):
+        other = adapted(vit())
+        other.adapted.load_state(trained.adapted.state(whole=True))
+        other.adapted.activate(genotype)
+        found = evaluate(other.merge(), toy_images(20), accelerator=Accelerator(cpu=True), batch_size=8)
+        assert score.value == -found.loss
+        assert score.standard_error == found.loss_standard_error > 0
+
+
+def test_accuracy_is_the_papers_fitness(trained: Any) -> None:
+    genotype = trained.adapted.space.largest
+    score = scorer(trained, "accuracy")(genotype)
+    with trained.adapted.hold(genotype) as model:
+        found = evaluate(model, toy_images(20), accelerator=Accelerator(cpu=True), batch_size=20)
+    assert score == (found.accuracy, found.accuracy_standard_error)
+
+
+def test_scoring_leaves_the_supernet_as_it_was(trained: Any) -> None:
+    active, before = trained.adapted.active, [p.detach().clone() for p in trained.parameters()]
+    first = [scorer(trained)(genotype) for genotype in some(trained.adapted, 3)]
+    again = [scorer(trained)(genotype) for genotype in some(trained.adapted, 3)]
+    assert first == again, "no score depends on those before it"
+    assert trained.adapted.active == active
+    assert all(torch.equal(a, b) for a, b in zip(before, trained.parameters(), strict=True))
+
+
+def test_only_val_is_given_to_a_scorer(trained: Any) -> None:
+    asked: list[int] = []
+    score = scorer(trained)
+    read = score.val.batch
+    score.val.batch = lambda indices: (asked.extend(indices), read(indices))[1]  # type: ignore[method-assign]
+    score(trained.adapted.space.smallest)
+    assert asked == list(range(20))
+    assert not hasattr(score, "task")
