@@ -289,10 +289,11 @@ def demo(
     Example: glora demo --quick --out demo-quick
     """
     with _reporting() as reporter:
-        from glora.demo import run_demo
+        from glora.demo import run_demo, verdict
 
         results = run_demo(out, reporter, quick=quick, seed=seed)
     _print_results(*results, as_json=as_json)
+    typer.echo(verdict(results), err=True)
     typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
 
 

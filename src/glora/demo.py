@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from glora.experiment import Reporter, Run
 from glora.results import Result
 from glora.space import Choice, numbers
 
-__all__ = ["demo_experiment", "run_demo"]
+__all__ = ["demo_experiment", "run_demo", "verdict"]
 
 DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
@@ -58,3 +59,18 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     reporter.say("Linear probe")
     linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
     return [linear, lora, winner]
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """In words, whether the last result's test accuracy beats each of the others'."""
+    *others, mine = results
+    lines = []
+    for other in others:
+        gap = 100 * ((mine.metrics["test_accuracy"] or 0) - (other.metrics["test_accuracy"] or 0))
+        errors = [result.metrics["test_accuracy_standard_error"] or 0 for result in (mine, other)]
+        word = "beats" if gap > 0 else "does not beat"
+        lines.append(
+            f"{mine.method} {word} {other.method} on test: {gap:+.1f} points "
+            f"(standard error of the difference at most {100 * math.hypot(*errors):.1f})."
+        )
+    return "\n".join(lines)
