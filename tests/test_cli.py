@@ -27,7 +27,7 @@ from glora.results import read_jsonl
 from glora.train import Progress
 from suites.toy import MODEL, image_folder
 
-VERBS = ("fit", "train", "search", "eval", "merge", "ls", "check", "demo")
+VERBS = ("fit", "train", "search", "eval", "merge", "ls", "check", "table", "demo")
 TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "1"]
 SMALL_SEARCH = ["--population", "4", "--generations", "1", "--set", "search.parents=2"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

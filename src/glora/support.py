@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glora.errors import StateError
-from glora.genotype import TENSORS, Choice, LayerConfig, Site
+from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
 from glora.space import SearchSpace, factor_shapes
 
 __all__ = ["Support", "fixed_scale"]
@@ -95,29 +95,32 @@ class Support(nn.Module):
             if side in shapes
         }
 
-    def _factors(self, tensor: str) -> tuple[Tensor | None, Tensor | None]:
-        """The scaled `down` and the `up` of the active choice; None where it has none."""
-        choice: Choice = getattr(self.config, tensor)
-        parts = self.slices(tensor)
+    def _factors(self, tensor: str, config: LayerConfig | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """The scaled `down` and the `up` that the configuration (the active one) reads; None where it has none."""
+        parts = self.slices(tensor, config)
         down, up = parts.get("down"), parts.get("up")
-        scale = self.scales.get(f"{tensor}.{choice.kind}")
-        return (down if down is None or scale is None else down * scale), up
+        scale = self._scale(tensor, getattr(config or self.config, tensor))
+        return (down if down is None or scale == 1.0 else down * scale), up
+
+    def _scale(self, tensor: str, choice: Choice) -> float:
+        return self.scales.get(f"{tensor}.{choice.kind}", 1.0)
 
     @property
     def builds_weight(self) -> bool:
         """Whether the active configuration needs the effective weight: elementwise LoRA A alone does."""
         return self.config.A.kind == "lora" and self.space.product == "elementwise"
 
-    def weight(self, w0: Tensor) -> Tensor:
+    def weight(self, w0: Tensor, config: LayerConfig | None = None) -> Tensor:
         """The effective weight, Eq. 13, computed in at least float32 and rounded once.
 
         Args:
             w0: The frozen weight, `(o, i)`.
+            config: Instead of the active configuration.
 
         Returns:
             `(o, i)` in the dtype of w0; w0 itself when A and B are `none`.
         """
-        (a, a_up), (b, b_up) = self._factors("A"), self._factors("B")
+        (a, a_up), (b, b_up) = self._factors("A", config), self._factors("B", config)
         if a is None and b is None:
             return w0
         w = base = w0.to(torch.promote_types(w0.dtype, torch.float32))
@@ -148,9 +151,9 @@ class Support(nn.Module):
             return shift.to(w0.dtype)
         return (b0.to(shift.dtype) + shift).to(b0.dtype)
 
-    def _bias_shift(self, w0: Tensor, b0: Tensor | None) -> Tensor | None:
+    def _bias_shift(self, w0: Tensor, b0: Tensor | None, config: LayerConfig | None = None) -> Tensor | None:
         """`W0 C + D∘b0 + E` of Eq. 14, `(o,)` in at least float32; None when C, D and E are `none`."""
-        (c, c_up), (d, _), (e, _) = self._factors("C"), self._factors("D"), self._factors("E")
+        (c, c_up), (d, _), (e, _) = (self._factors(tensor, config) for tensor in "CDE")
         dtype = torch.promote_types(w0.dtype, torch.float32)
         shift: Tensor | None = None
         if c is not None:
@@ -202,7 +205,7 @@ class Support(nn.Module):
         return y.to(y0.dtype)
 
     def _per_sample(self, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
-        """One configuration per sample: the rows of equal configurations go through together."""
+        """The factored product with one configuration per sample, in one pass: samples look up their numbers."""
         rows, remainder = divmod(x.shape[0], len(self.batch))
         if remainder:
             raise StateError(
@@ -210,20 +213,86 @@ class Support(nn.Module):
                 allowed="The first dimension must be the batch or a multiple of it (windows).",
                 remedy="Activate one genotype per sample of the batch, or a single one.",
             )
-        groups: dict[LayerConfig, list[int]] = {}
+
+        def looked_up(table: Tensor, index: list[int]) -> Tensor:  # (k, m) and (b,) to (n, 1, ..., m)
+            found = table[torch.tensor(index, device=x.device).repeat_interleave(rows)]
+            return found.reshape(x.shape[0], *[1] * (x.dim() - 2), -1)
+
+        (a, a_mask, a_index), (b, b_mask, b_index) = self._tables("A"), self._tables("B")
+        scaled = x
+        if self.space.product == "matrix":  # W0 (x + A x)
+            scaled = scaled if a is None else scaled + x * looked_up(a, a_index).to(x.dtype)
+            if a_mask is not None:
+                scaled = scaled + _low_rank(x, *self._largest("A", a_mask), looked_up(a_mask, a_index))
+            y0 = y = F.linear(scaled, w0, b0)
+        else:
+            y0 = y = self._by_scaled_weight(x, w0, b0, rows)
+            if a is not None:
+                plain = 0 if b0 is None else b0
+                y = y0 + (y0 - plain) * looked_up(a, a_index)
+        if b is not None:
+            y = y + x.sum(-1, keepdim=True, dtype=b.dtype) * looked_up(b, b_index)
+        if b_mask is not None:
+            y = y + _low_rank(x, *self._largest("B", b_mask), looked_up(b_mask, b_index))
+        shifts, index = self._shifts(w0, b0)
+        return (y if shifts is None else y + looked_up(shifts, index).to(y0.dtype)).to(y0.dtype)
+
+    def _tables(self, tensor: str) -> tuple[Tensor | None, Tensor | None, list[int]]:
+        """Per distinct choice of the batch what its vector or scalar reads, `(k, left)`, and its scale of every
+        LoRA column, `(k, r)`, None where no choice is of that kind; and the choice of every sample."""
+        choices = [getattr(config, tensor) for config in self.batch]
+        distinct = list(dict.fromkeys(choices))
+        vectors = mask = None
+        if any(choice.kind in ("vector", "scalar") for choice in distinct):
+            down = self.down[tensor]
+            length = next(iter(factor_shapes(self.site, tensor, Choice("vector"), self.space.product).values()))[0]
+            nothing = down.new_zeros(length)
+            read = [
+                (down[:, 0] if c.kind == "vector" else down[0, 0].expand(length)) * self._scale(tensor, c)
+                if c.kind in ("vector", "scalar")
+                else nothing
+                for c in distinct
+            ]
+            vectors = torch.stack(read)
+        if largest := max(choice.rank for choice in distinct):
+            columns = torch.arange(largest, device=self.down[tensor].device)
+            mask = torch.stack([(columns < choice.rank) * self._scale(tensor, choice) for choice in distinct])
+        return vectors, mask, [distinct.index(choice) for choice in choices]
+
+    def _largest(self, tensor: str, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rank = mask.shape[1]
+        return self.down[tensor][:, :rank].contiguous(), self.up[tensor][:rank].contiguous()
+
+    def _by_scaled_weight(self, x: Tensor, w0: Tensor, b0: Tensor | None, rows: int) -> Tensor:
+        """`(W0 + W0 ∘ A) x + b0` for the samples whose A is LoRA, `W0 x + b0` for the others: by groups of samples."""
+        groups: dict[Choice, list[int]] = {}
         for sample, config in enumerate(self.batch):
-            groups.setdefault(config, []).extend(range(sample * rows, (sample + 1) * rows))
-        kept, outputs = self.config, []
-        self.batch, batch = (), self.batch
-        try:
-            for self.config, indices in groups.items():
-                outputs.append(self(x[torch.tensor(indices, device=x.device)], w0, b0))
-        finally:
-            self.config, self.batch = kept, batch
+            choice = config.A if config.A.kind == "lora" else NONE
+            groups.setdefault(choice, []).extend(range(sample * rows, (sample + 1) * rows))
+        if groups.keys() == {NONE}:
+            return F.linear(x, w0, b0)
+        outputs = []
+        for choice, indices in groups.items():
+            with torch.autocast(x.device.type, enabled=False):
+                w = self.weight(w0, LayerConfig(A=choice))
+            outputs.append(F.linear(x[torch.tensor(indices, device=x.device)], w, b0))
         order = torch.tensor([index for indices in groups.values() for index in indices], device=x.device)
         return torch.cat(outputs)[torch.argsort(order)]
 
+    def _shifts(self, w0: Tensor, b0: Tensor | None) -> tuple[Tensor | None, list[int]]:
+        """The bias shift of every distinct C, D, E of the batch, `(k, o)`, and the one of every sample."""
+        configs = [LayerConfig(C=config.C, D=config.D, E=config.E) for config in self.batch]
+        distinct = list(dict.fromkeys(configs))
+        with torch.autocast(w0.device.type, enabled=False):
+            shifts = [self._bias_shift(w0, b0, config) for config in distinct]
+        if all(shift is None for shift in shifts):
+            return None, []
+        nothing = w0.new_zeros(self.site.out_features, dtype=torch.promote_types(w0.dtype, torch.float32))
+        table = torch.stack([nothing if shift is None else shift for shift in shifts])
+        return table, [distinct.index(config) for config in configs]
 
-def _low_rank(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """`down up x` without forming the product: `(n, i) (i, r) (r, o)`."""
-    return F.linear(F.linear(x, up.to(x.dtype)), down.to(x.dtype))
+
+def _low_rank(x: Tensor, down: Tensor, up: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`down (mask ∘ up x)` without forming the product: `(n, i) (i, r) (r, o)`."""
+    z = F.linear(x, up.to(x.dtype))
+    return F.linear(z if mask is None else z * mask.to(z.dtype), down.to(x.dtype))
