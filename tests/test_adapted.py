@@ -895,3 +895,24 @@ def test_every_method_trains_what_it_counts_and_merges(vit, images, name):
     merged = tuned.merge()
     assert list(merged.state_dict()) == keys
     assert difference(merged(images), out) < 1e-5
+
+
+def test_merge_names_the_keys_of_new_biases(caplog):
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2))
+    adapted = glora.inject(model, SearchSpace.paper((2,)), head=["2"], example=torch.zeros(1, 6))
+    adapted.activate(adapted.space.largest)
+    adapted.merge()
+    assert adapted.new_keys == ("0.bias",)
+    assert "0.bias" in model.state_dict()
+    assert "0.bias" in caplog.text
+    adapted.detach()
+    assert "0.bias" not in model.state_dict()
+
+
+def test_merge_names_nothing_where_the_new_bias_is_not_played():
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2))
+    adapted = glora.inject(model, SearchSpace.paper((2,)), head=["2"], example=torch.zeros(1, 6))
+    adapted.activate(adapted.space.smallest)
+    adapted.merge()
+    assert adapted.new_keys == ()
+    assert "0.bias" not in model.state_dict()

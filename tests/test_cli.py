@@ -129,7 +129,7 @@ def bad_data(tmp_path: Path, kind: str) -> Path:
         ("empty", "There are no images in", "Put the images of each class in a folder of its own"),
         ("one class", "holds only one class, 'only'", "Put the images of each class"),
         ("corrupt", "dark/3.png' cannot be read", "--on-bad-image skip"),
-        ("val empty", "There are no images in", "Put the images of each class in a folder"),
+        ("val empty", "There are no images in", "remove the folder: val is then cut from train"),
         ("nowhere", "There is no folder", ""),
     ],
 )
@@ -418,3 +418,12 @@ def test_elsewhere_there_are_plain_lines_and_not_too_many() -> None:
         "train 1000/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
     ]
     assert "\x1b" not in file.getvalue()
+
+
+def test_check_tells_wrong_names_with_wrong_values(glora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("{data: {source: digits}, train: {epochs: x}, foo: 1, method: lorra}")
+    done = glora("check", file)
+    assert done.code == 2
+    for word in ("3 errors", "train.epochs", "foo", "Did you mean 'lora'"):
+        assert word in done.err, done.err

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from glora.demo import demo_experiment, verdict
+from pathlib import Path
+
+from glora.config import load_experiment
+from glora.demo import demo_experiment, lora_rank, verdict
 from glora.results import Result
+from glora.space import Site
 
 
 def result(method: str, accuracy: float) -> Result:
@@ -27,3 +31,12 @@ def test_quick_changes_only_sizes() -> None:
     full, quick = demo_experiment(seed=3), demo_experiment(quick=True, seed=3)
     assert (full.model, full.space, full.seed) == (quick.model, quick.space, quick.seed)
     assert quick.search.budget == full.search.budget
+
+
+def test_lora_gets_the_smallest_rank_not_below_the_winner() -> None:
+    sites = [Site("linear", 30, 20, True), Site("linear", 10, 40, True)]  # 100 numbers a rank
+    assert [lora_rank(n, sites) for n in (0, 99, 100, 101, 200, 201)] == [1, 1, 1, 2, 2, 3]
+
+
+def test_the_shipped_experiment_is_the_demo() -> None:
+    assert load_experiment(Path(__file__).parent.parent / "experiments" / "digits.yaml") == demo_experiment()

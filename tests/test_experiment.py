@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from glora.errors import BudgetError, DataError, RunError, UnknownNameError
 from glora.experiment import Run
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
+from glora.winner import load_winner
 from suites.toy import Recorder, image_folder, tiny
 
 TESTS = Path(__file__).parent
@@ -164,7 +166,7 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
     files = [str(run.folder.adapter), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     subprocess.run([sys.executable, "-c", code, *files], check=True, timeout=120)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "y.pt"), run.merged().eval()(x))
+        assert torch.equal(torch.load(tmp_path / "y.pt"), load_winner(run.folder).model.eval()(x))
 
 
 # -- test is read once
@@ -322,12 +324,13 @@ def test_stages_need_the_ones_before_and_the_search_may_still_change(photos: Pat
     with pytest.raises(RunError, match="holds no run"):
         Run.open(folder, Recorder())
     run = Run(tiny(photos, train={"epochs": 1}), folder, Recorder())
-    for stage in (run.search, run.evaluate, run.merged):
-        with pytest.raises(RunError, match=r"has no supernet\.safetensors yet.*glora train --out"):
-            stage()
+    with pytest.raises(RunError, match=r"has no supernet\.safetensors yet.*glora train --out"):
+        run.search()
+    with pytest.raises(RunError, match="holds no run"):
+        run.evaluate()
     assert not folder.exists()
     run.train()
-    for stage in (run.evaluate, run.merged):
+    for stage in (run.evaluate, lambda: load_winner(run.folder)):
         with pytest.raises(RunError, match=r"has no adapter\.safetensors yet.*glora search"):
             stage()
     run = Run.open(folder, Recorder(), search={"budget": 500, "generations": 0})
@@ -368,16 +371,17 @@ def test_other_images_of_the_same_classes(fitted: tuple[Run, Result, Recorder], 
     run, _, _ = fitted
     other = image_folder(tmp_path / "other", per_class=3)
     before = run.folder.result.read_bytes()
-    found = run.evaluate_on(other)
+    winner = load_winner(run.folder)
+    found = winner.evaluate_on(other, Recorder())
     assert len(found.losses) == 6
     assert run.folder.result.read_bytes() == before
     with pytest.raises(DataError, match=r"class folders cats, which the run does not know.*dark, light"):
-        run.evaluate_on(image_folder(tmp_path / "cats", per_class=1, classes=("dark", "cats")))
+        winner.evaluate_on(image_folder(tmp_path / "cats", per_class=1, classes=("dark", "cats")), Recorder())
     with pytest.raises(DataError, match="There is no folder"):
-        run.evaluate_on(tmp_path / "nowhere")
+        winner.evaluate_on(tmp_path / "nowhere", Recorder())
     for file in (other / "light").iterdir():
         file.unlink()
-    assert len(run.evaluate_on(other).losses) == 3
+    assert len(winner.evaluate_on(other, Recorder()).losses) == 3
 
 
 @pytest.mark.parametrize("method", ["linear", "full", "lora", "bitfit"])
@@ -408,3 +412,29 @@ def test_the_published_method_runs(photos: Path, tmp_path: Path) -> None:
     best = max(read_jsonl(run.folder.journal)[1:], key=lambda trial: (trial["score"], -trial["parameters"]))
     assert best["score"] == result.metrics["val_accuracy"]
     assert os.fspath(run.folder.path) == str(tmp_path / "run")
+
+
+def test_a_finished_run_needs_its_images_no_more(photos: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    run = Run(tiny(images, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.fit()
+    expected = {name: value.clone() for name, value in load_winner(run.folder).model.state_dict().items()}
+    shutil.rmtree(images)
+    merged = load_winner(RunFolder(tmp_path / "run")).model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in merged.items())
+
+
+def test_the_resolved_settings_have_the_learning_rate(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    assert RunFolder(tmp_path / "run").experiment().train.lr == run.method.lr
+
+
+def test_what_a_killed_process_was_writing_is_no_obstacle(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.yaml.1.tmp").touch()
+    (folder / ".DS_Store").touch()
+    Run(tiny(photos, train={"epochs": 1}), folder, Recorder()).train()
+    assert not list(folder.glob(".*.tmp"))

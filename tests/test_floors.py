@@ -20,7 +20,7 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
     "supernet": 5, "methods": 6,
     "train": 7, "checkpoint": 7, "latency": 7, "scoring": 7.5, "cluster": 7.5,
     "tables": 8, "plots": 8, "report": 8, "progress": 8, "listing": 8, "runfolder": 8, "reporter": 8,
-    "resume": 8.2,
+    "resume": 8.2, "winner": 8.2,
     "experiment": 8.5, "demo": 8.6, "options": 8.6, "cli": 9, "__main__": 9.5, "__init__": TOP,
 }  # fmt: skip
 NO_TORCH = ("errors", "registry", "files", "preprocess", "genotype", "space", "results", "config", "searchers",

@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,12 @@ from glora.genotype import TENSORS, Genotype, LayerConfig, Site
 from glora.layers.sites import freeze_statistics, head_of, plan_sites, refuse_adapted, show_head
 from glora.registry import load
 from glora.space import BoundSpace, SearchSpace
-from glora.state import AdapterState, fill
+from glora.state import AdapterState, NamedAdapter, fill
 from glora.support import Support
 
 __all__ = ["Adapted", "inject"]
 
 log = logging.getLogger("glora")
-
-
-@dataclass
-class _Named:
-    """One of several adapters on the same base."""
-
-    space: BoundSpace
-    supports: dict[str, Support]
-    active: Genotype
-    head: dict[str, Tensor]
 
 
 class Adapted:
@@ -47,6 +36,7 @@ class Adapted:
         head: Names of the modules trained whole.
         active: The genotype that the model plays, or one per sample of the batch.
         notes: What is not offered, and why.
+        new_keys: After merge the state-dict keys that the base has not: the bias of a layer that had none.
     """
 
     def __init__(
@@ -58,6 +48,7 @@ class Adapted:
         self.space = space
         self.head = head
         self.notes: tuple[str, ...] = ()
+        self.new_keys: tuple[str, ...] = ()
         self._layers = {name: model.get_submodule(name) for name in sites}
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
@@ -71,7 +62,7 @@ class Adapted:
             layers.attach(layer, supports[name])
         self._hooks = freeze_statistics(model, head)
         self._name = "default"
-        self._adapters = {"default": _Named(space, supports, space.smallest, {})}
+        self._adapters = {"default": NamedAdapter(space, supports, space.smallest, {})}
         self.activate(space.smallest)
 
     def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]:
@@ -168,6 +159,11 @@ class Adapted:
                 )
         self._release()
         base = {name: layers.merge(layer) for name, layer in self._layers.items()}
+        self.new_keys = tuple(
+            f"{name}.bias" for name, layer in self._layers.items() if layers.is_new(layer, base[name])
+        )
+        if self.new_keys:  # a loader that rebuilds the plain class would drop them silently
+            log.warning("The merged state dict has keys that the base has not: %s.", ", ".join(self.new_keys))
         self._base = base if keep_base else None
         self._state = "merged"
         return self.model
@@ -267,7 +263,7 @@ class Adapted:
         space = BoundSpace(state.space, self.sites, only=genotype)
         supports = self._make_supports(space, 0)
         fill(supports, state)
-        self._adapters[name] = _Named(space, supports, genotype, dict(state.head))
+        self._adapters[name] = NamedAdapter(space, supports, genotype, dict(state.head))
 
     def switch(self, name: str) -> None:
         """Makes the named adapter play, with its own genotype and head.

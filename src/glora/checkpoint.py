@@ -90,10 +90,10 @@ def _write(adapted: Adapted, state: AdapterState, path: str | Path, info: Mappin
         save_file(whole, temporary, metadata={"glora": json.dumps(header)})
 
 
-def save_merged(model: nn.Module, path: str | Path) -> None:
-    """Writes the state dict of a plain (merged) model as safetensors; tied weights once."""
+def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
+    """Writes the state dict of a plain (merged) model as safetensors, tied weights once, with plain JSON beside it."""
     with atomic(path) as temporary:
-        save_model(model, str(temporary))
+        save_model(model, str(temporary), metadata={"glora": json.dumps(dict(info or {}))})
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -194,9 +194,12 @@ def evaluate(
             result: Any = Result.read(RunFolder(run).result)
         else:
             from glora.experiment import Run
+            from glora.winner import load_winner
 
-            opened = Run.open(run, reporter)
-            result = opened.evaluate() if data is None else opened.evaluate_on(data)
+            if data is None:
+                result = Run.open(run, reporter).evaluate()
+            else:
+                result = load_winner(RunFolder(run)).evaluate_on(data, reporter)
     if data is None:
         _print_results(result, as_json=as_json)
     else:
@@ -221,10 +224,10 @@ def merge(
     Example: glora merge run --out merged.safetensors
     """
     with _reporting() as reporter:
-        from glora.checkpoint import save_merged
-        from glora.experiment import Run
+        from glora.runfolder import RunFolder
+        from glora.winner import load_winner
 
-        save_merged(Run.open(run, reporter).merged(), out)
+        reporter.say(load_winner(RunFolder(run)).save(out))
     typer.echo(out)
 
 
@@ -250,10 +253,9 @@ def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
 
     Example: glora check experiments/digits.yaml
     """
-    from glora.config import load_experiment
-    from glora.listing import check_names
+    from glora import listing
 
-    check_names(load_experiment(experiment), source=str(experiment))
+    listing.check(experiment)
     typer.echo(f"{experiment}: ok", err=True)
 
 

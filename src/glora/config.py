@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "new_bias": True,
             "scaling": "none",
         },
-        "search": {"fitness": "accuracy", "legalize": "reject"},
+        "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2},
     },
 }
 
@@ -125,16 +125,18 @@ class SearchSettings(_Settings):
     parents: int = Field(10, ge=1, description="Best genotypes that are varied.")
     mutations: int | None = Field(None, ge=0, description="Mutants per generation; half the population if not given.")
     crossovers: int | None = Field(None, ge=0, description="The same for crossovers.")
-    mutation_probability: float = Field(0.2, ge=0, le=1, description="Per support tensor.")
+    mutation_probability: float | None = Field(
+        None, ge=0, le=1, description="Per support tensor; the searcher's own if not given."
+    )
     legalize: Literal["repair", "reject"] = Field("repair", description="How a budget is kept; 'reject' as published.")
-    budget: Count | None = Field(None, ge=0, description="Most trainable numbers, without the head: 300000 or 0.3M.")
+    budget: Count | None = Field(None, description="Most trainable numbers, without the head: 300000 or 0.3M.")
     min_budget: Count = Field(0, ge=0, description="Fewest trainable numbers.")
     fitness: Literal["loss", "accuracy"] = Field("loss", description="What the search reads on val.")
     batch_size: int = Field(100, ge=1, description="Images per forward pass of scoring.")
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
-        if self.budget is not None and self.min_budget > self.budget:
+        if self.budget is not None and self.min_budget > max(0, self.budget):
             raise ValueError(f"min_budget={self.min_budget} is above budget={self.budget}")
         half = self.population // 2
         mutations = half if self.mutations is None else self.mutations
@@ -150,11 +152,12 @@ class SearchSettings(_Settings):
 
     def arguments(self) -> dict[str, Any]:
         """What `glora.search` is called with: the searcher, its own settings and the budget."""
-        names = ("population", "generations", "parents", "mutations", "crossovers", "mutation_probability", "legalize")
-        settings = {name: getattr(self, name) for name in names}
+        shared = ("population", "generations", "mutation_probability", "legalize")
+        own = {"random": ("candidates",), "nsga2": shared}
+        names = own.get(self.searcher, (*shared, "parents", "mutations", "crossovers"))
         return {
             "searcher": self.searcher,
-            "settings": {"candidates": self.candidates} if self.searcher == "random" else settings,
+            "settings": {name: value for name in names if (value := getattr(self, name)) is not None},
             "budget": self.budget,
             "min_budget": self.min_budget,
         }
@@ -186,7 +189,7 @@ def load_experiment(
     Raises:
         ConfigError: Lists every unknown key and wrong value at once.
     """
-    data = {} if path is None else _read(Path(path))
+    data = {} if path is None else read_settings(Path(path))
     problems: list[str] = []
     for key, value in (values or {}).items():
         problems += _set(data, key, value)
@@ -244,7 +247,8 @@ def describe(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]
     return lines
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The plain data of an experiment's YAML file, unchecked; raises ConfigError when it is none."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:

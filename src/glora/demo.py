@@ -10,9 +10,9 @@ from typing import Any
 from glora.config import Experiment, build_experiment
 from glora.experiment import Reporter, Run
 from glora.results import Result
-from glora.space import Choice, numbers
+from glora.space import Choice, Site, numbers
 
-__all__ = ["demo_experiment", "run_demo", "verdict"]
+__all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict"]
 
 DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
@@ -51,14 +51,20 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     glora = demo_experiment(quick=quick, seed=seed)
     reporter.say("GLoRA: train the supernet, search on val, test once")
     run = Run(glora, folder / "glora", reporter)
-    one = sum(numbers(site, "B", Choice("lora", 1), "elementwise") for site in run.adapter.adapted.sites.values())
+    sites = tuple(run.adapter.adapted.sites.values())
     winner = run.fit()
-    rank = max(1, math.ceil(winner.parameters / one))
+    rank = lora_rank(winner.parameters, sites)
     reporter.say(f"LoRA, rank {rank}: the smallest with at least the winner's numbers")
     lora = Run(glora.with_(method="lora", rank=rank), folder / "lora", reporter).fit()
     reporter.say("Linear probe")
     linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
     return [linear, lora, winner]
+
+
+def lora_rank(parameters: int, sites: Sequence[Site]) -> int:
+    """The smallest rank of LoRA on these sites with at least so many trainable numbers; 1 at least."""
+    one = sum(numbers(site, "B", Choice("lora", 1), "elementwise") for site in sites)
+    return max(1, math.ceil(parameters / one))
 
 
 def verdict(results: Sequence[Result]) -> str:

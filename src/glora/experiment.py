@@ -19,16 +19,17 @@ from glora import plots
 from glora.backbones import Backbone, load_backbone
 from glora.checkpoint import (
     file_hash,
-    load_adapter,
     load_supernet,
+    read_header,
     read_tensors,
     save_adapter,
     save_supernet,
     save_tensors,
 )
 from glora.config import Experiment
-from glora.data import DATASETS, ImageSet, Task, load_labelled, load_task
+from glora.data import DATASETS, ImageSet, Task, load_task
 from glora.errors import ConfigError, MissingExtraError, RunError
+from glora.genotype import Genotype
 from glora.latency import device_name, latency_ratio
 from glora.methods import Method, Tuned, get_method
 from glora.methods.glora import TunedAdapter
@@ -39,6 +40,7 @@ from glora.runfolder import RunFolder
 from glora.scoring import ValScorer
 from glora.searchers import SearchResult, Trial, new_searcher, search
 from glora.train import Evaluation, Trainer, evaluate
+from glora.winner import load_winner
 
 __all__ = ["Reporter", "Run"]
 
@@ -63,10 +65,10 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment, folder: str | Path, reporter: Reporter) -> None:
-        self.experiment = experiment = _settled(experiment)
+        self.method: Method = _method(experiment)
+        self.experiment = experiment = _settled(experiment, self.method)
         self.folder = RunFolder(folder)
         self.folder.check(experiment)
-        self.method: Method = _method(experiment)
         self.accelerator = _accelerator(experiment)
         self.reporter: Reporter = reporter if self.accelerator.is_main_process else Silent()
         data = experiment.data
@@ -81,8 +83,7 @@ class Run:
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
             new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
-        lr = experiment.train.lr
-        self.lr = self.method.lr if lr is None else lr
+        self.lr = experiment.train.lr or self.method.lr
 
     @classmethod
     def open(cls, folder: str | Path, reporter: Reporter, *, search: dict[str, Any] | None = None) -> Run:
@@ -159,6 +160,8 @@ class Run:
         )
         train_in(self.folder, trainer, self.reporter, fingerprint=self.task.fingerprint)
         if self.accelerator.is_main_process:
+            if isinstance(self.tuned, TunedAdapter) and not self.searches:
+                save_adapter(self.tuned.adapted, self.folder.adapter, info=self.info)
             self._save_weights(self.folder.supernet)
             self.folder.training.unlink(missing_ok=True)
 
@@ -246,72 +249,43 @@ class Run:
         if self.folder.result.is_file():
             self.reporter.say("The test images were read once already; this is the result of then.")
             return Result.read(self.folder.result)
-        model = self.merged()
         self._alone()
+        winner = load_winner(self.folder)
+        model = winner.model.to(self.accelerator.device)
+        latency = self._latency(model)
+        metrics = self._evaluation(model, self.task.val).metrics("val")
         self.reporter.say(f"Testing the merged model once on {len(self.task.test):,} images")
         start = time.perf_counter()
-        metrics = self._evaluation(model, self.task.val).metrics("val")
         metrics |= self._evaluation(model, self.task.test).metrics("test")
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
+        heads = [p for name in self.backbone.head for p in model.get_submodule(name).parameters()]
         result = Result.stamped(
             method=self.experiment.method,
             task=self.task.name,
             model=self.experiment.model.name,
             seed=self.experiment.seed,
             config=json.loads(self.experiment.model_dump_json()),
-            parameters=self.tuned.count(),
-            head_parameters=sum(
-                p.numel() for name in self.backbone.head for p in model.get_submodule(name).parameters()
-            ),
+            parameters=self._parameters(),
+            head_parameters=sum(p.numel() for p in heads),
             metrics=metrics,
             seconds=seconds,
-            latency=self._latency(model),
-            notes=self.task.notes,
+            latency=latency,
+            notes=(*self.task.notes, *(f"A new key of the merged model: {key}" for key in winner.new_keys)),
             device=device_name(self.accelerator.device),
         )
         result.write(self.folder.result)
         return result
 
-    def evaluate_on(self, source: str | Path) -> Evaluation:
-        """What the merged winner does on all images of another labelled folder; no Result is written.
-
-        Args:
-            source: A folder with one folder for each class, called as the run's classes are.
-
-        Raises:
-            DataError: The folder has other classes, no images, or unreadable ones.
-            RunError: An earlier stage is missing.
-        """
-        images, notes = load_labelled(source, self.task.classes, on_bad_image=self.experiment.data.on_bad_image)
-        for note in notes:
-            self.reporter.say(note)
-        model = self.merged()
-        self._alone()
-        return self._evaluation(model, images.prepared(self.backbone.preprocess))
+    def _parameters(self) -> int:
+        """Trainable numbers of what is tested, without the head."""
+        if not isinstance(self.tuned, TunedAdapter):
+            return self.tuned.count()
+        genotype = read_header(self.folder.adapter)["genotype"]
+        return self.tuned.adapted.count(Genotype.from_json(genotype))
 
     def _evaluation(self, model: nn.Module, images: ImageSet) -> Evaluation:
         size = self.experiment.search.batch_size
         return evaluate(model, images, accelerator=self.accelerator, batch_size=size)
-
-    def merged(self) -> nn.Module:
-        """The trained plain model; of adapters the winner, read back from its file and merged as a user would.
-
-        Raises:
-            RunError: An earlier stage is missing.
-        """
-        self.folder.need(self.folder.supernet, f"glora train --out {self.folder.path}")
-        if self.searches:
-            self.folder.need(self.folder.adapter, f"glora search {self.folder.path}")
-        if not isinstance(self.tuned, TunedAdapter):
-            self._load_weights(self.folder.supernet)
-            return self.tuned.merge()
-        if not self.tuned.adapted.merged:
-            if not self.searches and not self.folder.adapter.is_file():
-                self._load_weights(self.folder.supernet)
-                save_adapter(self.tuned.adapted, self.folder.adapter, info=self.info)
-            self.tuned.adapted.detach()
-            self.tuned = TunedAdapter(load_adapter(self.backbone.model, self.folder.adapter))
-        return self.tuned.merge()
 
     def _latency(self, model: nn.Module) -> dict[str, float]:
         plain = self._backbone(len(self.task.classes)).model.to(self.accelerator.device)
@@ -319,15 +293,16 @@ class Run:
         return latency_ratio(model, plain, x.to(self.accelerator.device))
 
 
-def _settled(experiment: Experiment) -> Experiment:
-    """The same experiment with its paths absolute: the run folder can then be used from anywhere."""
+def _settled(experiment: Experiment, method: Method) -> Experiment:
+    """The same experiment with nothing left open: absolute paths, the method's own learning rate."""
     data, model = experiment.data, experiment.model
     source = Path(data.source).expanduser()
     if data.source not in DATASETS and source.exists():
         data = data.model_copy(update={"source": str(source.resolve())})
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
-    return experiment.model_copy(update={"data": data, "model": model})
+    train = experiment.train.model_copy(update={"lr": experiment.train.lr or method.lr})
+    return experiment.model_copy(update={"data": data, "model": model, "train": train})
 
 
 def _accelerator(experiment: Experiment) -> Accelerator:

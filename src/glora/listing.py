@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from glora import backbones
-from glora.config import Experiment, describe
+from glora.config import Experiment, build_experiment, describe, read_settings
 from glora.data import DATASETS
 from glora.errors import ConfigError, UnknownNameError, nearest
 from glora.layers.sites import adaptable
 from glora.methods import METHODS
 from glora.searchers import SEARCHERS
 
-__all__ = ["check_names", "listing"]
+__all__ = ["check", "listing"]
 
 KINDS = ("models", "methods", "data", "layers", "searchers", "settings")
 
@@ -53,30 +54,36 @@ def listing(what: str, model: str | None = None, *, image_size: int | None = Non
     return sorted(tables[what])
 
 
-def check_names(experiment: Experiment, *, source: str) -> None:
-    """Nothing when the method, searcher, model and data set of an experiment exist.
-
-    Args:
-        experiment: Settings whose types are right.
-        source: Where they come from, for the error.
+def check(path: Path) -> Experiment:
+    """The experiment of a file, its names looked up: of method, searcher, model and data set.
 
     Raises:
-        ConfigError: Lists every unknown name at once, with the nearest ones.
+        ConfigError: Lists every unknown name, unknown key and wrong value at once, with the nearest ones.
     """
-    model = experiment.model.name
-    asked: list[tuple[str, str, Iterable[str]]] = [
-        ("method", experiment.method, METHODS),
-        ("search.searcher", experiment.search.searcher, SEARCHERS),
+    data = read_settings(path)
+    return build_experiment(data, source=str(path), problems=_unknown_names(data))
+
+
+def _unknown_names(data: Mapping[str, Any]) -> list[str]:
+    def given(key: str) -> Any:
+        group, _, leaf = key.rpartition(".")
+        inner = data.get(group, {}) if group else data
+        return inner.get(leaf) if isinstance(inner, Mapping) else None
+
+    model = given("model.name")
+    asked: list[tuple[str, Any, Iterable[str]]] = [
+        ("method", given("method"), METHODS),
+        ("search.searcher", given("search.searcher"), SEARCHERS),
     ]
-    if not Path(experiment.data.source).expanduser().exists():
-        asked.append(("data.source", experiment.data.source, DATASETS))
-    if not model.startswith("hf-hub:"):
+    source = given("data.source")
+    if isinstance(source, str) and not Path(source).expanduser().exists():
+        asked.append(("data.source", source, DATASETS))
+    if isinstance(model, str) and not model.startswith("hf-hub:"):
         asked.append(("model.name", model.partition(".")[0], backbones.names()))
-    unknown = [(key, name, nearest(name, names)) for key, name, names in asked if name not in names]
-    if unknown:
-        lines = [f"{key}: there is no {name!r}." + _hint(near) for key, name, near in unknown]
-        count = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
-        raise ConfigError(f"{count} in {source}:\n  " + "\n  ".join(lines), remedy="`glora ls` lists what there is.")
+    unknown = [
+        (key, name, nearest(name, names)) for key, name, names in asked if isinstance(name, str) and name not in names
+    ]
+    return [f"{key}: there is no {name!r}." + _hint(near) for key, name, near in unknown]
 
 
 def _hint(near: list[str]) -> str:

@@ -86,7 +86,7 @@ class RunFolder:
 
     def _check_free(self) -> None:
         if self.path.is_dir():
-            inside = sorted(entry.name for entry in self.path.iterdir())
+            inside = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if inside:
                 raise RunError(f"{self.path} holds no run, but {listed(inside)}.", remedy="Choose another --out.")
         above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -96,7 +96,9 @@ class RunFolder:
             raise RunError(f"{above} cannot be written to.", remedy="Choose another --out.")
 
     def write_config(self, experiment: Experiment) -> None:
-        """The settings are in the folder."""
+        """The settings are in the folder, and what a killed process was writing is not."""
+        for stale in self.path.glob(".*.tmp"):
+            stale.unlink()
         plain = json.loads(experiment.model_dump_json())
         write_text(self.config, yaml.safe_dump(plain, sort_keys=False))
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from glora.errors import StateError
 from glora.genotype import TENSORS, Genotype, Site
-from glora.space import SearchSpace, factor_shapes
+from glora.space import BoundSpace, SearchSpace, factor_shapes
 from glora.support import Support
 
-__all__ = ["AdapterState", "fill"]
+__all__ = ["AdapterState", "NamedAdapter", "fill"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,23 @@ class AdapterState:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that every tensor must have."""
         return expected_shapes(self.space, self.sites, self.genotype)
+
+
+@dataclass
+class NamedAdapter:
+    """One of several adapters on the same base.
+
+    Attributes:
+        space: What it may play.
+        supports: Site name -> its support tensors.
+        active: The genotype it plays, or played when another took its place.
+        head: Its head while another plays.
+    """
+
+    space: BoundSpace
+    supports: dict[str, Support]
+    active: Genotype
+    head: dict[str, Tensor]
 
 
 def expected_shapes(

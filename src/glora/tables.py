@@ -19,7 +19,8 @@ __all__ = ["CAPTION", "markdown", "rich_table", "rows", "trainable"]
 
 CAPTION = (
     "val, test: accuracy; ± is the standard error on the images counted, or with several seeds the standard deviation "
-    "between them. Trainable numbers are without the head. Latency: merged model / plain backbone."
+    "between them. val also chose the configuration of a searched method and flatters it. Trainable numbers are "
+    "without the head. Latency: merged model / plain backbone."
 )
 MISSING = "–"
 TITLES = {"task": "task", "model": "model"}  # columns shown only when the results differ in them

@@ -44,7 +44,7 @@ def load(path: Path, *, seed: int, train: int | None, val: int | None, on_bad_im
         raise DataError(f"{str(path)!r} is a file, not a folder.", allowed=_LAYOUT)
     path = path.resolve()
     folders = _split_folders(path)
-    pools = {name: _class_folders(folder) for name, folder in folders.items()}
+    pools = {name: _class_folders(folder, name) for name, folder in folders.items()}
     notes = _strays(path, folders)
     classes = _agreed_classes(path, pools)
     bad = unreadable([file for pool in pools.values() for files in pool.values() for file in files])
@@ -147,7 +147,7 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
+def _class_folders(folder: Path, split: str = "") -> dict[str, list[Path]]:
     pool = {entry.name: _files(entry) for entry in _folders(folder)}
     if any(pool.values()):
         return pool
@@ -156,7 +156,7 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
     raise DataError(
         f"There are no images in {str(folder)!r}.",
         allowed=f"Images end in {', '.join(sorted(_SUFFIXES))}.",
-        remedy=_LAYOUT,
+        remedy="Add images to val/, or remove the folder: val is then cut from train." if split == "val" else _LAYOUT,
     )
 
 

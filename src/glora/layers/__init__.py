@@ -245,6 +245,11 @@ def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
     layer._parameters.update(base)
 
 
+def is_new(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> bool:
+    """Whether the merged layer has a bias that the base, as `merge` returned it, has not."""
+    return base.get("bias") is None and layer._parameters.get("bias") is not None
+
+
 @contextmanager
 def holding(layer: nn.Module, config: LayerConfig) -> Iterator[None]:
     """Within it the layer plays this configuration with its effective weight built once."""

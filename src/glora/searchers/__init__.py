@@ -34,6 +34,7 @@ __all__ = [
 
 SEARCHERS = {
     "evolution": "glora.searchers.evolution:Evolution",
+    "nsga2": "glora.searchers.nsga2:NSGA2",
     "random": "glora.searchers.random_search:RandomSearch",
 }
 Origin = Literal["random", "mutation", "crossover"]

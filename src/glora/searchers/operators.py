@@ -82,10 +82,10 @@ class Window:
         self.largest = sum(map(max, costs))
         self.low = min_budget
         self.high = self.largest if budget is None else budget
-        if budget is not None and min_budget > budget:
-            raise self.error(f"min_budget={min_budget:,} is above budget={budget:,}.")
         if self.high < self.smallest:
             raise self.error(f"budget={self.high:,} is below the smallest genotype.")
+        if budget is not None and min_budget > budget:
+            raise self.error(f"min_budget={min_budget:,} is above budget={budget:,}.")
         if self.low > self.largest:
             raise self.error(f"min_budget={self.low:,} is above the largest genotype.")
         known = {options: _moves(options) for options in set(map(tuple, costs))}

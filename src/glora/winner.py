@@ -1,0 +1,95 @@
+"""The plain model of a finished run, rebuilt from the run's files alone: its training images are not needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from glora.backbones import load_backbone
+from glora.checkpoint import load_adapter, read_header, read_tensors, save_merged
+from glora.data import load_labelled
+from glora.preprocess import Preprocess
+from glora.reporter import Reporter
+from glora.runfolder import RunFolder
+from glora.train import Evaluation, evaluate
+
+__all__ = ["Winner", "load_winner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """A finished run's plain model.
+
+    Attributes:
+        model: Images `(b, 3, h, w)` to logits `(b, classes)`; adapters are merged.
+        info: How its base was built (`backbone`), its `classes`, and how it reads images (`preprocess`).
+        new_keys: State-dict keys that the base does not have, a new bias each.
+    """
+
+    model: nn.Module
+    info: dict[str, Any]
+    new_keys: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> str:
+        """Writes the plain state dict; says how to load it."""
+        save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
+        config = getattr(self.model, "pretrained_cfg", None) or {}
+        name = config.get("architecture", self.info["backbone"]["name"])
+        size, classes = self.info["preprocess"]["size"][0], len(self.info["classes"])
+        text = f"{path}: the state dict of timm's {name} for {size} px images and {classes} classes"
+        return text + (f", with new keys: {', '.join(self.new_keys)}" if self.new_keys else "")
+
+    def evaluate_on(
+        self, source: str | Path, reporter: Reporter, *, on_bad_image: Any = "error", batch_size: int = 100
+    ) -> Evaluation:
+        """What it does on all images of a labelled folder of the same classes.
+
+        Raises:
+            DataError: The folder has other classes, no images, or unreadable ones.
+        """
+        images, notes = load_labelled(source, tuple(self.info["classes"]), on_bad_image=on_bad_image)
+        for note in notes:
+            reporter.say(note)
+        given = self.info["preprocess"]
+        wanted = Preprocess(
+            size=tuple(given["size"]),
+            mean=tuple(given["mean"]),
+            std=tuple(given["std"]),
+            interpolation=given["interpolation"],
+        )
+        accelerator = Accelerator()
+        model = self.model.to(accelerator.device)
+        return evaluate(model, images.prepared(wanted), accelerator=accelerator, batch_size=batch_size)
+
+
+def load_winner(folder: RunFolder) -> Winner:
+    """The run's plain model: of adapters the winner, read from its file and merged as a user would.
+
+    Raises:
+        RunError: An earlier stage is missing.
+        AdapterFileError: A file is damaged, or of another base.
+    """
+    experiment = folder.experiment()
+    folder.need(folder.supernet, f"glora train --out {folder.path}")
+    if experiment.method in ("linear", "full"):
+        tensors, meta = read_tensors(folder.supernet)
+        model = _backbone(meta["info"])
+        own = model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, value in tensors.items():
+                own[name].copy_(value)
+        return Winner(model, meta["info"])
+    folder.need(folder.adapter, f"glora search {folder.path}")
+    info = read_header(folder.supernet)["info"]  # what the run itself was built with
+    adapted = load_adapter(_backbone(info), folder.adapter)
+    return Winner(adapted.merge(keep_base=False), info, adapted.new_keys)
+
+
+def _backbone(info: dict[str, Any]) -> nn.Module:
+    model: nn.Module = load_backbone(**info["backbone"], num_classes=len(info["classes"])).model
+    return model
