@@ -33,6 +33,7 @@ CELLS = [
     ("glora", "elementwise", 3e-3),
     ("lora", "", 1e-2),
     ("linear", "", 3e-2),
+    ("linear", "", 1e-1),
     ("glora", "elementwise", 3e-4),
     ("lora", "", 1e-3),
     ("linear", "", 3e-3),

@@ -58,7 +58,7 @@ class TunedSubset:
 class LinearProbe:
     """Only the head is trained."""
 
-    lr: float = 1e-2
+    lr: float = 3e-2
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
         """The model with a trainable head."""
