@@ -916,3 +916,15 @@ def test_merge_names_nothing_where_the_new_bias_is_not_played():
     adapted.merge()
     assert adapted.new_keys == ()
     assert "0.bias" not in model.state_dict()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_sequence_first_layers_refuse_one_genotype_per_sample(batch_first):
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+    adapted = glora.inject(model, SearchSpace((2,)), targets=["linear1", "linear2"], head=None)
+    genotypes = [adapted.space.smallest, adapted.space.largest]
+    if batch_first:
+        adapted.activate(genotypes)
+    else:
+        with pytest.raises(StateError, match="takes sequences first"):
+            adapted.activate(genotypes)

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from glora.cli import app
 from glora.config import load_experiment
+from glora.demo import verdict
 from glora.results import Result
 from glora.tables import markdown
 
@@ -52,7 +53,8 @@ def test_make_targets_exist() -> None:
 def test_table_is_made_from_the_committed_results() -> None:
     table = README.split("do not edit -->\n")[1].split("<!-- end -->")[0].strip()
     paths = [ROOT / "results" / "demo" / f"{method}.json" for method in ("linear", "lora", "glora")]
-    assert table == markdown(Result.read_all(paths)).strip()
+    results = Result.read_all(paths)
+    assert table == f"{markdown(results).strip()}\n\n{verdict(results)}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glora import layers
 from glora.errors import GloraError, StateError, UnknownNameError, listed
 from glora.genotype import TENSORS, Genotype, LayerConfig, Site
-from glora.layers.sites import freeze_statistics, head_of, plan_sites, refuse_adapted, show_head
+from glora.layers.sites import freeze_statistics, head_of, plan_sites, refuse_adapted, refuse_sequence_first, show_head
 from glora.registry import load
 from glora.space import BoundSpace, SearchSpace
 from glora.state import AdapterState, NamedAdapter, fill
@@ -93,17 +93,19 @@ class Adapted:
         return self.space.count(genotype)
 
     def activate(self, genotype: Genotype | Sequence[Genotype]) -> None:
-        """Makes the model play this genotype, or one genotype per sample of the batch.
+        """Makes the model play this genotype, or one genotype per sample of the batch (every layer's first dimension).
 
         Raises:
             SpaceError: The genotype is not in the space.
-            StateError: The model is merged or detached, or the sequence is empty.
+            StateError: The model is merged or detached, the sequence is empty, or a layer takes sequences first.
         """
         self._need_attached("activate")
         given = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
         several = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
         if not several:
             raise StateError("No genotype to activate.", allowed="Give one genotype, or one per sample of the batch.")
+        if len(several) > 1:
+            refuse_sequence_first(self.model)
         for each in dict.fromkeys(several):
             self.space.encode(each)
         for name, layer in self._layers.items():

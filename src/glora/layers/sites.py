@@ -26,6 +26,7 @@ __all__ = [
     "plain_site",
     "plan_sites",
     "refuse_adapted",
+    "refuse_sequence_first",
     "show_head",
 ]
 
@@ -73,6 +74,17 @@ def plain_site(layer: nn.Module) -> Site | None:
     site = kind[0].site(layer)
     adapted = site.bias and parametrize.is_parametrized(layer)
     return replace(site, bias=False) if adapted and layers.state_of(layer).new_bias else site
+
+
+def refuse_sequence_first(model: nn.Module) -> None:
+    """Nothing, unless a layer says that its first dimension is not the batch; raises StateError then."""
+    for name, module in model.named_modules():
+        if getattr(module, "batch_first", True) is False:
+            kind = type(module).__name__
+            raise StateError(
+                f"{name or 'The model'}, a {kind}, takes sequences first: samples cannot be told apart.",
+                remedy="Activate one genotype for the whole batch, or build the layer with batch_first=True.",
+            )
 
 
 def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
