@@ -104,7 +104,7 @@ def page(results: list[Result]) -> str:
             *rows,
             "",
             "One seed, 200 images. Every method's learning rate is the best of its rows. The products differ by less",
-            "than the subnets of one supernet do, so the reading of the published code, elementwise, stays the default.",
+            "than the subnets of one supernet do: the reading of the published code, elementwise, stays the default.",
             "",
         ]
     )
