@@ -289,3 +289,23 @@ def test_two_processes_train_as_one_and_play_the_same_genotypes(vit: Vit, tmp_pa
     assert meta["losses"] == pytest.approx([p.loss for p in ends], rel=1e-3)
     assert meta["accuracies"] == pytest.approx([p.accuracy for p in ends])
     assert meta["moments"] == sorted(trainer.optimizer.state_dict()["state"])  # what was never played has none
+
+
+def test_the_runs_seed_decides_the_subnets(vit: Vit) -> None:
+    """Also apart from the batches, which it decides too."""
+    played: list[list[Genotype]] = []
+    for seed in (0, 0, 1):
+        tuned = adapted(vit())
+        genotypes: list[Genotype] = []
+        before = tuned.before_step
+
+        def watch(rng: random.Random, before: Any = before, tuned: Any = tuned, into: Any = genotypes) -> None:
+            before(rng)
+            into.append(tuned.adapted.active)
+
+        tuned.before_step = watch  # type: ignore[method-assign]
+        for _ in make_trainer(tuned, seed=seed, epochs=1).run():
+            pass
+        played.append(genotypes)
+    assert played[0] == played[1]
+    assert not set(played[0]) & set(played[2])

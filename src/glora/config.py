@@ -29,13 +29,7 @@ __all__ = [
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {  # the published formulation: all 432 choices, scales 1, top-1 on val, rejection
-        "space": {
-            "ranks": [8],
-            "product": "elementwise",
-            "variant": "paper",
-            "new_bias": True,
-            "scaling": "none",
-        },
+        "space": SearchSpace.paper().to_json(),
         "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2},
     },
 }
