@@ -26,7 +26,6 @@ from glora.space import SearchSpace
 from glora.state import AdapterState
 
 __all__ = [
-    "file_hash",
     "fingerprint",
     "load_adapter",
     "load_supernet",
@@ -244,12 +243,3 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, meta
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise AdapterFileError(f"{path} is damaged: {error}.", remedy="Delete it; its stage starts again.") from error
-
-
-def file_hash(path: str | Path) -> str:
-    """The sha256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,7 +18,6 @@ from torch import nn
 from glora import plots
 from glora.backbones import Backbone, load_backbone
 from glora.checkpoint import (
-    file_hash,
     load_supernet,
     read_header,
     read_tensors,
@@ -29,6 +28,7 @@ from glora.checkpoint import (
 from glora.config import Experiment
 from glora.data import DATASETS, ImageSet, Task, load_task
 from glora.errors import ConfigError, MissingExtraError, RunError
+from glora.files import sha256
 from glora.genotype import Genotype
 from glora.latency import device_name, latency_ratio
 from glora.methods import Method, Tuned, get_method
@@ -210,7 +210,7 @@ class Run:
             seed=self.experiment.seed,
             **settings.arguments(),
             journal=self.folder.journal,
-            context={"data": self.task.fingerprint, "supernet": file_hash(self.folder.supernet)},
+            context={"data": self.task.fingerprint, "supernet": sha256(self.folder.supernet)},
             on_trial=tell,
         )
         self._keep(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from glora import registry
 from glora.backbones import Backbone, Spec, load_backbone
 from glora.errors import BackboneError, MissingExtraError
+from glora.files import atomic, sha256
 
 __all__ = ["cached_weights", "dinov2_vits14", "onnx_file"]
 
@@ -94,7 +94,7 @@ def cached_weights(cache_dir: Path | None = None) -> Path:
     folder = Path.home() / ".cache" / "glora" if cache_dir is None else cache_dir
     file = folder / f"{_NAME}.safetensors"
     source = onnx_file()
-    stamp = None if source is None else _sha256(source)
+    stamp = None if source is None else sha256(source)
     if _intact(file, stamp):
         return file
     if source is None or stamp is None:
@@ -106,10 +106,8 @@ def cached_weights(cache_dir: Path | None = None) -> Path:
     origin = {"format": _FORMAT, "source_sha256": stamp, "content_sha256": _content(tensors)}
     metadata = {"glora": json.dumps(origin)}  # one entry: safetensors writes several in any order
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-            save_file(tensors, Path(scratch) / file.name, metadata=metadata)
-            (Path(scratch) / file.name).replace(file)
+        with atomic(file) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except OSError as error:
         raise BackboneError(
             f"The converted weights cannot be written to {str(folder)!r}: {error}.",
@@ -134,14 +132,6 @@ def _resample_positions(model: nn.Module, weights: Path, side: int) -> None:
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     with torch.no_grad():
         model.get_parameter("pos_embed")[:, 1:] = grid.flatten(2).transpose(1, 2)  # (1, side * side, 384)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:
