@@ -153,14 +153,15 @@ class Adapted:
         self._need_attached("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
-        for name, layer in self._layers.items():
-            if not layers.finite(layer):
+        played = {name: layers.effective(layer) for name, layer in self._layers.items()}
+        for name, numbers in played.items():
+            if not layers.finite(numbers):
                 raise GloraError(
                     f"The effective weight or bias of site {name!r} has a NaN or infinity; nothing was merged.",
                     remedy="Train again with a lower learning rate.",
                 )
         self._release()
-        base = {name: layers.merge(layer) for name, layer in self._layers.items()}
+        base = {name: layers.merge(layer, played[name]) for name, layer in self._layers.items()}
         self.new_keys = tuple(
             f"{name}.bias" for name, layer in self._layers.items() if layers.is_new(layer, base[name])
         )

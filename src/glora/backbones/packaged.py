@@ -68,13 +68,8 @@ def dinov2_vits14(
     )
     if packaged is not None:
         _resample_positions(backbone.model, packaged, side // 14)
-    spec = Spec(
-        name=_NAME,
-        image_size=side,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        pretrained=pretrained,
-        seed=seed,
-    )
+    given = None if checkpoint is None else str(checkpoint)
+    spec: Spec = {**backbone.spec, "name": _NAME, "image_size": side, "checkpoint": given}
     return replace(backbone, name=_NAME, spec=spec)
 
 

@@ -7,7 +7,7 @@ and the layer's own `forward` takes the factored way where that is cheaper.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -207,13 +207,17 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
     return played
 
 
-def finite(layer: nn.Module) -> bool:
-    """Whether every number of the weight and bias that the layer plays is finite."""
-    return all(bool(value.isfinite().all()) for value in effective(layer).values() if value is not None)
+def finite(played: Mapping[str, Tensor | None]) -> bool:
+    """Whether every number of an effective weight and bias is finite."""
+    return all(bool(value.isfinite().all()) for value in played.values() if value is not None)
 
 
-def merge(layer: nn.Module) -> dict[str, nn.Parameter | None]:
+def merge(layer: nn.Module, played: Mapping[str, Tensor | None] | None = None) -> dict[str, nn.Parameter | None]:
     """Writes the effective weight and bias into the plain layer, computed in at least float32, rounded once.
+
+    Args:
+        layer: An attached layer.
+        played: What `effective` gave, checked to be finite already; None computes and checks it.
 
     Returns:
         The base parameters by name; put back, they restore the plain layer bit for bit.
@@ -221,10 +225,11 @@ def merge(layer: nn.Module) -> dict[str, nn.Parameter | None]:
     Raises:
         GloraError: The effective weight or bias has a number that is not finite.
     """
-    if not finite(layer):
-        raise GloraError("An effective weight or bias has a NaN or infinite number.", remedy="Train with a lower lr.")
     with torch.inference_mode(False):  # the merged weights may be trained
-        played = effective(layer)
+        if played is None:
+            played = effective(layer)
+            if not finite(played):
+                raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
         detach(layer)
         base = dict(layer._parameters)
         for name, value in played.items():
