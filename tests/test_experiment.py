@@ -438,3 +438,33 @@ def test_what_a_killed_process_was_writing_is_no_obstacle(photos: Path, tmp_path
     (folder / ".DS_Store").touch()
     Run(tiny(photos, train={"epochs": 1}), folder, Recorder()).train()
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: Path) -> None:
+    """What the run says of unreadable images and of precision holds for a later look at other images too."""
+    fit = (
+        "import sys, json\n"
+        "from glora.experiment import Run\n"
+        "from glora.config import build_experiment\n"
+        "from glora.reporter import Silent\n"
+        "Run(build_experiment(json.loads(sys.argv[1])), sys.argv[2], Silent()).fit()\n"
+    )
+    look = (
+        "import sys\n"
+        "from glora.reporter import Silent\n"
+        "from glora.runfolder import RunFolder\n"
+        "from glora.winner import load_winner\n"
+        "found = load_winner(RunFolder(sys.argv[1])).evaluate_on(sys.argv[2], Silent())\n"
+        "from accelerate import Accelerator\n"
+        "print(len(found.losses), Accelerator().mixed_precision)\n"
+    )
+    other, run = image_folder(tmp_path / "other", per_class=3), str(tmp_path / "run")
+    (other / "light" / "broken.jpg").write_bytes(b"no image")
+    data = {"source": str(photos), "on_bad_image": "skip"}
+    experiment = tiny(photos, data=data, train={"epochs": 1, "precision": "bf16"}).model_dump(mode="json")
+    for code, words in ((fit, [json.dumps(experiment), run]), (look, [run, str(other)])):  # each in its own process
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6", "bf16"]

@@ -27,10 +27,12 @@ from glora.state import AdapterState
 
 __all__ = [
     "fingerprint",
+    "is_adapter",
     "load_adapter",
     "load_supernet",
     "read_for",
     "read_header",
+    "read_metadata",
     "read_tensors",
     "save_adapter",
     "save_merged",
@@ -95,24 +97,39 @@ def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] |
         save_model(model, str(temporary), metadata={"glora": json.dumps(dict(info or {}))})
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of an adapter file: space, sites, genotype, head, base fingerprint, info.
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The JSON that any file of this library carries; empty when it carries none.
 
     Raises:
-        AdapterFileError: No such file, damaged, not an adapter file, or of an unknown version.
+        AdapterFileError: No such file, or damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise AdapterFileError(f"There is no adapter file {path}.", remedy="Give the file that save_adapter wrote.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("glora", "{}"))
+            found = json.loads((file.metadata() or {}).get("glora", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterFileError(
             f"{path} is damaged or no safetensors file: {error}.",
             remedy="Copy it again from its source; adapters are never read from pickle files.",
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    return found if isinstance(found, dict) else {}
+
+
+def is_adapter(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata is the header of an adapter file, of whatever version."""
+    return metadata.get("format") == FORMAT
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an adapter file: space, sites, genotype, head, base fingerprint, info.
+
+    Raises:
+        AdapterFileError: No such file, damaged, not an adapter file, or of an unknown version.
+    """
+    header = read_metadata(path)
+    if not is_adapter(header):
         raise AdapterFileError(f"{path} is not a glora adapter.", allowed="Such files are written by save_adapter.")
     if header.get("version") != VERSION:
         raise AdapterFileError(

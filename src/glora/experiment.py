@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from glora import plots
@@ -27,10 +26,11 @@ from glora.checkpoint import (
 )
 from glora.config import Experiment
 from glora.data import DATASETS, ImageSet, Task, load_task
-from glora.errors import ConfigError, MissingExtraError, RunError
+from glora.device import device_name, new_accelerator
+from glora.errors import MissingExtraError, RunError
 from glora.files import sha256
 from glora.genotype import Genotype
-from glora.latency import device_name, latency_ratio
+from glora.latency import latency_ratio
 from glora.methods import Method, Tuned, get_method
 from glora.methods.glora import TunedAdapter
 from glora.reporter import Reporter, Silent, plan
@@ -69,7 +69,7 @@ class Run:
         self.experiment = experiment = _settled(experiment, self.method)
         self.folder = RunFolder(folder)
         self.folder.check(experiment)
-        self.accelerator = _accelerator(experiment)
+        self.accelerator = new_accelerator(experiment.train.precision)
         self.reporter: Reporter = reporter if self.accelerator.is_main_process else Silent()
         data = experiment.data
         task = load_task(
@@ -83,7 +83,8 @@ class Run:
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
             new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
-        self.lr = experiment.train.lr or self.method.lr
+        assert experiment.train.lr is not None  # settled
+        self.lr = experiment.train.lr
 
     @classmethod
     def open(cls, folder: str | Path, reporter: Reporter, *, search: dict[str, Any] | None = None) -> Run:
@@ -303,14 +304,6 @@ def _settled(experiment: Experiment, method: Method) -> Experiment:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
     train = experiment.train.model_copy(update={"lr": experiment.train.lr or method.lr})
     return experiment.model_copy(update={"data": data, "model": model, "train": train})
-
-
-def _accelerator(experiment: Experiment) -> Accelerator:
-    precision = experiment.train.precision
-    try:
-        return Accelerator(mixed_precision=precision)
-    except ValueError as error:  # this device cannot, or another precision is in use in this process
-        raise ConfigError(f"train.precision={precision}: {error}.", remedy="Use precision no or bf16.") from error
 
 
 def _method(experiment: Experiment) -> Method:

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-__all__ = ["device_name", "latency_ratio"]
+__all__ = ["latency_ratio"]
 
 LEAST = 5  # pairs
 
@@ -52,10 +52,3 @@ def _timed(model: nn.Module, x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.perf_counter() - start
-
-
-def device_name(device: torch.device) -> str:
-    """What a number was measured on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

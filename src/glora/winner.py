@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from glora.backbones import load_backbone
-from glora.checkpoint import load_adapter, read_header, read_tensors, save_merged
+from glora.checkpoint import is_adapter, load_adapter, read_metadata, read_tensors, save_merged
+from glora.config import Experiment
 from glora.data import load_labelled
+from glora.device import new_accelerator
 from glora.preprocess import Preprocess
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
@@ -27,11 +28,13 @@ class Winner:
 
     Attributes:
         model: Images `(b, 3, h, w)` to logits `(b, classes)`; adapters are merged.
+        experiment: The run's settings.
         info: How its base was built (`backbone`), its `classes`, and how it reads images (`preprocess`).
         new_keys: State-dict keys that the base does not have, a new bias each.
     """
 
     model: nn.Module
+    experiment: Experiment
     info: dict[str, Any]
     new_keys: tuple[str, ...] = ()
 
@@ -44,15 +47,14 @@ class Winner:
         text = f"{path}: the state dict of timm's {name} for {size} px images and {classes} classes"
         return text + (f", with new keys: {', '.join(self.new_keys)}" if self.new_keys else "")
 
-    def evaluate_on(
-        self, source: str | Path, reporter: Reporter, *, on_bad_image: Any = "error", batch_size: int = 100
-    ) -> Evaluation:
-        """What it does on all images of a labelled folder of the same classes.
+    def evaluate_on(self, source: str | Path, reporter: Reporter) -> Evaluation:
+        """What it does on all images of a labelled folder of the same classes, read as the run reads its own.
 
         Raises:
             DataError: The folder has other classes, no images, or unreadable ones.
         """
-        images, notes = load_labelled(source, tuple(self.info["classes"]), on_bad_image=on_bad_image)
+        classes, on_bad_image = tuple(self.info["classes"]), self.experiment.data.on_bad_image
+        images, notes = load_labelled(source, classes, on_bad_image=on_bad_image)
         for note in notes:
             reporter.say(note)
         given = self.info["preprocess"]
@@ -62,9 +64,9 @@ class Winner:
             std=tuple(given["std"]),
             interpolation=given["interpolation"],
         )
-        accelerator = Accelerator()
-        model = self.model.to(accelerator.device)
-        return evaluate(model, images.prepared(wanted), accelerator=accelerator, batch_size=batch_size)
+        accelerator = new_accelerator(self.experiment.train.precision)
+        model, size = self.model.to(accelerator.device), self.experiment.search.batch_size
+        return evaluate(model, images.prepared(wanted), accelerator=accelerator, batch_size=size)
 
 
 def load_winner(folder: RunFolder) -> Winner:
@@ -76,20 +78,16 @@ def load_winner(folder: RunFolder) -> Winner:
     """
     experiment = folder.experiment()
     folder.need(folder.supernet, f"glora train --out {folder.path}")
-    if experiment.method in ("linear", "full"):
-        tensors, meta = read_tensors(folder.supernet)
-        model = _backbone(meta["info"])
-        own = model.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for name, value in tensors.items():
-                own[name].copy_(value)
-        return Winner(model, meta["info"])
-    folder.need(folder.adapter, f"glora search {folder.path}")
-    info = read_header(folder.supernet)["info"]  # what the run itself was built with
-    adapted = load_adapter(_backbone(info), folder.adapter)
-    return Winner(adapted.merge(keep_base=False), info, adapted.new_keys)
-
-
-def _backbone(info: dict[str, Any]) -> nn.Module:
+    trained = read_metadata(folder.supernet)
+    info = trained["info"]
     model: nn.Module = load_backbone(**info["backbone"], num_classes=len(info["classes"])).model
-    return model
+    if is_adapter(trained):
+        folder.need(folder.adapter, f"glora search {folder.path}")
+        adapted = load_adapter(model, folder.adapter)
+        return Winner(adapted.merge(keep_base=False), experiment, info, adapted.new_keys)
+    tensors, _ = read_tensors(folder.supernet)
+    own = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
+    return Winner(model, experiment, info)
