@@ -716,12 +716,13 @@ def test_a_new_bias_is_offered_only_where_the_model_calls_the_layer():
         glora.inject(model, SearchSpace.paper())
 
 
-def test_a_weight_read_alone_refuses_one_genotype_per_sample():
+def test_a_weight_read_alone_plays_one_genotype_a_batch_and_says_so(caplog):
     model = Reader()
     adapted = glora.inject(model, PAPER)
     adapted.activate([adapted.sample(random.Random(seed)) for seed in range(3)])
-    with pytest.raises(StateError, match="skip="):
-        model(torch.randn(3, 6))
+    model(torch.randn(3, 6))
+    assert "silent plays the first sample's genotype for the whole batch" in caplog.text
+    assert "spoken plays" not in caplog.text
 
 
 # timm, random weights

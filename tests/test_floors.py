@@ -15,7 +15,7 @@ TOP = 9
 FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on another
     "errors": 0, "files": 0, "preprocess": 0, "registry": 0.5,
     "genotype": 0.5, "space": 1, "results": 1, "config": 1.5,
-    "support": 2, "searchers": 2, "state": 2.5, "layers": 3,
+    "support": 2, "searchers": 2, "state": 2.5, "layers": 3, "named": 3.5,
     "adapted": 4, "backbones": 4, "data": 4,
     "supernet": 5, "methods": 6,
     "train": 7, "checkpoint": 7, "device": 7, "latency": 7, "scoring": 7.5, "cluster": 7.5,
@@ -26,7 +26,7 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
 NO_TORCH = ("errors", "registry", "files", "preprocess", "genotype", "space", "results", "config", "searchers",
             "tables", "plots")  # fmt: skip
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn")
-LATE = {("adapted", "checkpoint")}  # `Adapted.add` reads a file; bound by name when called
+LATE = {("named", "checkpoint")}  # `Adapted.add` reads a file; bound by name when called
 
 FILES = sorted(SRC.rglob("*.py"))
 

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
+from glora.layers.factored import one
+from glora.layers.linear import Linear
 from glora.space import SearchSpace, numbers
 from glora.support import Support, fixed_scale
 from suites.layer_suite import PRODUCTS, randomize
+
+LINEAR_LAYER = torch.nn.Linear(2, 2)
+LINEAR = Linear(LINEAR_LAYER)
 
 
 def make(site: Site, product: str, ranks=(4,), scaling="none", seed=0) -> Support:
@@ -61,13 +66,12 @@ def test_every_configuration_is_equation_13_and_14(o, i, product, scaling):
     w0, b0, x = (value.double().numpy() for value in (w32, b32, x32))
     seen = 0
     for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(support.site))):
-        support.config = config
         w, b = restated(support, config, w0, b0)
         y = x @ w.T + b
         with torch.no_grad():
-            assert np.allclose(support.weight(w32).numpy(), w, atol=2e-6), config
-            assert np.allclose(support.bias(w32, b32).numpy(), b, atol=2e-6), config
-            out = support(x32, w32, b32).numpy()
+            assert np.allclose(support.weight(LINEAR, w32, config).numpy(), w, atol=2e-6), config
+            assert np.allclose(support.bias(LINEAR, w32, b32, config).numpy(), b, atol=2e-6), config
+            out = one((support, config), LINEAR, LINEAR_LAYER, x32, w32, b32).numpy()
         assert np.abs(out - y).max() <= 1e-5 * np.abs(y).max(), config
         seen += 1
     assert seen == 432
@@ -81,11 +85,10 @@ def test_without_a_bias_the_formula_has_no_b0(product):
     rng = np.random.default_rng(0)
     w32, x32 = torch.tensor(rng.normal(size=(5, 3)), dtype=torch.float32), torch.randn(4, 3)
     for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(site))):
-        support.config = config
         w, b = restated(support, config, w32.double().numpy(), None)
         y = x32.double().numpy() @ w.T + b
         with torch.no_grad():
-            out = support(x32, w32, None).double().numpy()
+            out = one((support, config), LINEAR, LINEAR_LAYER, x32, w32, None).double().numpy()
         assert np.abs(out - y).max() <= 1e-5 * np.abs(y).max(), config
 
 
@@ -95,10 +98,9 @@ def test_a_configuration_of_two_ranks_reads_slices(product):
     randomize(support)
     w32, b32 = torch.randn(6, 5), torch.randn(6)
     for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(support.site))):
-        support.config = config
         w, b = restated(support, config, w32.double().numpy(), b32.double().numpy())
-        assert np.allclose(support.weight(w32).detach().numpy(), w, atol=2e-6), config
-        assert np.allclose(support.bias(w32, b32).detach().numpy(), b, atol=2e-6), config
+        assert np.allclose(support.weight(LINEAR, w32, config).detach().numpy(), w, atol=2e-6), config
+        assert np.allclose(support.bias(LINEAR, w32, b32, config).detach().numpy(), b, atol=2e-6), config
 
 
 def test_fan_in_divides_what_a_sum_over_all_inputs_multiplies_and_nothing_else():
@@ -115,10 +117,10 @@ def test_one_step_on_a_scaled_b_moves_the_weight_by_its_fan_in_less():
     moved = {}
     for scaling in ("none", "fan_in"):
         support = make(site, "elementwise", scaling=scaling)
-        support.config = LayerConfig(B="vector")
+        config = LayerConfig(B="vector")
         with torch.no_grad():
             support.down["B"].fill_(1e-3)
-        moved[scaling] = (support.weight(w0) - w0).abs().mean().item()
+        moved[scaling] = (support.weight(LINEAR, w0, config) - w0).abs().mean().item()
     assert moved["none"] == pytest.approx(50 * moved["fan_in"], rel=1e-3)
 
 
@@ -167,8 +169,8 @@ def test_low_precision_weights_are_computed_in_float32_and_rounded_once():
     site = replace(Site("linear", 6, 5, True))
     support = make(site, "elementwise")
     randomize(support)
-    support.config = LayerConfig(A="vector", B="lora:4", C="vector", D="vector", E="vector")
+    config = LayerConfig(A="vector", B="lora:4", C="vector", D="vector", E="vector")
     w0, b0 = torch.randn(6, 5).bfloat16(), torch.randn(6).bfloat16()
-    w, b = restated(support, support.config, w0.double().numpy(), b0.double().numpy())
-    assert torch.equal(support.weight(w0), torch.tensor(w).float().bfloat16())
-    assert torch.equal(support.bias(w0, b0), torch.tensor(b).float().bfloat16())
+    w, b = restated(support, config, w0.double().numpy(), b0.double().numpy())
+    assert torch.equal(support.weight(LINEAR, w0, config), torch.tensor(w).float().bfloat16())
+    assert torch.equal(support.bias(LINEAR, w0, b0, config), torch.tensor(b).float().bfloat16())

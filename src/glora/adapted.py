@@ -6,17 +6,18 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glora import layers
-from glora.errors import GloraError, StateError, UnknownNameError, listed
+from glora.errors import GloraError, StateError
 from glora.genotype import TENSORS, Genotype, LayerConfig, Site
-from glora.layers.sites import freeze_statistics, head_of, plan_sites, refuse_adapted, refuse_sequence_first, show_head
-from glora.registry import load
+from glora.layers.head import head_of, show_head
+from glora.layers.places import holders
+from glora.layers.sites import freeze_statistics, guard_batch, plan_sites, refuse_adapted, refuse_sequence_first
+from glora.named import NamedAdapters
 from glora.space import BoundSpace, SearchSpace
 from glora.state import AdapterState, NamedAdapter, fill
 from glora.support import Support
@@ -26,7 +27,7 @@ __all__ = ["Adapted", "inject"]
 log = logging.getLogger("glora")
 
 
-class Adapted:
+class Adapted(NamedAdapters):
     """A model with its sites. Made by `glora.inject` or `glora.load_adapter`.
 
     Attributes:
@@ -49,7 +50,9 @@ class Adapted:
         self.head = head
         self.notes: tuple[str, ...] = ()
         self.new_keys: tuple[str, ...] = ()
-        self._layers = {name: model.get_submodule(name) for name in sites}
+        at = holders(model)
+        self._places = {name: at[name] for name in sites}
+        self._layers = {place.module: place.layer for group in self._places.values() for place in group}
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
@@ -58,9 +61,11 @@ class Adapted:
         for name in head:
             model.get_submodule(name).requires_grad_(True)
         supports = self._make_supports(space, seed)
-        for name, layer in self._layers.items():
-            layers.attach(layer, supports[name])
-        self._hooks = freeze_statistics(model, head)
+        site_at = {place.name: name for name, group in self._places.items() for place in group}
+        for module, layer in self._layers.items():
+            names = [site_at.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
+            layers.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
+        self._hooks = [*freeze_statistics(model, head), guard_batch(model)]
         self._name = "default"
         self._adapters = {"default": NamedAdapter(space, supports, space.smallest, {})}
         self.activate(space.smallest)
@@ -71,7 +76,7 @@ class Adapted:
         with torch.inference_mode(False):  # they are trained later
             for name, site in self.sites.items():
                 support = Support(site, space.rules, space.options[name], generator=generator)
-                supports[name] = support.to(next(self._layers[name].parameters()).device)
+                supports[name] = support.to(self._places[name][0].weight.device)
         return supports
 
     @property
@@ -108,8 +113,9 @@ class Adapted:
             refuse_sequence_first(self.model)
         for each in dict.fromkeys(several):
             self.space.encode(each)
-        for name, layer in self._layers.items():
-            layers.activate(layer, [each[name] for each in several])
+        for name, group in self._places.items():
+            for place in group:
+                layers.activate(place.layer, [each[name] for each in several], place.slot)
         self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
     @contextmanager
@@ -122,8 +128,9 @@ class Adapted:
         self._need_attached("hold")
         self.space.encode(genotype)
         with ExitStack() as stack:
-            for name, layer in self._layers.items():
-                stack.enter_context(layers.holding(layer, genotype[name]))
+            for layer in self._layers.values():
+                configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
+                stack.enter_context(layers.holding(layer, *configs))
             kept, self.active = self.active, genotype
             stack.callback(setattr, self, "active", kept)
             yield self.model
@@ -157,13 +164,14 @@ class Adapted:
         for name, numbers in played.items():
             if not layers.finite(numbers):
                 raise GloraError(
-                    f"The effective weight or bias of site {name!r} has a NaN or infinity; nothing was merged.",
+                    f"The effective weight or bias of {name!r} has a NaN or infinity; nothing was merged.",
                     remedy="Train again with a lower learning rate.",
                 )
         self._release()
-        base = {name: layers.merge(layer, played[name]) for name, layer in self._layers.items()}
+        shared: dict[nn.Parameter, nn.Parameter] = {}
+        base = {name: layers.merge(layer, played[name], shared) for name, layer in self._layers.items()}
         self.new_keys = tuple(
-            f"{name}.bias" for name, layer in self._layers.items() if layers.is_new(layer, base[name])
+            f"{name}.{key}" for name, layer in self._layers.items() for key in layers.new_keys(layer, base[name])
         )
         if self.new_keys:  # a loader that rebuilds the plain class would drop them silently
             log.warning("The merged state dict has keys that the base has not: %s.", ", ".join(self.new_keys))
@@ -236,71 +244,6 @@ class Adapted:
         adapted = cls(model, state.sites, space, state.head_modules)
         adapted.load_state(state)
         return adapted
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters on this base."""
-        return tuple(self._adapters)
-
-    def add(self, name: str, path: str | Path) -> None:
-        """Puts the adapter of a file beside the others, under a name; `switch` makes it play.
-
-        Raises:
-            StateError: The name is taken, or the file adapts sites that this model does not.
-            AdapterFileError: The file is damaged or belongs to another base.
-        """
-        self._need_attached("add")
-        if name in self._adapters:
-            raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
-        # late binding: files live on a higher floor
-        state: AdapterState = load("glora.checkpoint:read_for")(self.model, path)
-        if state.genotype is None or state.head_modules != self.head:
-            what = "a whole supernet" if state.genotype is None else f"the head {state.head_modules}, not {self.head}"
-            raise StateError(f"{path} has {what}.", remedy="Save an adapter of one genotype with the same head.")
-        if unknown := [site for site in state.sites if self.sites.get(site) != state.sites[site]]:
-            raise StateError(
-                f"{path} adapts sites that this model does not: {listed(unknown)}.",
-                remedy="Inject the targets of both adapters, or load it into a model of its own.",
-            )
-        genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
-        space = BoundSpace(state.space, self.sites, only=genotype)
-        supports = self._make_supports(space, 0)
-        fill(supports, state)
-        self._adapters[name] = NamedAdapter(space, supports, genotype, dict(state.head))
-
-    def switch(self, name: str) -> None:
-        """Makes the named adapter play, with its own genotype and head.
-
-        Raises:
-            UnknownNameError: There is no such adapter.
-        """
-        self._need_attached("switch")
-        self._need_adapter(name)
-        kept = self._adapters[self._name]
-        kept.active = self.active if isinstance(self.active, Genotype) else self.active[0]
-        kept.head = {key: value.detach().clone() for key, value in head_of(self.model, self.head).items()}
-        new = self._adapters[name]
-        for site, layer in self._layers.items():
-            layers.state_of(layer).support = new.supports[site].to(layers.base_of(layer)[0].device)
-        self._name, self.space = name, new.space
-        show_head(self.model, new.head or kept.head)
-        self.activate(new.active)
-
-    def remove(self, name: str) -> None:
-        """Forgets a named adapter that is not playing.
-
-        Raises:
-            UnknownNameError: There is no such adapter.
-            StateError: It is the one in use.
-        """
-        self._need_adapter(name)
-        if name == self._name:
-            raise StateError(f"The adapter {name!r} is in use.", remedy="Switch to another first, or detach.")
-        del self._adapters[name]
-
-    def _need_adapter(self, name: str) -> None:
-        if name not in self._adapters:
-            raise UnknownNameError(f"There is no adapter {name!r}.", allowed=f"Known: {listed(self._adapters, n=10)}.")
 
     def _need_attached(self, action: str) -> None:
         if self._state != "attached":

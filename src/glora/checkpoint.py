@@ -21,7 +21,8 @@ from glora.adapted import Adapted
 from glora.errors import AdapterFileError, SpaceError, listed
 from glora.files import atomic
 from glora.genotype import Genotype, Site
-from glora.layers.sites import base_state, fits_head, head_of, plain_site
+from glora.layers.head import fits_head, head_of
+from glora.layers.places import base_state, holders, site_of
 from glora.space import SearchSpace
 from glora.state import AdapterState
 
@@ -187,16 +188,17 @@ def read_for(model: nn.Module, path: str | Path, *, check_base: bool = True) -> 
     """
     state, header = _read(path)
     modules = dict(model.named_modules())
-    if unknown := [name for name in (*state.sites, *state.head_modules) if name not in modules]:
+    here = {name: site_of(group) for name, group in holders(model).items()}
+    missing = [name for name in state.sites if name not in here]
+    if unknown := missing + [name for name in state.head_modules if name not in modules]:
         raise AdapterFileError(
-            f"{path} is for another model: {type(model).__name__} has no {listed(unknown)}.",
+            f"{path} is for another model: {type(model).__name__} has no {listed(unknown)} to adapt.",
             remedy=_which_base(header),
         )
     for name, site in state.sites.items():
-        found = plain_site(modules[name])
-        if found != replace(site, new_bias=False):
+        if here[name] != replace(site, new_bias=False):
             raise AdapterFileError(
-                f"{path} is for another model: {name} is {found or type(modules[name]).__name__} here.",
+                f"{path} is for another model: {name} is {here[name]} here.",
                 allowed=f"The file has {site}.",
                 remedy=_which_base(header),
             )

@@ -154,6 +154,10 @@ class Site:
         in_features: i.
         bias: Whether the plain layer has a bias; C, D and E are offered only then.
         new_bias: The plain layer has none and may get one: C and E are offered.
+        mixed: How many of the i inputs a matrix-product A mixes: i, but the channels of a convolution, without
+            its kernel. 0 means i.
+        diagonal: The weight is a vector, `diag(w)`, of a norm: A and B are `vector`, `scalar` or `none`, both
+            products are one, and C (`w ∘ c`) is left out, E being the same.
     """
 
     kind: str
@@ -161,3 +165,9 @@ class Site:
     in_features: int
     bias: bool
     new_bias: bool = False
+    mixed: int = 0
+    diagonal: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.mixed:
+            object.__setattr__(self, "mixed", self.in_features)

@@ -10,7 +10,7 @@ from glora import backbones
 from glora.config import Experiment, build_experiment, describe, read_settings
 from glora.data import DATASETS
 from glora.errors import ConfigError, UnknownNameError, nearest
-from glora.layers.sites import adaptable
+from glora.layers.places import adaptable
 from glora.methods import METHODS
 from glora.searchers import SEARCHERS
 

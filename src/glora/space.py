@@ -25,12 +25,18 @@ __all__ = [
     "SearchSpace",
     "Site",
     "factor_shapes",
+    "is_matrix",
     "numbers",
 ]
 
 PRODUCTS = ("elementwise", "matrix")
 VARIANTS = ("lean", "paper")
 SCALINGS = ("fan_in", "none")
+
+
+def is_matrix(site: Site, product: str) -> bool:
+    """Whether the site's A is read as the matrix product `W0 A`; on a diagonal both products are one."""
+    return product == "matrix" and not site.diagonal
 
 
 def factor_shapes(site: Site, tensor: str, choice: Choice, product: str) -> dict[str, tuple[int, ...]]:
@@ -43,7 +49,8 @@ def factor_shapes(site: Site, tensor: str, choice: Choice, product: str) -> dict
         return {}
     if tensor in "DE":
         return {"down": (o if choice.kind == "vector" else 1,)}
-    left, right = {"A": (i if product == "matrix" else o, i), "B": (o, i), "C": (i, 1)}[tensor]
+    mixes = is_matrix(site, product)
+    left, right = {"A": (site.mixed, site.mixed) if mixes else (o, i), "B": (o, i), "C": (i, 1)}[tensor]
     if choice.kind == "lora":
         return {"down": (left, choice.rank), "up": (choice.rank, right)}
     return {"down": (left if choice.kind == "vector" else 1, 1)}
@@ -97,13 +104,13 @@ class SearchSpace:
     def options(self, site: Site) -> tuple[tuple[Choice, ...], ...]:
         """The choices offered at the site, one tuple per support tensor A..E, largest first."""
         if self.only is not None:
-            return tuple((c if self._has(site, t) else NONE,) for t, c in zip(TENSORS, self.only, strict=True))
+            return tuple((c if self._has(site, t, c) else NONE,) for t, c in zip(TENSORS, self.only, strict=True))
         offered = {
             tensor: tuple(
                 choice
                 for kind in KINDS[tensor]
                 for choice in ([Choice("lora", r) for r in self.ranks] if kind == "lora" else [Choice(kind)])
-                if kind == "none" or self._has(site, tensor)
+                if kind == "none" or self._has(site, tensor, choice)
             )
             for tensor in TENSORS
         }
@@ -111,7 +118,9 @@ class SearchSpace:
             offered = _lean(offered, site, self.product)
         return tuple(offered.values())
 
-    def _has(self, site: Site, tensor: str) -> bool:
+    def _has(self, site: Site, tensor: str, choice: Choice) -> bool:
+        if site.diagonal and (tensor == "C" or choice.kind == "lora"):
+            return False
         if tensor in "AB":
             return True
         return site.bias or (site.new_bias and self.new_bias and tensor != "D")
@@ -158,18 +167,19 @@ def _spans(big: tuple[str, Choice], small: tuple[str, Choice], site: Site, produ
     if tensor in "CDE":
         full = (choice.kind == "vector" and tensor in "DE") or o == 1  # b0 and e reach all of R^o, W0 c its range
         return full or (tensor == other and (choice.kind == less.kind or less.kind == "scalar" or tensor == "C"))
-    matrix = tensor == "A" and product == "matrix"
-    if _is_full(choice, o, i, matrix):
+    matrix = tensor == "A" and is_matrix(site, product)
+    kernel = matrix and site.mixed < i  # W0 (A ⊗ I): A mixes channels and leaves the kernel's places alone
+    if not kernel and _is_full(choice, o, i, matrix):
         return True
-    if choice.kind == "lora" and (tensor == "B" or matrix):  # all changes up to this rank; W0 A within W0's range
+    if choice.kind == "lora" and not kernel and (tensor == "B" or matrix):  # all up to this rank; W0 A in W0's range
         return _rank(other, less, site, product) <= choice.rank and (not matrix or other == "A" or o <= i)
     if tensor != other:
         return False
-    if choice.kind == "lora":  # W0 ∘ A
-        return less.kind != "lora" or less.rank <= choice.rank
-    length = i if matrix else o  # of a vector
+    if choice.kind == "lora":
+        return less.rank <= choice.rank if less.kind == "lora" else not kernel or choice.rank >= site.mixed
+    length = site.mixed if matrix else o  # of a vector
     if choice.kind == "vector" or length == 1:
-        return less.kind != "lora" or (matrix and i == 1)
+        return less.kind != "lora" or (matrix and length == 1)
     return less.kind == "scalar"
 
 
@@ -185,8 +195,10 @@ def _is_full(choice: Choice, o: int, i: int, matrix: bool) -> bool:
 def _rank(tensor: str, choice: Choice, site: Site, product: str) -> int:
     """The largest matrix rank of the weight change that the choice reaches, W0 in general position."""
     smallest = min(site.out_features, site.in_features)
-    if choice.kind == "lora" and (tensor == "B" or product == "matrix"):
+    if choice.kind == "lora" and tensor == "B":
         return min(choice.rank, smallest)
+    if choice.kind == "lora" and is_matrix(site, product):
+        return min(choice.rank * site.in_features // site.mixed, smallest)
     return 1 if tensor == "B" else smallest
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glora import layers
-from glora.errors import GloraError, StateError
+from glora.errors import GloraError
 from glora.genotype import NONE, TENSORS, LayerConfig
 from glora.space import SearchSpace, numbers
 from glora.support import Support
@@ -63,6 +63,11 @@ def same(layer: nn.Module, before: dict[str, tuple[int, bool, Tensor]]) -> bool:
     )
 
 
+def view_of(layer: nn.Module) -> layers.View:
+    (view,) = layers.views_of(layer).values()
+    return view
+
+
 class LayerSuite:
     """The properties of one layer type."""
 
@@ -80,9 +85,7 @@ class LayerSuite:
 
     def options(self, bias: str, ranks: tuple[int, ...], product: str) -> Iterator[LayerConfig]:
         layer = self.make_layer(bias=bias == "bias")
-        kind = layers.kind_of(layer)
-        assert kind is not None
-        site = replace(kind[0].site(layer), new_bias=bias == "new")
+        site = replace(view_of(layer).site, new_bias=bias == "new")
         return itertools.starmap(LayerConfig, itertools.product(*everything(ranks, product).options(site)))
 
     def adapt(
@@ -94,9 +97,7 @@ class LayerSuite:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             layer = self.make_layer(bias=bias == "bias").to(dtype)
-        kind = layers.kind_of(layer)
-        assert kind is not None
-        site = replace(kind[0].site(layer), new_bias=bias == "new")
+        site = replace(view_of(layer).site, new_bias=bias == "new")
         space = everything(ranks, product)
         support = Support(site, space, space.options(site), generator=torch.Generator().manual_seed(0))
         layer.requires_grad_(False)
@@ -313,14 +314,14 @@ class LayerSuite:
     @pytest.mark.parametrize("product", PRODUCTS)
     def test_both_ways_have_the_same_gradients(self, product):
         layer, support = self.adapt("bias", product)
-        kind = layers.state_of(layer).kind
+        view = layers.state_of(layer).view
         x = self.make_input(3)
         for config in self.spread(support)[1:]:
             layers.activate(layer, [config])
             grads = []
             for way in range(2):
                 support.zero_grad()
-                out = kind.plain(layer, x, layer.weight, layer.bias) if way else layer(x)
+                out = view.plain(layer, x, layer.weight, layer.bias) if way else layer(x)
                 (out**3).sum().backward()
                 grads.append({n: p.grad.clone() for n, p in support.named_parameters() if p.grad is not None})
             assert grads[0].keys() == grads[1].keys()
@@ -402,12 +403,15 @@ class LayerSuite:
             alone = layer(x[sample : sample + 1])
             assert torch.allclose(alone, together[sample : sample + 1], atol=1e-5), config
 
-    def test_per_sample_refuses_another_batch_and_a_weight_read_alone(self):
+    def test_where_samples_cannot_be_told_apart_the_first_genotype_plays_and_it_is_said_once(self, caplog):
         layer, support = self.adapt("bias")
-        layers.activate(layer, self.spread(support)[:3])
-        with pytest.raises(StateError, match="one per sample"):
-            layer(self.make_input(4))
-        with pytest.raises(StateError, match="without calling"):
-            _ = layer.weight
-        layers.activate(layer, self.spread(support)[:1])
-        layer(self.make_input(4))
+        configs = self.spread(support)[1:4]
+        for read in (lambda: layer(self.make_input(4)), lambda: layer.weight):
+            layers.activate(layer, configs)
+            caplog.clear()
+            mixed = read()
+            read()
+            assert len(caplog.records) == 1
+            assert "for the whole batch" in caplog.text
+            layers.activate(layer, configs[:1])
+            assert torch.equal(mixed, read())

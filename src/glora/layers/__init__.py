@@ -1,6 +1,6 @@
 """Which layers can be adapted, and attach, detach and merge of ONE of them.
 
-A layer type is one row of `TABLE` and one file that says how it shows its weight as an `(o, i)` matrix.
+A layer type is one row of `TABLE` and one class that says how it shows its weight as an `(o, i)` matrix (`View`).
 The effective weight is attached with `torch.nn.utils.parametrize`, so that whoever reads `layer.weight` sees it,
 and the layer's own `forward` takes the factored way where that is cheaper.
 """
@@ -9,146 +9,135 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from glora.errors import GloraError, StateError
-from glora.genotype import LayerConfig, Site
+from glora.genotype import LayerConfig
+from glora.layers.adapter import Adapter, BiasAdapter
+from glora.layers.factored import one, per_sample
+from glora.layers.view import View
 from glora.registry import load
 from glora.support import Support
 
 __all__ = [
     "TABLE",
     "WORDS",
-    "LayerKind",
+    "Adapter",
+    "View",
+    "adapters_of",
     "attach",
     "base_of",
     "detach",
+    "effective",
     "finite",
-    "is_plain",
-    "kind_of",
     "merge",
     "put_back",
     "state_of",
+    "views_of",
 ]
 
-TABLE: dict[type[nn.Module], str] = {  # layer type -> how it shows its weight
-    nn.Linear: "glora.layers.linear:Linear",
+TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
+    "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
+    "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
 }
-WORDS: dict[str, tuple[type[nn.Module], ...]] = {  # words that `targets` understands -> layer types
-    "linear": (nn.Linear,),
+WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
+    "linear": ("linear",),
+    "all": ("linear",),
 }
 
 
-class LayerKind(Protocol):
-    """How one layer type shows its weight as a matrix, and its plain forward."""
-
-    kind: str
-
-    def site(self, layer: Any) -> Site: ...
-    def matrix(self, weight: Tensor) -> Tensor: ...
-    def unmatrix(self, matrix: Tensor, like: Tensor) -> Tensor: ...
-    def plain(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+def row_of(layer: nn.Module) -> tuple[type[View], Any] | None:
+    """The table's row of a layer's type: its view and the type that the row names; None when it cannot be adapted."""
+    layer_type: Any = type(layer)
+    return _row(layer_type)
 
 
-def kind_of(layer: nn.Module) -> tuple[LayerKind, type[nn.Module]] | None:
-    """The layer's row of the table, its kind and its type there; None when it cannot be adapted."""
-    for base, path in TABLE.items():
-        if isinstance(layer, base):
-            kind: LayerKind = load(path)
-            return kind, base
+@cache
+def _row(layer_type: Any) -> tuple[type[View], Any] | None:
+    for base in layer_type.__mro__:
+        for pattern, path in TABLE.items():
+            if fnmatchcase(f"{base.__module__}.{base.__qualname__}", pattern):
+                view: type[View] = load(path)
+                return view, base
     return None
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether the layer's weight is a floating-point parameter of its own, with a shape and not parametrized."""
-    weight = layer._parameters.get("weight")
-    made = weight is not None and not isinstance(weight, nn.UninitializedParameter)
-    return made and weight.is_floating_point() and not parametrize.is_parametrized(layer)  # type: ignore[union-attr]
+def views_of(layer: nn.Module) -> dict[str, View]:
+    """The affine weights of a plain layer by the name that each adds to the layer's; empty when it has none.
 
-
-class Adapter(nn.Module):
-    """The parametrization of `weight`: owns the support tensors and gives the effective weight.
-
-    Attributes:
-        support: The support tensors.
-        held: The effective weight and bias while a genotype is held for scoring, else None.
-        new_bias: Whether attaching created the bias.
-        order: The plain layer's parameter names in their order.
+    A weight that is no floating-point parameter of its own, is parametrized, or is not made yet is left out.
     """
-
-    def __init__(self, kind: LayerKind, support: Support, *, new_bias: bool, order: tuple[str, ...]) -> None:
-        super().__init__()
-        self.kind = kind
-        self.support = support
-        self.new_bias = new_bias
-        self.order = order
-        self.held: tuple[Tensor, Tensor | None] | None = None
-
-    def forward(self, original: Tensor) -> Tensor:
-        if self.held is not None:
-            return self.held[0]
-        if self.support.batch:
-            raise StateError(
-                "A layer's weight is read without calling the layer while one genotype per sample is active.",
-                allowed="Such a layer plays one genotype a batch.",
-                remedy="Activate a single genotype, or leave the layer out with skip=.",
-            )
-        with torch.autocast(original.device.type, enabled=False):
-            return self.kind.unmatrix(self.support.weight(self.kind.matrix(original)), original)
+    row = row_of(layer)
+    if row is None or parametrize.is_parametrized(layer):
+        return {}
+    floats = {name for name, value in layer._parameters.items() if value is not None and _is_float(value)}
+    return row[0].of(layer, floats)
 
 
-class _BiasAdapter(nn.Module):
-    """The parametrization of `bias`; the support tensors belong to the one of `weight`."""
-
-    def __init__(self, adapter: Adapter, weights: parametrize.ParametrizationList) -> None:
-        super().__init__()
-        # past nn.Module's registration: the same tensors must not appear twice in a state dict
-        object.__setattr__(self, "adapter", adapter)
-        object.__setattr__(self, "weights", weights)
-
-    def forward(self, original: Tensor) -> Tensor:
-        adapter: Adapter = self.__dict__["adapter"]
-        if adapter.held is not None:
-            return original if adapter.held[1] is None else adapter.held[1]
-        with torch.autocast(original.device.type, enabled=False):
-            w0 = adapter.kind.matrix(self.__dict__["weights"].original)
-            bias = adapter.support.bias(w0, None if adapter.new_bias else original)
-        return original if bias is None else bias
+def _is_float(value: nn.Parameter) -> bool:
+    return not isinstance(value, nn.UninitializedParameter) and value.is_floating_point()
 
 
-def _forward(self: Any, x: Tensor) -> Tensor:
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The adapted layer's forward, set on the per-instance class that parametrize makes."""
-    adapter = state_of(self)
+    if kwargs or len(args) != 1:
+        return type(self).__bases__[0].forward(self, *args, **kwargs)
+    x, adapter = args[0], state_of(self)
     if adapter.held is not None:
-        return adapter.kind.plain(self, x, *adapter.held)
-    w0, b0 = base_of(self)
-    return adapter.support(x, w0, b0)  # type: ignore[no-any-return]
+        return adapter.view.plain(self, x, *adapter.held)
+    if len(adapter.plays) > 1 and x.dim() and x.shape[0] % len(adapter.plays) == 0:
+        return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
+    play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
+    return one(play, adapter.view, self, x, *base_of(self))
 
 
-def state_of(layer: nn.Module) -> Adapter:
-    """The adapter of an attached layer."""
-    adapter = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-    assert isinstance(adapter, Adapter)
+def is_attached(layer: nn.Module) -> bool:
+    """Whether the layer has an adapter."""
+    lists = layer._modules.get("parametrizations")
+    return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
+
+
+def has_new_bias(layer: nn.Module) -> bool:
+    """Whether attaching created the layer's bias."""
+    return any(adapter.new_bias for adapter in adapters_of(layer).values())
+
+
+def adapters_of(layer: nn.Module) -> dict[str, Adapter]:
+    """The adapters of an attached layer by slot."""
+    lists: Any = layer.parametrizations
+    return {each[0].slot: each[0] for each in lists.values() if isinstance(each[0], Adapter)}
+
+
+def state_of(layer: Any, slot: str = "") -> Adapter:
+    """The adapter of one weight of an attached layer."""
+    if slot:
+        return adapters_of(layer)[slot]
+    adapter: Adapter = layer.parametrizations.weight[0]
     return adapter
 
 
-def base_of(layer: Any) -> tuple[Tensor, Tensor | None]:
+def base_of(layer: Any, slot: str = "") -> tuple[Tensor, Tensor | None]:
     """The frozen weight and bias of an attached layer; the bias is None where the plain layer has none."""
-    parametrizations = layer.parametrizations
-    bias = parametrizations.bias.original if "bias" in parametrizations else None
-    return parametrizations.weight.original, None if parametrizations.weight[0].new_bias else bias
+    lists, adapter = layer.parametrizations, state_of(layer, slot)
+    view = adapter.view
+    bias = lists[view.bias].original if view.bias in lists else layer._parameters.get(view.bias)
+    bias = None if adapter.new_bias else bias
+    return lists[view.weight].original, bias if bias is None or view.part is None else bias[view.part]
 
 
-def attach(layer: nn.Module, support: Support) -> None:
-    """Makes the layer show its effective weight and bias.
+def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = ()) -> None:
+    """Makes the layer show its effective weights and biases.
 
     Args:
         layer: A layer of the table, not attached yet. Its parameters stay the same objects, inside.
-        support: The support tensors of its site.
+        supports: The support tensors of its sites in the order of `views_of`; None leaves a weight as it is.
+        names: Names of the sites, for messages.
 
     Raises:
         StateError: The layer is parametrized already.
@@ -157,24 +146,33 @@ def attach(layer: nn.Module, support: Support) -> None:
         raise StateError(
             f"A {type(layer).__name__} is parametrized already.", remedy="Detach or remove that parametrization first."
         )
-    found = kind_of(layer)
-    assert found is not None
-    kind, base = found
-    order = tuple(layer._parameters)
-    new_bias = layer.bias is None and support.site.new_bias
-    own_forward = type(layer).forward is base.forward  # a subclass with its own forward reads `weight` itself
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if new_bias:  # bias=None cannot be parametrized
-        layer.bias = nn.Parameter(weight.new_zeros(support.site.out_features), requires_grad=False)
-    adapter = Adapter(kind, support, new_bias=new_bias, order=order)
-    parametrize.register_parametrization(layer, "weight", adapter, unsafe=True)
-    if layer.bias is not None:
-        weights = layer.parametrizations.weight  # type: ignore[union-attr]
-        assert isinstance(weights, parametrize.ParametrizationList)
-        parametrize.register_parametrization(layer, "bias", _BiasAdapter(adapter, weights), unsafe=True)
-    if own_forward:
+    row, order = row_of(layer), tuple(layer._parameters)
+    assert row is not None
+    layer_type: Any = type(layer)
+    own_forward = layer_type.forward is row[1].forward
+    biases: dict[str, dict[Adapter, parametrize.ParametrizationList]] = {}
+    called = True
+    for place, ((slot, view), support) in enumerate(zip(views_of(layer).items(), supports, strict=True)):
+        if support is None:
+            continue
+        adapter = Adapter(names[place] if names else "", slot, view, support, order)
+        weights = _parametrize(layer, view.weight, adapter)
+        if getattr(layer, view.bias, None) is None and support.site.new_bias:  # bias=None cannot be parametrized
+            adapter.new_bias = True
+            fresh = weights.original.new_zeros(support.site.out_features)
+            setattr(layer, view.bias, nn.Parameter(fresh, requires_grad=False))
+        if getattr(layer, view.bias, None) is not None and (support.site.bias or adapter.new_bias):
+            biases.setdefault(view.bias, {})[adapter] = weights
+        called = view.called
+    for name, parts in biases.items():
+        _parametrize(layer, name, BiasAdapter(parts))
+    if own_forward and called:  # a subclass with its own forward reads `weight` itself
         type(layer).forward = _forward
+
+
+def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> Any:
+    parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
+    return layer.parametrizations[name]  # type: ignore[index]
 
 
 def detach(layer: nn.Module) -> None:
@@ -183,27 +181,28 @@ def detach(layer: nn.Module) -> None:
     By hand: `parametrize.remove_parametrizations` changes the class, which a deepcopy of the layer shares, and its
     `leave_parametrized=True` would write into W0.
     """
-    adapter = state_of(layer)
+    adapters = list(adapters_of(layer).values())
     lists: Any = layer.parametrizations
     parameters = layer._parameters | {name: each.original for name, each in lists.items()}
-    if adapter.new_bias:
-        parameters["bias"] = None
+    parameters |= {adapter.view.bias: None for adapter in adapters if adapter.new_bias}
     layer.__class__ = type(layer).__bases__[0]
     del layer.parametrizations
     layer._parameters.clear()
-    layer._parameters.update({name: parameters[name] for name in (*adapter.order, *parameters)})
+    layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
 
 
 def effective(layer: nn.Module) -> dict[str, Tensor | None]:
-    """The weight and bias that the layer plays; the bias is None where neither the layer nor its configuration has one.
+    """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
     Computed in at least float32 and rounded once, without gradient.
     """
-    adapter = state_of(layer)
+    lists: Any = layer.parametrizations
     with torch.no_grad():
-        played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in ("weight", "bias")}
-        if adapter.new_bias and adapter.support.bias(*base_of(layer)) is None:
-            played["bias"] = None
+        played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in lists}
+        for slot, adapter in adapters_of(layer).items():
+            support, config = adapter.plays[0]
+            if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
+                played[adapter.view.bias] = None
     return played
 
 
@@ -212,12 +211,17 @@ def finite(played: Mapping[str, Tensor | None]) -> bool:
     return all(bool(value.isfinite().all()) for value in played.values() if value is not None)
 
 
-def merge(layer: nn.Module, played: Mapping[str, Tensor | None] | None = None) -> dict[str, nn.Parameter | None]:
-    """Writes the effective weight and bias into the plain layer, computed in at least float32, rounded once.
+def merge(
+    layer: nn.Module,
+    played: Mapping[str, Tensor | None] | None = None,
+    shared: dict[nn.Parameter, nn.Parameter] | None = None,
+) -> dict[str, nn.Parameter | None]:
+    """Writes the effective weights and biases into the plain layer, computed in at least float32, rounded once.
 
     Args:
         layer: An attached layer.
         played: What `effective` gave, checked to be finite already; None computes and checks it.
+        shared: Base parameters merged so far and what they became: one that several layers share is merged once.
 
     Returns:
         The base parameters by name; put back, they restore the plain layer bit for bit.
@@ -225,6 +229,7 @@ def merge(layer: nn.Module, played: Mapping[str, Tensor | None] | None = None) -
     Raises:
         GloraError: The effective weight or bias has a number that is not finite.
     """
+    shared = {} if shared is None else shared
     with torch.inference_mode(False):  # the merged weights may be trained
         if played is None:
             played = effective(layer)
@@ -236,7 +241,11 @@ def merge(layer: nn.Module, played: Mapping[str, Tensor | None] | None = None) -
             plain = base[name]
             if value is not None:
                 flag = plain is not None and plain.requires_grad
-                layer._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=flag)
+                merged = None if plain is None else shared.get(plain)
+                merged = nn.Parameter(value.detach().clone(), requires_grad=flag) if merged is None else merged
+                layer._parameters[name] = merged
+                if plain is not None:
+                    shared[plain] = merged
     return base
 
 
@@ -250,29 +259,31 @@ def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
     layer._parameters.update(base)
 
 
-def is_new(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> bool:
-    """Whether the merged layer has a bias that the base, as `merge` returned it, has not."""
-    return base.get("bias") is None and layer._parameters.get("bias") is not None
+def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str]:
+    """Parameters that the merged layer has and the base, as `merge` returned it, has not."""
+    return [name for name, value in layer._parameters.items() if value is not None and base.get(name) is None]
 
 
 @contextmanager
-def holding(layer: nn.Module, config: LayerConfig) -> Iterator[None]:
-    """Within it the layer plays this configuration with its effective weight built once."""
-    adapter = state_of(layer)
-    kept = adapter.support.config, adapter.support.batch, adapter.held
-    adapter.support.config, adapter.support.batch, adapter.held = config, (), None
+def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
+    """Within it the layer plays these configurations, one per slot, with its effective weights built once."""
+    adapters = list(adapters_of(layer).values())
+    kept = [(adapter.plays, adapter.held) for adapter in adapters]
+    for adapter, config in zip(adapters, configs, strict=True):
+        adapter.play([config])
     try:
         played = effective(layer)
-        assert played["weight"] is not None
-        adapter.held = (played["weight"], played["bias"])
+        for adapter in adapters:
+            name = adapter.view.bias
+            weight, bias = played[adapter.view.weight], played[name] if name in played else getattr(layer, name)
+            assert weight is not None
+            adapter.held = weight, bias if bias is None or adapter.view.part is None else bias[adapter.view.part]
         yield
     finally:
-        adapter.support.config, adapter.support.batch, adapter.held = kept
+        for adapter, (plays, held) in zip(adapters, kept, strict=True):
+            adapter.plays, adapter.held = plays, held
 
 
-def activate(layer: nn.Module, configs: Sequence[LayerConfig]) -> None:
-    """Makes the layer play one configuration, or one per sample when there are several."""
-    adapter = state_of(layer)
-    adapter.held = None
-    adapter.support.config = configs[0]
-    adapter.support.batch = tuple(configs) if len(configs) > 1 else ()
+def activate(layer: nn.Module, configs: Sequence[LayerConfig], slot: str = "") -> None:
+    """Makes one weight of the layer play one configuration, or one per sample when there are several."""
+    state_of(layer, slot).play(configs)

@@ -1,4 +1,4 @@
-"""Which layers of a model are sites, and which modules are its head."""
+"""Which layers of a model are sites."""
 
 from __future__ import annotations
 
@@ -9,28 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
 from glora.errors import StateError, TargetError, listed, nearest
 from glora.genotype import Site
+from glora.layers.head import find_head
+from glora.layers.places import Place, adaptable, holders, is_inside
 
-__all__ = [
-    "adaptable",
-    "base_state",
-    "fits_head",
-    "freeze_statistics",
-    "head_of",
-    "is_inside",
-    "plain_site",
-    "plan_sites",
-    "refuse_adapted",
-    "refuse_sequence_first",
-    "show_head",
-]
+__all__ = ["choose_sites", "freeze_statistics", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
 
-HEAD_NAMES = ("head", "fc", "classifier", "heads", "score", "lm_head", "qa_outputs")
+BIASED = ("linear", "conv")  # kinds that may get a bias they have not
+WORDS = ", ".join(map(repr, layers.WORDS))
 
 
 def plan_sites(
@@ -50,30 +40,44 @@ def plan_sites(
     """
     refuse_adapted(model)
     heads, notes = find_head(model, head)
+    every = holders(model)
     chosen = choose_sites(model, targets, skip, heads)
-    if tied := [name for name in chosen if is_tied(model, name)]:
-        notes.append(f"Not adapted, their weight is shared with another layer: {listed(tied)}.")
-        chosen = {name: site for name, site in chosen.items() if name not in tied}
-        if not chosen:
-            raise TargetError(notes[-1], remedy="Choose other targets.")
-    if odd := [n for n, module in model.named_modules() if layers.kind_of(module) and not layers.is_plain(module)]:
-        notes.append(f"Not adapted, their weight is parametrized, quantized or not made yet: {listed(odd)}.")
-    if bare := [name for name, site in chosen.items() if not site.bias]:
-        called = called_layers(model, bare, example) if new_bias else set()
-        chosen = {name: replace(site, new_bias=name in called) for name, site in chosen.items()}
+    notes += _notes_on_sharing(model, every, chosen, heads)
+    if odd := [n for n, module in model.named_modules() if layers.row_of(module) and not layers.views_of(module)]:
+        what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
+        notes.append(f"Not adapted, {what}: {listed(odd)}.")
+    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BIASED]:
+        single = [name for name in bare if len(every[name]) == 1]
+        called = called_layers(model, single, example) if new_bias else set()
+        chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias: {listed(silent)}.")
     return chosen, heads, tuple(notes)
 
 
-def plain_site(layer: nn.Module) -> Site | None:
-    """The layer's site as it was before it was adapted; None when it cannot be adapted."""
-    kind = layers.kind_of(layer)
-    if kind is None:
-        return None
-    site = kind[0].site(layer)
-    adapted = site.bias and parametrize.is_parametrized(layer)
-    return replace(site, bias=False) if adapted and layers.state_of(layer).new_bias else site
+def _notes_on_sharing(
+    model: nn.Module, every: Mapping[str, Sequence[Place]], chosen: Mapping[str, Site], heads: Sequence[str]
+) -> list[str]:
+    notes = []
+    if tied := [" = ".join(place.name for place in every[name]) for name in chosen if len(every[name]) > 1]:
+        notes.append(f"A shared weight is one site, adapted in all its layers, A and B alone: {listed(tied)}.")
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    twice = [" = ".join(names[place.layer]) for site in chosen for place in every[site] if len(names[place.layer]) > 1]
+    if twice:
+        notes.append(f"A layer used under several names is one site: {listed(twice)}.")
+    fit = adaptable(model, heads)
+    lone = [n for n, group in every.items() if n not in fit and not any(is_inside(p.module, heads) for p in group)]
+    if lone:
+        notes.append(f"Not adapted, their weight is shared with what cannot be adapted: {listed(lone)}.")
+    return notes
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises StateError when the model is adapted already."""
+    if any(isinstance(module, layers.Adapter) for module in model.modules()):
+        raise StateError("The model is adapted already.", remedy="Call detach() or merge() on its Adapted first.")
 
 
 def refuse_sequence_first(model: nn.Module) -> None:
@@ -87,14 +91,20 @@ def refuse_sequence_first(model: nn.Module) -> None:
             )
 
 
-def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
-    """Every layer outside the head that can be adapted, name -> Site, in the model's order."""
-    found = {}
-    for name, module in model.named_modules():
-        kind = layers.kind_of(module)
-        if kind is not None and not is_inside(name, head) and layers.is_plain(module):
-            found[name] = kind[0].site(module)
-    return found
+def guard_batch(model: nn.Module) -> RemovableHandle:
+    """A hook that refuses a batch of another size than the genotypes, one per sample, that are active."""
+
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        adapter = next(inner for inner in module.modules() if isinstance(inner, layers.Adapter))
+        active = len(adapter.plays)
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        if active > 1 and given is not None and given.shape[0] != active:
+            raise StateError(
+                f"{active} genotypes are active, one per sample, but the batch has {given.shape[0]} samples.",
+                remedy="Activate one genotype per sample of the batch, or a single one.",
+            )
+
+    return model.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def choose_sites(
@@ -115,21 +125,22 @@ def choose_sites(
 
 def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
     matched: set[str] = set()
+    at = holders(model)
     for expression in (wanted,) if isinstance(wanted, str) else tuple(wanted):
         if expression in layers.WORDS:
-            found = {n for n in every if isinstance(model.get_submodule(n), layers.WORDS[expression])}
+            found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
         elif isinstance(wanted, str):
             try:
-                found = {name for name in every if re.search(expression, name)}
+                found = {name for name in every if any(re.search(expression, p.name) for p in at[name])}
             except re.error as error:
                 raise TargetError(f"{argument}={expression!r} is no regular expression: {error}.") from error
         else:
-            found = {name for name in every if f".{name}".endswith(f".{expression}")}
+            found = {name for name in every if any(f".{p.name}".endswith(f".{expression}") for p in at[name])}
         if not found:
             raise _nothing_matches(model, every, expression, argument)
         matched |= found
     if not matched:
-        raise TargetError(f"{argument} is empty.", allowed="Allowed: 'linear', a regular expression, a list of names.")
+        raise TargetError(f"{argument} is empty.", allowed=f"Allowed: {WORDS}, a regular expression, a list of names.")
     return matched
 
 
@@ -141,7 +152,9 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
     else:
         what = f"No layer of {type(model).__name__} matches {argument}={expression!r}."
     if not every:
-        return TargetError(what, allowed=f"It has no layer of the types {listed(t.__name__ for t in layers.TABLE)}.")
+        return TargetError(
+            what, allowed=f"It has no layer of the types {listed(name.rpartition('.')[2] for name in layers.TABLE)}."
+        )
     endings = {name.rpartition(".")[2] for name in every}
     near = nearest(expression, endings | every.keys())
     return TargetError(
@@ -149,61 +162,6 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
         allowed=f"Adaptable layers include {listed(every)}.",
         remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "List them with `glora ls layers MODEL`.",
     )
-
-
-def refuse_adapted(model: nn.Module) -> None:
-    """Raises StateError when the model is adapted already."""
-    if any(isinstance(module, layers.Adapter) for module in model.modules()):
-        raise StateError("The model is adapted already.", remedy="Call detach() or merge() on its Adapted first.")
-
-
-def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the modules trained whole, and what to say about them.
-
-    Raises:
-        TargetError: A name is no module of the model.
-    """
-    if head is None:
-        return (), []
-    if head == "auto":
-        names = _automatic_head(model)
-        if tied := [name for name in names if any(is_tied(model, n) for n in _within(model, name))]:
-            note = f"The head {listed(tied)} shares its weight with another layer and stays frozen."
-            return tuple(name for name in names if name not in tied), [note]
-        return names, [] if names else ["No head was found to be trained whole; name its modules with head=."]
-    modules = dict(model.named_modules())
-    names = (head,) if isinstance(head, str) else tuple(head)
-    for name in names:
-        if name not in modules or not name:
-            near = nearest(name, modules)
-            raise TargetError(
-                f"{type(model).__name__} has no module {name!r} to be the head.",
-                allowed="Allowed: 'auto', module names, or None.",
-                remedy=f"Near: {listed(near)}." if near else "",
-            )
-    return names, []
-
-
-def _automatic_head(model: Any) -> tuple[str, ...]:
-    """timm's classifier, transformers' output embeddings, or a child with a head's usual name."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    names = config.get("classifier") if isinstance(config, Mapping) else None
-    if names is None and hasattr(model, "get_output_embeddings"):
-        output = model.get_output_embeddings()
-        names = tuple(name for name, module in model.named_modules() if output is not None and module is output) or None
-    if names is None:
-        children = dict(model.named_children())
-        names = tuple(name for name in HEAD_NAMES if name in children)[:1]
-    names = (names,) if isinstance(names, str) else tuple(names)
-    modules = dict(model.named_modules())
-    return tuple(name for name in names if name in modules and list(modules[name].parameters()))
-
-
-def is_tied(model: nn.Module, name: str) -> bool:
-    """Whether the layer's weight is also a parameter of another module."""
-    weight = model.get_submodule(name)._parameters.get("weight")
-    owners = [module for module in model.modules() for parameter in module._parameters.values() if parameter is weight]
-    return weight is not None and len(owners) > 1
 
 
 def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[str]:
@@ -246,44 +204,6 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
     return called
 
 
-def head_of(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """The head's parameters and persistent buffers, by their names in the model."""
-    return {
-        f"{name}.{key}" if name else key: value
-        for name in head
-        for key, value in model.get_submodule(name).state_dict(keep_vars=True).items()
-    }
-
-
-def fits_head(model: nn.Module, name: str, value: Tensor) -> bool:
-    """Whether the head can show a value: one of its own shape, or a Linear's of another width."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    shape = getattr(module, leaf).shape
-    return shape == value.shape or (isinstance(module, nn.Linear) and shape[1:] == value.shape[1:])
-
-
-def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Writes values into the model's head; a Linear head of another width takes the new shape.
-
-    Raises:
-        StateError: A value has another shape and its module is no Linear; nothing is written then.
-    """
-    if odd := [name for name, value in values.items() if not fits_head(model, name, value)]:
-        raise StateError(f"The head's {listed(odd)} has another shape.", allowed="Only a Linear's width may differ.")
-    with torch.no_grad():
-        for name, value in values.items():
-            owner, _, leaf = name.rpartition(".")
-            module: Any = model.get_submodule(owner)
-            current = getattr(module, leaf)
-            if current.shape == value.shape:
-                current.copy_(value)
-            else:
-                current.data = value.detach().clone().to(current)
-                current.grad = None
-                module.out_features = value.shape[0]
-
-
 def freeze_statistics(model: nn.Module, head: Sequence[str]) -> list[RemovableHandle]:
     """Hooks under which running statistics outside the head stay as they are, whatever mode the model is in."""
     modes: list[bool] = []
@@ -302,29 +222,3 @@ def freeze_statistics(model: nn.Module, head: Sequence[str]) -> list[RemovableHa
     ]
     calls = [module.register_forward_hook(after, always_call=True) for module in tracking]
     return calls + [module.register_forward_pre_hook(before) for module in tracking]
-
-
-def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """The base's parameters and persistent buffers by their plain names, adapted or not, without the head."""
-    found: dict[str, Tensor] = {}
-    for key, value in model.state_dict(keep_vars=True).items():
-        plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
-        added = plain != key and _is_new(model, key)
-        if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
-            found[plain] = value.detach()
-    return found
-
-
-def _is_new(model: nn.Module, key: str) -> bool:
-    """Whether the key of an attached layer is the bias that attaching created."""
-    layer, _, rest = key.partition("parametrizations.")
-    return rest.startswith("bias.") and layers.state_of(model.get_submodule(layer.rstrip("."))).new_bias
-
-
-def is_inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether the module or tensor of this name is one of the modules or within it."""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def _within(model: nn.Module, name: str) -> list[str]:
-    return [inner for inner, _ in model.named_modules() if is_inside(inner, (name,))]

@@ -1,0 +1,94 @@
+"""The parametrizations through which an attached layer shows its effective weight and bias."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from glora.genotype import LayerConfig
+from glora.layers.view import View
+from glora.support import Support
+
+__all__ = ["Adapter", "BiasAdapter"]
+
+log = logging.getLogger("glora")
+
+
+class Adapter(nn.Module):
+    """The parametrization of a weight: owns the support tensors and gives the effective weight.
+
+    Attributes:
+        name: The site's name, for messages.
+        slot: The name that the weight adds to the layer's.
+        view: How the layer shows the weight.
+        support: The support tensors.
+        plays: What the layer plays, support tensors and configuration, or one of them per sample.
+        held: The effective weight and bias while a genotype is held for scoring, else None.
+        said: Whether it was said that the first sample's genotype plays for the whole batch.
+        new_bias: Whether attaching created the bias.
+        order: The plain layer's parameter names in their order.
+    """
+
+    def __init__(self, name: str, slot: str, view: View, support: Support, order: tuple[str, ...]) -> None:
+        super().__init__()
+        self.name = name
+        self.slot = slot
+        self.view = view
+        self.support = support
+        self.new_bias = False
+        self.order = order
+        self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
+        self.held: tuple[Tensor, Tensor | None] | None = None
+        self.said = False
+
+    def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
+        """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
+        self.held, self.said = None, False
+        self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
+
+    def forward(self, original: Tensor) -> Tensor:
+        if self.held is not None:
+            return self.held[0]
+        support, config = self.first("its weight is read without calling the layer")
+        with torch.autocast(original.device.type, enabled=False):
+            return support.weight(self.view, original, config)
+
+    def first(self, why: str) -> tuple[Support, LayerConfig]:
+        """What the first sample plays; says it aloud when the others play something else."""
+        if not self.said and any(play != self.plays[0] for play in self.plays[1:]):
+            log.warning("%s plays the first sample's genotype for the whole batch: %s.", self.name or "A layer", why)
+            self.said = True
+        return self.plays[0]
+
+
+class BiasAdapter(nn.Module):
+    """The parametrization of a bias; the support tensors belong to those of the weights."""
+
+    def __init__(self, parts: Mapping[Adapter, parametrize.ParametrizationList]) -> None:
+        super().__init__()
+        # past nn.Module's registration: the same tensors must not appear twice in a state dict
+        object.__setattr__(self, "parts", dict(parts))
+
+    def forward(self, original: Tensor) -> Tensor:
+        changed = original
+        for adapter, weights in self.__dict__["parts"].items():
+            part = adapter.view.part
+            bias = self._of(adapter, weights, original if part is None else original[part])
+            if part is None:
+                return original if bias is None else bias
+            assert bias is not None
+            changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
+        return changed
+
+    @staticmethod
+    def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:
+        if adapter.held is not None:
+            return adapter.held[1]
+        support, config = adapter.first("its bias is read without calling the layer")
+        with torch.autocast(original.device.type, enabled=False):
+            return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)
