@@ -87,7 +87,8 @@ def _is_float(value: nn.Parameter) -> bool:
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The adapted layer's forward, set on the per-instance class that parametrize makes."""
     if kwargs or len(args) != 1:
-        return type(self).__bases__[0].forward(self, *args, **kwargs)
+        plain: Any = type(self).__bases__[0]
+        return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
