@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,8 @@ from glora.support import Support
 PRODUCTS = ("elementwise", "matrix")
 BIASES = ("bias", "bare", "new")  # the plain layer has one, has none, has none and gets one
 NEAR = 1e-5  # max|difference| / max|output| between the two ways of computing one layer, float32
+
+Merged = Callable[[LayerConfig], dict[str, Tensor | None]]  # weight and bias by name
 
 SPREAD = (  # one configuration of each kind, for the tests that do not go through all
     LayerConfig(),
@@ -61,6 +64,40 @@ def same(layer: nn.Module, before: dict[str, tuple[int, bool, Tensor]]) -> bool:
         now[k][:2] == before[k][:2] and now[k][2].dtype == before[k][2].dtype and torch.equal(now[k][2], before[k][2])
         for k in now
     )
+
+
+def exact_plain(layer: nn.Module, support: Support) -> tuple[nn.Module, Merged]:
+    """The plain layer in float64, and what gives its merged weight and bias computed in float64 alone."""
+    view, (w0, b0) = layers.state_of(layer).view, layers.base_of(layer)
+    plain, numbers, order = copy.deepcopy(layer), copy.deepcopy(support), layers.state_of(layer).order
+    layers.detach(plain)
+    for parameter in numbers.parameters():
+        parameter.data = parameter.data.double()
+    w64, b64 = w0.double(), None if b0 is None else b0.double()
+
+    @torch.no_grad()
+    def merged(config: LayerConfig) -> dict[str, Tensor | None]:
+        bias = numbers.bias(view, w64, b64, config)
+        return {view.weight: numbers.weight(view, w64, config), **({view.bias: bias} if view.bias in order else {})}
+
+    return plain.double(), merged
+
+
+def showing(layer: nn.Module, values: dict[str, Tensor | None], dtype: torch.dtype) -> nn.Module:
+    """The plain layer with these values, rounded once."""
+    for name, value in values.items():
+        layer._parameters[name] = None if value is None else nn.Parameter(value.detach().to(dtype), requires_grad=False)
+    return layer
+
+
+def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance to the next number of that type."""
+    numbers = torch.finfo(dtype)
+    return (2 ** value.abs().double().clamp_min(numbers.tiny).log2().floor()) * numbers.eps
+
+
+def rms(value: Tensor) -> float:
+    return float(value.detach().double().square().mean().sqrt())
 
 
 def view_of(layer: nn.Module) -> layers.View:
@@ -186,27 +223,69 @@ class LayerSuite:
             layer._parameters.update(base)
             layers.attach(layer, support)
 
+    @pytest.mark.parametrize("value", [-1.0, 1e4, 1e-30, "mixed"])
     @pytest.mark.parametrize("product", PRODUCTS)
-    def test_a_layer_switched_off_and_huge_and_tiny_numbers_stay_together(self, product):
+    def test_a_layer_switched_off_and_huge_and_tiny_numbers_stay_together(self, product, value):
         layer, support = self.adapt("bias", product)
         x = self.make_input(3)
-        for value in (-1.0, 1e4, -1e4, 1e-30):
-            for config in (LayerConfig(A="scalar"), LayerConfig(A="vector"), *self.spread(support)):
-                with torch.no_grad():
-                    for tensor in TENSORS:
-                        support.down[tensor].fill_(value)
+        generator = torch.Generator().manual_seed(0)
+        extremes = torch.tensor([-1.0, 1e4, -1e4, 1e-30, 0.0])
+        with torch.no_grad():
+            for factor in (*support.down.values(), *(support.up.values() if value == "mixed" else ())):
+                drawn = extremes[torch.randint(len(extremes), factor.shape, generator=generator)]
+                factor.copy_(drawn) if value == "mixed" else factor.fill_(value)
+        for config in self.options("bias", (4, 2), product):
+            layers.activate(layer, [config])
+            factored = layer(x)
+            with layers.holding(layer, config):
+                held = layer(x)
+            assert bool(held.isfinite().all())
+            assert bool((factored - held).abs().max() <= NEAR * held.abs().max()), config
+            if value == -1.0 and config in (LayerConfig(A="scalar"), LayerConfig(A="vector")):
+                assert not layer.weight.any(), "W0 + W0 * (-1) is zero"
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_in_low_precision_either_way_errs_at_most_twice_as_much_as_the_plain_layer(self, bias, product, dtype):
+        """Root mean square against float64; the plain layer has the merged float64 weight, rounded."""
+        layer, support = self.adapt(bias, product, (4,), dtype)
+        randomize(support, size=0.1)
+        plain = copy.deepcopy(layer)
+        layers.detach(plain)
+        exact, merged = exact_plain(layer, support)
+        x = self.make_input(32).to(dtype)
+        with torch.no_grad():
+            for config in self.options(bias, (4,), product):
+                values = merged(config)
+                truth = showing(exact, values, torch.float64)(x.double())
+                own = rms(showing(plain, values, dtype)(x).double() - truth)
                 layers.activate(layer, [config])
-                factored = layer(x)
+                assert rms(layer(x).double() - truth) <= 2 * own, config
                 with layers.holding(layer, config):
-                    held = layer(x)
-                assert bool(held.isfinite().all())
-                assert difference(factored, held) <= NEAR, (value, config)
-                if value == -1.0 and config in (LayerConfig(A="scalar"), LayerConfig(A="vector")):
-                    assert not layer.weight.any(), "W0 + W0 * (-1) is zero"
+                    assert rms(layer(x).double() - truth) <= 2 * own, config
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("product", PRODUCTS)
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_merged_numbers_are_rounded_once(self, bias, product, dtype):
+        layer, support = self.adapt(bias, product, (4,), dtype)
+        _, merged = exact_plain(layer, support)
+        for config in self.options(bias, (4,), product):
+            layers.activate(layer, [config])
+            played = layers.effective(layer)
+            for name, truth in merged(config).items():
+                value = played.get(name)
+                assert (value is None) == (truth is None), (name, config)
+                if value is None or truth is None:
+                    continue
+                assert value.dtype == dtype
+                room = ulp(truth, dtype) + 8 * torch.finfo(torch.float32).eps * float(truth.abs().max())
+                assert bool(((value.double() - truth).abs() <= room).all()), (name, config)
 
     # back again
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
     @pytest.mark.parametrize("bias", BIASES)
     def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
         layer, support = self.adapt(bias, dtype=dtype)
@@ -402,6 +481,34 @@ class LayerSuite:
             assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5), config
             alone = layer(x[sample : sample + 1])
             assert torch.allclose(alone, together[sample : sample + 1], atol=1e-5), config
+
+    @pytest.mark.parametrize("bias", BIASES)
+    def test_every_sample_may_play_its_own_support_tensors_of_any_product_and_scaling(self, bias):
+        """All configurations of three adapters in one batch, each sample against its own effective weight."""
+        layer, first = self.adapt(bias, "elementwise")
+        generator, site = torch.Generator().manual_seed(1), first.site
+        spaces = [
+            replace(everything(ranks, product), scaling=scaling)
+            for ranks, product, scaling in (((4,), "matrix", "fan_in"), ((3, 1), "elementwise", "fan_in"))
+        ]
+        supports = [first, *(Support(site, space, space.options(site), generator=generator) for space in spaces)]
+        for seed, support in enumerate(supports):
+            randomize(support, seed)
+        configs = [itertools.product(*s.space.options(s.site)) for s in supports]
+        plays = [(s, LayerConfig(*c)) for s, found in zip(supports, configs, strict=True) for c in found]
+        plays = random.Random(0).sample(plays, min(len(plays), 400))
+        x = self.make_input(len(plays))
+        state = layers.state_of(layer)
+        with torch.no_grad():
+            state.play([config for _, config in plays], [support for support, _ in plays])
+            together = layer(x)
+            size = together.abs().amax()
+            for sample, (support, config) in enumerate(plays):
+                state.play([config], [support])
+                weight, shift = layer.weight, layer.bias
+                state.held = weight, shift
+                alone = layer(x[sample : sample + 1])
+                assert float((alone - together[sample : sample + 1]).abs().max()) <= NEAR * float(size), config
 
     def test_where_samples_cannot_be_told_apart_the_first_genotype_plays_and_it_is_said_once(self, caplog):
         layer, support = self.adapt("bias")
