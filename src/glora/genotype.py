@@ -157,7 +157,8 @@ class Site:
         mixed: How many of the i inputs a matrix-product A mixes: i, but the channels of a convolution, without
             its kernel. 0 means i.
         diagonal: The weight is a vector, `diag(w)`, of a norm: A and B are `vector`, `scalar` or `none`, both
-            products are one, and C (`w ∘ c`) is left out, E being the same.
+            products are one, and C (`w ∘ c`) is left out, E being the same. o is its length, i is 1.
+        fixed: A row of the weight that stays W0's: the padding of an embedding.
     """
 
     kind: str
@@ -167,6 +168,7 @@ class Site:
     new_bias: bool = False
     mixed: int = 0
     diagonal: bool = False
+    fixed: int | None = None
 
     def __post_init__(self) -> None:
         if not self.mixed:

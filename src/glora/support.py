@@ -27,9 +27,9 @@ def fixed_scale(scaling: str, site: Site, tensor: str, choice: Choice) -> float:
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
     Adam moves every number by about the learning rate. A vector or scalar B adds `b_i sum_j x_j`, a sum over
-    `i` inputs, to the output: `fan_in` divides it by i.
+    `i` inputs, to the output: `fan_in` divides it by i. An embedding looks its rows up and sums nothing.
     """
-    if scaling == "fan_in" and tensor == "B" and choice.kind in ("vector", "scalar"):
+    if scaling == "fan_in" and tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
         return 1.0 / site.in_features
     return 1.0
 
@@ -144,7 +144,7 @@ class Support(nn.Module):
             config: The choices.
 
         Returns:
-            `(n, i)` in the dtype of w0.
+            `(n, i)` in the dtype of w0; the site's fixed row as it is.
         """
         return self._changed(w0, config, index)
 
@@ -163,6 +163,9 @@ class Support(nn.Module):
             w = torch.addcmul(w, base, a if a_up is None else a @ a_up)  # (o, i) * (o, i), (o, 1) or (1, 1)
         if b is not None:
             w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
+        if self.site.fixed is not None:
+            row = torch.arange(len(w), device=w.device) if index is None else index
+            w = torch.where((row == self.site.fixed).unsqueeze(-1), base, w)
         return w.to(w0.dtype)
 
     def bias(self, view: MatrixView, w0: Tensor, b0: Tensor | None, config: LayerConfig) -> Tensor | None:

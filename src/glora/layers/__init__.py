@@ -20,7 +20,6 @@ from torch.nn.utils import parametrize
 from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
-from glora.layers.factored import one, per_sample
 from glora.layers.view import View
 from glora.registry import load
 from glora.support import Support
@@ -45,10 +44,27 @@ __all__ = [
 TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
     "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
+    "torch.nn.modules.normalization.LayerNorm": "glora.layers.norm:LayerNorm",
+    "torch.nn.modules.normalization.RMSNorm": "glora.layers.norm:RMSNorm",
+    "torch.nn.modules.normalization.GroupNorm": "glora.layers.norm:GroupNorm",
+    "torch.nn.modules.batchnorm.BatchNorm?d": "glora.layers.norm:BatchNorm",
+    "torch.nn.modules.batchnorm.SyncBatchNorm": "glora.layers.norm:Norm",
+    "torch.nn.modules.instancenorm.InstanceNorm?d": "glora.layers.norm:Norm",
+    "timm.layers.norm.LayerNorm": "glora.layers.norm:LayerNorm",
+    "timm.layers.norm.LayerNorm2d": "glora.layers.norm:LayerNorm2d",
+    "timm.layers.norm.GroupNorm": "glora.layers.norm:GroupNorm",
+    "timm.layers.norm.GroupNorm1": "glora.layers.norm:GroupNorm",
+    "timm.layers.*Norm*": "glora.layers.norm:Norm",
+    "transformers.*LayerNorm*": "glora.layers.norm:Norm",
+    "*RMSNorm*": "glora.layers.norm:Norm",
+    "*RmsNorm*": "glora.layers.norm:Norm",
+    "torch.nn.modules.sparse.Embedding*": "glora.layers.embedding:Embedding",
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear",),
-    "all": ("linear",),
+    "norm": ("norm",),
+    "embedding": ("embedding",),
+    "all": ("linear", "norm", "embedding"),
 }
 
 
@@ -90,12 +106,12 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain: Any = type(self).__bases__[0]
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
+    view, plays = adapter.view, adapter.plays
     if adapter.held is not None:
-        return adapter.view.plain(self, x, *adapter.held)
-    if len(adapter.plays) > 1 and x.dim() and x.shape[0] % len(adapter.plays) == 0:
-        return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
-    play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
-    return one(play, adapter.view, self, x, *base_of(self))
+        return view.plain(self, x, *adapter.held)
+    if len(plays) > 1 and not view.tells_apart(x, len(plays)):
+        plays = (adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart"),)
+    return view.forward(plays, self, x, *base_of(self))
 
 
 def is_attached(layer: nn.Module) -> bool:
@@ -124,11 +140,11 @@ def state_of(layer: Any, slot: str = "") -> Adapter:
 
 
 def base_of(layer: Any, slot: str = "") -> tuple[Tensor, Tensor | None]:
-    """The frozen weight and bias of an attached layer; the bias is None where the plain layer has none."""
+    """The frozen weight and bias, `(o,)`, of an attached layer; the bias is None where the plain layer has none."""
     lists, adapter = layer.parametrizations, state_of(layer, slot)
     view = adapter.view
     bias = lists[view.bias].original if view.bias in lists else layer._parameters.get(view.bias)
-    bias = None if adapter.new_bias else bias
+    bias = None if adapter.new_bias or bias is None else bias.flatten()
     return lists[view.weight].original, bias if bias is None or view.part is None else bias[view.part]
 
 
@@ -276,7 +292,7 @@ def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
         played = effective(layer)
         for adapter in adapters:
             name = adapter.view.bias
-            weight, bias = played[adapter.view.weight], played[name] if name in played else getattr(layer, name)
+            weight, bias = played[adapter.view.weight], played.get(name, layer._parameters.get(name))
             assert weight is not None
             adapter.held = weight, bias if bias is None or adapter.view.part is None else bias[adapter.view.part]
         yield

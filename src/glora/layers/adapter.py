@@ -75,15 +75,15 @@ class BiasAdapter(nn.Module):
         object.__setattr__(self, "parts", dict(parts))
 
     def forward(self, original: Tensor) -> Tensor:
-        changed = original
+        flat = changed = original.flatten()  # a norm's bias may have several dimensions
         for adapter, weights in self.__dict__["parts"].items():
             part = adapter.view.part
-            bias = self._of(adapter, weights, original if part is None else original[part])
+            bias = self._of(adapter, weights, flat if part is None else flat[part])
             if part is None:
-                return original if bias is None else bias
+                return original if bias is None else bias.view_as(original)
             assert bias is not None
             changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
-        return changed
+        return changed.view_as(original)
 
     @staticmethod
     def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:

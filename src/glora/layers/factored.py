@@ -10,20 +10,23 @@ Shapes: `n` samples, `o` out, `i` in, `r` rank.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from glora.genotype import Choice, LayerConfig
-from glora.layers.view import View
 from glora.space import factor_shapes
 from glora.support import Support
 
-__all__ = ["one", "per_sample"]
+if TYPE_CHECKING:
+    from glora.layers.view import View
+
+__all__ = ["Play", "in_groups", "one", "per_sample"]
 
 Play = tuple[Support, LayerConfig]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -167,21 +170,32 @@ def _choice(play: Play, tensor: str, is_matrix: bool | None, kinds: Sequence[str
 
 def _grouped(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
     """`(W0 + W0 ∘ A) x + b0` for the samples whose A is an elementwise LoRA, `W0 x + b0` for the others."""
-    rows = x.shape[0] // len(plays)
-    groups: dict[tuple[Support, Choice] | None, list[int]] = {}
-    for sample, play in enumerate(plays):
-        key = _choice(play, "A", False, ("lora",))
-        groups.setdefault(key, []).extend(range(sample * rows, (sample + 1) * rows))
-    outputs = []
-    for key, indices in groups.items():
+
+    def output(key: tuple[Support, Choice] | None, some: Tensor) -> Tensor:
         w = w0
         if key is not None:
             with torch.autocast(x.device.type, enabled=False):
                 w = key[0].weight(view, w0, LayerConfig(A=key[1]))
-        some = x if len(groups) == 1 else x[torch.tensor(indices, device=x.device)]
-        outputs.append(view.plain(layer, some, w, b0))
+        return view.plain(layer, some, w, b0)
+
+    return in_groups([_choice(play, "A", False, ("lora",)) for play in plays], x, output)
+
+
+def in_groups(keys: Sequence[Key], x: Tensor, output: Callable[[Key, Tensor], Tensor]) -> Tensor:
+    """The outputs of the samples, computed together for all samples of one key.
+
+    Args:
+        keys: Every sample's key.
+        x: The input, samples first, or a multiple of them.
+        output: The output of a key and the input of its samples.
+    """
+    rows = x.shape[0] // len(keys)
+    groups: dict[Key, list[int]] = {}
+    for sample, key in enumerate(keys):
+        groups.setdefault(key, []).extend(range(sample * rows, (sample + 1) * rows))
     if len(groups) == 1:
-        return outputs[0]
+        return output(keys[0], x)
+    outputs = [output(key, x[torch.tensor(indices, device=x.device)]) for key, indices in groups.items()]
     order = torch.tensor([index for indices in groups.values() for index in indices], device=x.device)
     return torch.cat(outputs)[torch.argsort(order)]
 

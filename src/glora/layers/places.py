@@ -71,15 +71,15 @@ def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
     found = {}
     for name, group in holders(model).items():
         alone = owners.count(id(group[0].weight)) == len(group) and not any(is_inside(p.module, head) for p in group)
-        alike = {replace(place.site, kind="", bias=False) for place in group}
+        alike = {replace(place.site, kind="", bias=False, fixed=None) for place in group}
         if alone and len(alike) == 1:
             found[name] = site_of(group)
     return found
 
 
 def site_of(group: Sequence[Place]) -> Site:
-    """The site of the weight that these places show."""
-    return group[0].site if len(group) == 1 else replace(group[0].site, bias=False)
+    """The site of the weight that these places show; a shared row is never fixed, an output head trains it too."""
+    return group[0].site if len(group) == 1 else replace(group[0].site, bias=False, fixed=None)
 
 
 def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:

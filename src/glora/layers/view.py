@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from glora.genotype import LayerConfig, Site
+from glora.layers.factored import Play, one, per_sample
 
 __all__ = ["View"]
 
@@ -62,6 +63,19 @@ class View(ABC):
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
         """`W0 c`, `(o,)`, of the layer's weight and a column `(i,)`, in the column's dtype."""
         return self.matrix(weight).to(column.dtype) @ column
+
+    def tells_apart(self, x: Tensor, samples: int) -> bool:
+        """Whether x has that many samples, or a multiple (windows), those of a sample next to each other."""
+        return x.dim() > 1 and x.shape[0] % samples == 0
+
+    def forward(self, plays: Sequence[Play], layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
+        """The adapted layer's output, for one configuration or one per sample.
+
+        A layer whose output is no factored product has its own.
+        """
+        if len(plays) > 1:
+            return per_sample(plays, self, layer, x, w0, b0)
+        return one(plays[0], self, layer, x, w0, b0)
 
     def builds(self, config: LayerConfig, is_matrix: bool) -> bool:
         """Whether the effective weight is the cheaper way for this configuration."""

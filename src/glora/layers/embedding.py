@@ -1,0 +1,58 @@
+"""`nn.Embedding`: the weight as it is stored, `(o, i)` = (rows, width), of which the layer gives the rows asked for.
+
+A and B alone. The forward computes the effective weight of these rows and of no others. The row of `padding_idx` stays
+W0's and gets no gradient; where the weight is tied to other layers it is played like the others, and the embedding
+sends it no gradient, as in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glora.genotype import Site
+from glora.layers.factored import Play, in_groups
+from glora.layers.view import View
+
+__all__ = ["Embedding"]
+
+
+class Embedding(View):
+    """`nn.Embedding`: ids `(n, ...)` to `(n, ..., i)`; `nn.EmbeddingBag` plays through its weight.
+
+    With `max_norm` the layer writes into its weight whenever it is called: it is not adapted.
+    """
+
+    kind = "embedding"
+
+    def __init__(self, layer: Any) -> None:
+        o, i = layer.weight.shape
+        self.site = Site("embedding", o, i, bias=False, fixed=layer.padding_idx)
+        self.called = isinstance(layer, nn.Embedding) and not (layer.sparse or layer.scale_grad_by_freq)
+
+    @classmethod
+    def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:
+        return super().of(layer, floats) if layer.max_norm is None else {}
+
+    def tells_apart(self, x: Tensor, samples: int) -> bool:
+        """Ids of positions may have any length: `(l,)` and `(l, l)` are taken for such, not for samples."""
+        return super().tells_apart(x, samples) and x.shape[0] != x.shape[1]
+
+    def plain(self, layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.embedding(x, weight, layer.padding_idx)
+
+    def forward(self, plays: Sequence[Play], layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
+        def output(play: Play, ids: Tensor) -> Tensor:
+            support, config = play
+            index = ids.flatten()
+            with torch.autocast(w0.device.type, enabled=False):
+                rows = support.rows(w0[index], index, config)
+            if layer.padding_idx is not None:
+                rows = torch.where((index == layer.padding_idx).unsqueeze(-1), rows.detach(), rows)
+            return rows.view(*ids.shape, -1)
+
+        return in_groups(plays, x, output)
