@@ -25,6 +25,7 @@ from glora.checkpoint import read_header
 from glora.data import ImageSet, Task
 from glora.errors import BudgetError, DataError, RunError, UnknownNameError
 from glora.experiment import Run
+from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
 from glora.winner import load_winner
@@ -94,7 +95,7 @@ def test_a_run_folder_holds_what_was_promised(fitted: tuple[Run, Result, Recorde
     names = {entry.name for entry in folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "supernet.safetensors", "search.jsonl", "adapter.safetensors", "result.json",
-        "plots",
+        "plots", "images.jsonl", "winner.json",
     }  # fmt: skip
     assert {"search.svg", "layers.svg", "parameters.svg"} <= {entry.name for entry in (folder / "plots").iterdir()}
     assert RunFolder(folder).experiment() == run.experiment
@@ -109,17 +110,18 @@ def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], phot
     assert (result.method, result.task, result.model, result.seed) == ("glora", "photos", "test_vit", 0)
     assert result.config == json.loads(run.experiment.model_dump_json())
     trials = read_jsonl(run.folder.journal)[1:]
-    best = max(trials, key=lambda trial: trial["score"])
-    assert result.parameters == best["parameters"]
+    outcome = Outcome.read(run.folder.winner)
+    best = trials[outcome.number]
+    assert result.parameters == outcome.parameters == best["parameters"]
     assert result.head_parameters == 2 * 64 + 2
     metrics = result.metrics
     assert metrics["val_loss"] == pytest.approx(-best["score"], rel=1e-5), (
         "the winner as merged is the winner as scored"
     )
-    assert metrics["val_images"] == len(run.task.val)
+    assert metrics["val_images"] == metrics["aside_images"] == len(run.task.val) / 2
     assert metrics["test_images"] == len(run.task.test)
     assert 0 <= (metrics["test_accuracy"] or 0) <= 1
-    assert set(result.seconds) == {"train", "search", "test"}
+    assert set(result.seconds) == {"train", "search", "check", "test"}
     assert all(seconds > 0 for seconds in result.seconds.values())
     assert result.latency is not None
     assert 0.2 < result.latency["ratio"] < 5
@@ -172,7 +174,7 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
 # -- test is read once
 
 
-def test_the_search_never_reads_test_and_the_result_reads_it_once(
+def test_the_search_never_reads_test_and_the_result_reads_it_once_for_each_model_tested(
     photos: Path, tmp_path: Path, test_reads: Counter[int]
 ) -> None:
     run = Run(tiny(photos), tmp_path / "run", Recorder())
@@ -180,11 +182,13 @@ def test_the_search_never_reads_test_and_the_result_reads_it_once(
     run.search()
     assert not test_reads
     first = run.evaluate()
-    assert test_reads == Counter(range(8))
+    models = ("winner", "random_best", "largest")
+    assert test_reads == Counter({image: len(models) for image in range(8)})
+    assert {name for name, row in first.controls.items() if "test_loss" in row} == set(models[1:])
     again = run.evaluate()
     reopened = Run.open(tmp_path / "run", Recorder())
     assert again == first == reopened.evaluate() == reopened.fit()
-    assert test_reads == Counter(range(8))
+    assert set(test_reads.values()) == {len(models)}
 
 
 # -- kill -9
@@ -335,15 +339,15 @@ def test_stages_need_the_ones_before_and_the_search_may_still_change(photos: Pat
             stage()
     run = Run.open(folder, Recorder(), search={"budget": 500, "generations": 0})
     found = run.search()
-    assert found.best.parameters <= 500
-    assert len(found.trials) == 4
+    assert found.parameters <= 500
+    assert found.scored == 4
     assert RunFolder(folder).experiment().search.budget == 500
-    assert Run.open(folder, Recorder()).search().best == found.best
+    assert Run.open(folder, Recorder()).search() == found
     with pytest.raises(RunError, match=r"budget is 500 there, 400 here.*delete .*search\.jsonl to search anew"):
         Run.open(folder, Recorder(), search={"budget": 400})
     (folder / "search.jsonl").unlink()
     anew = Run.open(folder, Recorder(), search={"budget": 400})
-    assert anew.search().best.parameters <= 400
+    assert anew.search().parameters <= 400
     assert anew.evaluate().config["search"]["budget"] == 400
 
 
@@ -351,9 +355,11 @@ def test_a_reopened_run_searches_what_was_trained(photos: Path, tmp_path: Path) 
     """Not a fresh supernet: `search` alone loads the weights."""
     first = Run(tiny(photos), tmp_path / "a", Recorder())
     first.train()
-    scores = [trial.score for trial in first.search().trials]
+    first.search()
+    scores = journal_of(tmp_path / "a")
     (tmp_path / "a" / "search.jsonl").unlink()
-    assert [trial.score for trial in Run.open(tmp_path / "a", Recorder()).search().trials] == scores
+    Run.open(tmp_path / "a", Recorder()).search()
+    assert journal_of(tmp_path / "a") == scores
 
 
 def test_a_run_folder_can_be_used_from_anywhere(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

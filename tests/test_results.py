@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora.errors import RunError
-from glora.results import Result, append_jsonl, binomial_standard_error, read_jsonl, write_json
+from glora.results import Result, append_jsonl, read_jsonl, write_json
 
 REQUIRED: dict[str, Any] = {
     "method": "glora",
@@ -145,11 +145,3 @@ def test_a_damaged_line_inside_is_an_error_with_its_number(tmp_path: Path) -> No
     path.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
     with pytest.raises(RunError, match="line 2, is damaged"):
         read_jsonl(path)
-
-
-def test_the_standard_error_of_an_accuracy() -> None:
-    assert binomial_standard_error(0.8, 200) == pytest.approx(0.02828, abs=1e-5)
-    assert binomial_standard_error(1.0, 10) == 0
-    for accuracy, n in ((1.1, 10), (0.5, 0), (math.nan, 10)):
-        with pytest.raises(ValueError, match="fraction"):
-            binomial_standard_error(accuracy, n)

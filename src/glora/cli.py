@@ -172,7 +172,7 @@ def search(
         from glora.experiment import Run
 
         found = Run.open(run, reporter, search=changes).search()
-    typer.echo(f"{run}: adapter.safetensors, {found.best.parameters:,} numbers. Next: glora eval {run}", err=True)
+    typer.echo(f"{run}: adapter.safetensors, {found.parameters:,} numbers. Next: glora eval {run}", err=True)
 
 
 @app.command("eval")

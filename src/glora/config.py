@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {  # the published formulation: all 432 choices, scales 1, top-1 on val, rejection
         "space": SearchSpace.paper().to_json(),
-        "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2},
+        "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2, "rescore": 0},
     },
 }
 
@@ -78,6 +78,10 @@ class DataSettings(_Settings):
     val: Count | None = Field(None, ge=1, description="Number of validation images of the seeded split.")
     on_bad_image: Literal["error", "skip"] = Field("error", description="What to do with unreadable images.")
     split_seed: int = Field(0, description="Seed of the split.")
+    aside: Count | None = Field(
+        None, ge=0, description="Val images set aside from the search; half of them if not given."
+    )
+    folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
 
 
 class SpaceSettings(_Settings):
@@ -127,6 +131,9 @@ class SearchSettings(_Settings):
     min_budget: Count = Field(0, ge=0, description="Fewest trainable numbers.")
     fitness: Literal["loss", "accuracy"] = Field("loss", description="What the search reads on val.")
     batch_size: int = Field(100, ge=1, description="Images per forward pass of scoring.")
+    rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
+    controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; a population if not given.")
+    control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
@@ -169,6 +176,12 @@ class Experiment(_Settings):
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
     seed: int = Field(0, ge=0, description="Seed of head, support tensors, batches, subnets and search.")
+
+    @model_validator(mode="after")
+    def _set_aside(self) -> Experiment:
+        if self.data.aside == 0 and self.search.rescore:
+            raise ValueError(f"search.rescore={self.search.rescore} needs images set aside, but data.aside=0")
+        return self
 
     def with_(self, **changes: Any) -> Experiment:
         """The same experiment with some top-level settings changed, checked again; raises ConfigError."""

@@ -7,40 +7,33 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from glora import plots
 from glora.backbones import Backbone, load_backbone
-from glora.checkpoint import (
-    load_supernet,
-    read_header,
-    read_tensors,
-    save_adapter,
-    save_supernet,
-    save_tensors,
-)
+from glora.checkpoint import load_adapter, load_supernet, read_tensors
 from glora.config import Experiment
-from glora.data import DATASETS, ImageSet, Task, load_task
+from glora.data import Task, load_task
+from glora.data.known import Known, known
 from glora.device import device_name, new_accelerator
-from glora.errors import MissingExtraError, RunError
-from glora.files import sha256
-from glora.genotype import Genotype
+from glora.errors import ConfigError, RunError
 from glora.latency import latency_ratio
-from glora.methods import Method, Tuned, get_method
+from glora.methods import Method, Tuned
 from glora.methods.glora import TunedAdapter
+from glora.outcome import Outcome, Row, verdict
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
-from glora.resume import train_in
 from glora.runfolder import RunFolder
-from glora.scoring import ValScorer
-from glora.searchers import SearchResult, Trial, new_searcher, search
-from glora.train import Evaluation, Trainer, evaluate
-from glora.winner import load_winner
+from glora.searchers import new_searcher
+from glora.searching import Search
+from glora.settle import method_of, settled
+from glora.testing import Testing
+from glora.training import Training
+from glora.winner import Winner, load_winner
 
 __all__ = ["Reporter", "Run"]
 
@@ -65,8 +58,8 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment, folder: str | Path, reporter: Reporter) -> None:
-        self.method: Method = _method(experiment)
-        self.experiment = experiment = _settled(experiment, self.method)
+        self.method: Method = method_of(experiment)
+        self.experiment = experiment = settled(experiment, self.method)
         self.folder = RunFolder(folder)
         self.folder.check(experiment)
         self.accelerator = new_accelerator(experiment.train.precision)
@@ -83,6 +76,7 @@ class Run:
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
             new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
+        self.known: Known = self._known()
         assert experiment.train.lr is not None  # settled
         self.lr = experiment.train.lr
 
@@ -101,6 +95,24 @@ class Run:
         experiment = RunFolder(folder).experiment()
         changed = experiment.with_(search={**experiment.search.model_dump(), **(search or {})})
         return cls(changed, folder, reporter)
+
+    def _known(self) -> Known:
+        """The images without test: a method that searches has some of val set aside, and folds where asked."""
+        data, val = self.experiment.data, len(self.task.val)
+        if not self.searches:
+            found = known(self.task, seed=data.split_seed, aside=0, folds=1)
+            asked = [name for name in ("aside", "folds") if getattr(data, name) not in (None, 0, 1)]
+            told = f"Nothing is searched: {' and '.join(f'data.{name}' for name in asked)} change nothing."
+            return replace(found, notes=(told,)) if asked else found
+        if self.experiment.search.control == "retrain" and self.accelerator.num_processes > 1:
+            raise ConfigError(
+                "search.control=retrain trains once more after the search, which one process does alone.",
+                remedy=f"Leave it out here, and then run: glora search {self.folder.path} --control retrain",
+            )
+        aside = data.aside
+        if aside is None:
+            aside = val // 2 if self.experiment.search.rescore else 0
+        return known(self.task, seed=data.split_seed, aside=aside, folds=data.folds)
 
     def _backbone(self, classes: int) -> Backbone:
         model = self.experiment.model
@@ -146,31 +158,23 @@ class Run:
             self.reporter.say("The training is done already.")
             self._load_weights(self.folder.supernet)
             return
-        for line in plan(self.experiment, self.task, self.backbone, self.tuned, lr=self.lr):
+        for line in plan(self.experiment, self.task, self.known, self.backbone, self.tuned, lr=self.lr):
             self.reporter.say(line)
         if self.accelerator.is_main_process:
             self.folder.write_config(self.experiment)
-        torch.manual_seed(self.experiment.seed)  # drop-out and drop-path of the backbone draw from it
-        trainer = Trainer(
-            self.tuned,
-            self.task.train,
+        self._training().run(self.tuned)
+
+    def _training(self) -> Training:
+        return Training(
+            self.known,
+            self.folder,
             self.experiment.train,
             lr=self.lr,
             seed=self.experiment.seed,
             accelerator=self.accelerator,
+            reporter=self.reporter,
+            info=self.info,
         )
-        train_in(self.folder, trainer, self.reporter, fingerprint=self.task.fingerprint)
-        if self.accelerator.is_main_process:
-            if isinstance(self.tuned, TunedAdapter) and not self.searches:
-                save_adapter(self.tuned.adapted, self.folder.adapter, info=self.info)
-            self._save_weights(self.folder.supernet)
-            self.folder.training.unlink(missing_ok=True)
-
-    def _save_weights(self, path: Path) -> None:
-        if isinstance(self.tuned, TunedAdapter):
-            save_supernet(self.tuned.adapted, path, info=self.info)
-        else:
-            save_tensors(path, self.tuned.state(), {"info": self.info})
 
     def _load_weights(self, path: Path) -> None:
         if isinstance(self.tuned, TunedAdapter):
@@ -181,12 +185,31 @@ class Run:
                 for name, value in self.tuned.state().items():
                     value.copy_(tensors[name])
 
-    def search(self) -> SearchResult:
-        """Searches the trained supernet on val, activates the winner and saves its adapter and pictures.
+    def search(self) -> Outcome:
+        """Searches the trained supernet on val, saves the winner's adapter and pictures, compares it with controls.
 
         Raises:
             RunError: The supernet is not trained yet, or the method has nothing to search.
         """
+        search = self._searching()
+        if not self.folder.journal.is_file():  # a search anew
+            self.folder.forget_search()
+        self.folder.write_config(self.experiment)
+        outcome = search.run()
+        if self.experiment.search.control == "retrain":
+            self._retrained(outcome)
+        return outcome
+
+    def pick(self, *, budget: int | None, min_budget: int) -> Outcome:
+        """The winner for another budget out of a finished search, without a new score; its adapter and pictures.
+
+        Raises:
+            BudgetError: No scored genotype keeps the budget.
+            RunError: The search is not finished.
+        """
+        return self._searching().pick(budget=budget, min_budget=min_budget)
+
+    def _searching(self) -> Search:
         if not self.searches:
             raise RunError(
                 f"Method {self.experiment.method!r} has one genotype: there is nothing to search.",
@@ -194,55 +217,33 @@ class Run:
             )
         self.folder.need(self.folder.supernet, f"glora train --out {self.folder.path}")
         self._alone()
-        self._load_weights(self.folder.supernet)
-        settings = self.experiment.search
-        best: list[Trial] = []
-
-        def tell(trial: Trial) -> None:
-            best[:] = [min((*best, trial), key=lambda each: each.rank)]
-            self.reporter.trial(trial, best[0], settings.candidates)
-
-        if not self.folder.journal.is_file():  # a search anew
-            self.folder.adapter.unlink(missing_ok=True)
-            self.folder.write_config(self.experiment)
-        found = search(
-            self._scorer(),
-            self.adapter.adapted.space,
+        return Search(
+            self.known,
+            self.adapter,
+            self.folder,
+            self.experiment.search,
             seed=self.experiment.seed,
-            **settings.arguments(),
-            journal=self.folder.journal,
-            context={"data": self.task.fingerprint, "supernet": sha256(self.folder.supernet)},
-            on_trial=tell,
-        )
-        self._keep(found)
-        return found
-
-    def _scorer(self) -> ValScorer:
-        settings = self.experiment.search
-        return ValScorer(
-            self.adapter.supernet,
-            self.task.val,
-            fitness=settings.fitness,
             accelerator=self.accelerator,
-            batch_size=settings.batch_size,
+            reporter=self.reporter,
+            info=self.info,
         )
 
-    def _keep(self, found: SearchResult) -> None:
-        """The winner's adapter, and what a person wants to see of the search."""
-        adapted, winner = self.adapter.adapted, found.best
-        adapted.activate(winner.genotype)
-        save_adapter(adapted, self.folder.adapter, info=self.info)
-        fitness, budget = self.experiment.search.fitness, self.experiment.search.budget
-        folder = self.folder.plots
-        try:
-            plots.search_plot(found.trials, found.front, winner, folder / "search.svg", fitness=fitness, budget=budget)
-            plots.layer_plot(winner.genotype, adapted.space, folder / "layers.svg")
-            plots.parameters_plot(winner.genotype, adapted.space, folder / "parameters.svg")
-        except MissingExtraError as error:  # the search is done; its pictures can be had later
-            self.reporter.say(f"No pictures: {error}")
+    def _retrained(self, outcome: Outcome) -> nn.Module:
+        """The winner trained alone from the pretrained weights, merged."""
+        folder, classes = self.folder.retrained(outcome.number), len(self.task.classes)
+        if not folder.adapter.is_file():
+            self.reporter.say("Control: the winner trained alone from the pretrained weights")
+            model = self._backbone(classes).model
+            fresh = self.method.apply(model, head=self.backbone.head, seed=self.experiment.seed)
+            assert isinstance(fresh, TunedAdapter)
+            self._training().alone(fresh, fresh.adapted.space.decode(outcome.genome), folder)
+        adapted = load_adapter(self._backbone(classes).model, folder.adapter)
+        return adapted.merge(keep_base=False).to(self.accelerator.device)
 
     def evaluate(self) -> Result:
         """The Result: val, and test exactly once; a run that has one is not tested again.
+
+        Of the controls, the best random genotype, the largest and the retrained one are tested here too, once.
 
         Raises:
             RunError: An earlier stage is missing.
@@ -254,65 +255,66 @@ class Run:
         winner = load_winner(self.folder)
         model = winner.model.to(self.accelerator.device)
         latency = self._latency(model)
-        metrics = self._evaluation(model, self.task.val).metrics("val")
-        self.reporter.say(f"Testing the merged model once on {len(self.task.test):,} images")
         start = time.perf_counter()
-        metrics |= self._evaluation(model, self.task.test).metrics("test")
+        outcome = Outcome.read(self.folder.winner) if self.searches else None
+        testing = Testing(
+            self.task,
+            self.known,
+            accelerator=self.accelerator,
+            batch_size=self.experiment.search.batch_size,
+            reporter=self.reporter,
+        )
+        if outcome is None:
+            rows = testing.alone(model, parameters=self.tuned.count())
+        else:
+            retrain = self.experiment.search.control == "retrain"
+            retrained = self._retrained(outcome) if retrain else None
+            rows = testing.searched(model, self._searching(), outcome, retrained=retrained)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
-        heads = [p for name in self.backbone.head for p in model.get_submodule(name).parameters()]
-        result = Result.stamped(
+        result = self._result(winner, rows, outcome, seconds=seconds, latency=latency)
+        result.write(self.folder.result)
+        return result
+
+    def _result(
+        self,
+        winner: Winner,
+        rows: dict[str, Row],
+        outcome: Outcome | None,
+        *,
+        seconds: dict[str, float],
+        latency: dict[str, float],
+    ) -> Result:
+        metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
+        heads = [p for name in self.backbone.head for p in winner.model.get_submodule(name).parameters()]
+        notes = (*self.task.notes, *self.known.notes)
+        notes += tuple(f"A new key of the merged model: {key}" for key in winner.new_keys)
+        if outcome is not None:
+            told = verdict(rows, fitness=outcome.fitness, budget=outcome.budget)
+            notes += (outcome.choice, *self._looks(), *told)
+        return Result.stamped(
             method=self.experiment.method,
             task=self.task.name,
             model=self.experiment.model.name,
             seed=self.experiment.seed,
             config=json.loads(self.experiment.model_dump_json()),
-            parameters=self._parameters(),
+            parameters=round(rows["winner"]["parameters"] or 0),
             head_parameters=sum(p.numel() for p in heads),
             metrics=metrics,
+            controls={name: row for name, row in rows.items() if name != "winner"},
             seconds=seconds,
             latency=latency,
-            notes=(*self.task.notes, *(f"A new key of the merged model: {key}" for key in winner.new_keys)),
+            notes=notes,
             device=device_name(self.accelerator.device),
         )
-        result.write(self.folder.result)
-        return result
 
-    def _parameters(self) -> int:
-        """Trainable numbers of what is tested, without the head."""
-        if not isinstance(self.tuned, TunedAdapter):
-            return self.tuned.count()
-        genotype = read_header(self.folder.adapter)["genotype"]
-        return self.tuned.adapted.count(Genotype.from_json(genotype))
-
-    def _evaluation(self, model: nn.Module, images: ImageSet) -> Evaluation:
-        size = self.experiment.search.batch_size
-        return evaluate(model, images, accelerator=self.accelerator, batch_size=size)
+    def _looks(self) -> tuple[str, ...]:
+        """What must be said when winners for other budgets were tested before."""
+        if not (before := self.folder.retired):
+            return ()
+        names = ", ".join(path.name for path in before)
+        return (f"Not the first look at the test images: winners for other budgets were tested before ({names}).",)
 
     def _latency(self, model: nn.Module) -> dict[str, float]:
         plain = self._backbone(len(self.task.classes)).model.to(self.accelerator.device)
-        x, _ = self.task.val.batch(range(min(32, len(self.task.val))))
+        x, _ = self.known.val.batch(range(min(32, len(self.known.val))))
         return latency_ratio(model, plain, x.to(self.accelerator.device))
-
-
-def _settled(experiment: Experiment, method: Method) -> Experiment:
-    """The same experiment with nothing left open: absolute paths, the method's own learning rate."""
-    data, model = experiment.data, experiment.model
-    source = Path(data.source).expanduser()
-    if data.source not in DATASETS and source.exists():
-        data = data.model_copy(update={"source": str(source.resolve())})
-    if model.checkpoint is not None:
-        model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
-    train = experiment.train.model_copy(update={"lr": experiment.train.lr or method.lr})
-    return experiment.model_copy(update={"data": data, "model": model, "train": train})
-
-
-def _method(experiment: Experiment) -> Method:
-    model = experiment.model
-    targets = model.targets if isinstance(model.targets, str) else tuple(model.targets)
-    where = {"targets": targets, "skip": tuple(model.skip)}
-    settings: dict[str, dict[str, Any]] = {
-        "glora": {"space": experiment.space.build(), **where},
-        "lora": {"rank": experiment.rank, **where},
-        "bitfit": where,
-    }
-    return get_method(experiment.method, settings.get(experiment.method, {}))

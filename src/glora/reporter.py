@@ -7,6 +7,7 @@ from typing import Protocol
 from glora.backbones import Backbone
 from glora.config import Experiment
 from glora.data import Task
+from glora.data.known import Known
 from glora.methods import Tuned
 from glora.methods.glora import TunedAdapter
 from glora.searchers import Trial
@@ -24,8 +25,15 @@ class Reporter(Protocol):
     def training(self, progress: Progress) -> None:
         """Called a few times a second at most."""
 
-    def trial(self, trial: Trial, best: Trial, total: int) -> None:
-        """Called after every scored genotype; `total` is how many there will be."""
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
+        """Called after every scored genotype.
+
+        Args:
+            trial: The genotype.
+            best: The best so far.
+            total: How many there will be at most.
+            saved: Share of the image forwards that racing has saved so far.
+        """
 
 
 class Silent:
@@ -33,15 +41,16 @@ class Silent:
 
     def say(self, text: str) -> None: ...
     def training(self, progress: Progress) -> None: ...
-    def trial(self, trial: Trial, best: Trial, total: int) -> None: ...
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None: ...
 
 
-def plan(experiment: Experiment, task: Task, backbone: Backbone, tuned: Tuned, *, lr: float) -> list[str]:
+def plan(experiment: Experiment, task: Task, known: Known, backbone: Backbone, tuned: Tuned, *, lr: float) -> list[str]:
     """What a run is going to do, in sentences.
 
     Args:
         experiment: The resolved settings.
         task: The images.
+        known: The same without test, cut for the search.
         backbone: The network.
         tuned: The network made trainable.
         lr: The learning rate it will be trained with.
@@ -50,10 +59,11 @@ def plan(experiment: Experiment, task: Task, backbone: Backbone, tuned: Tuned, *
     sizes = f"{len(task.train):,} train, {len(task.val):,} val and {len(task.test):,} test images"
     height, width = backbone.preprocess.size
     what = f"{backbone.name} at {width} x {height} px, method {experiment.method}"
-    lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *backbone.notes]
-    steps = settings.epochs * len(task.train)
+    lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *known.notes, *backbone.notes]
+    steps = settings.epochs * len(known.train) * max(1, len(known.folds))  # each fold leaves its own part out
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
-    training = f"Training: {epochs}, {steps:,} image-steps, learning rate {lr:g}"
+    times = f" of {len(known.folds) + 1} supernets" if known.folds else ""
+    training = f"Training: {epochs}{times}, {steps:,} image-steps, learning rate {lr:g}"
     if isinstance(tuned, TunedAdapter):
         what += f", {len(tuned.adapted.sites)} layers"
         lines += tuned.adapted.notes
@@ -66,5 +76,5 @@ def plan(experiment: Experiment, task: Task, backbone: Backbone, tuned: Tuned, *
         *lines,
         f"{what}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers, {budget}",
         training,
-        f"Search: up to {search.candidates:,} genotypes on the val images; then one look at the test images",
+        f"Search: up to {search.candidates:,} genotypes on {len(known.val):,} images; then one look at the test images",
     ]

@@ -20,25 +20,10 @@ from typing import Any
 from glora.errors import RunError
 from glora.files import write_text
 
-__all__ = ["Result", "append_jsonl", "binomial_standard_error", "read_jsonl", "write_json"]
+__all__ = ["Result", "append_jsonl", "read_jsonl", "write_json"]
 
 FORMAT = 1
 STAMPED_PACKAGES = ("torch", "timm", "accelerate", "glora")
-
-
-def binomial_standard_error(accuracy: float, n: int) -> float:
-    """The standard error of an accuracy measured on `n` examples: sqrt(p (1 - p) / n).
-
-    Args:
-        accuracy: Fraction in [0, 1].
-        n: Number of examples, at least 1.
-
-    Raises:
-        ValueError: The accuracy is no fraction or there is no example.
-    """
-    if not 0 <= accuracy <= 1 or n < 1:
-        raise ValueError(f"accuracy={accuracy!r} of n={n!r} examples. Allowed: a fraction in [0, 1] and n >= 1.")
-    return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -108,7 +93,10 @@ class Result:
         parameters: Trainable numbers without the head.
         head_parameters: Trainable numbers of the head.
         metrics: Accuracies as fractions in [0, 1] and losses: `val_accuracy`, `test_loss`, ...; the standard
-            error of one has its name and `_standard_error`. None where a number was not finite.
+            error of one has its name and `_standard_error`. `aside_...` are images set aside from the search,
+            `curse_...` is how much better val looks than those. None where a number was not finite.
+        controls: What the winner of a search was compared with -> its metrics and `parameters`; `..._ahead` is how
+            much better the winner is on the same images, with the paired standard error.
         seconds: Wall time per stage: `train`, `search`, `test`, ...
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
@@ -127,6 +115,7 @@ class Result:
     parameters: int
     head_parameters: int = 0
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory_bytes: int | None = None
     latency: Mapping[str, float] | None = None
@@ -148,6 +137,7 @@ class Result:
         parameters: int,
         head_parameters: int = 0,
         metrics: Mapping[str, float | None] | None = None,
+        controls: Mapping[str, Mapping[str, float | None]] | None = None,
         seconds: Mapping[str, float] | None = None,
         latency: Mapping[str, float] | None = None,
         notes: Iterable[str] = (),
@@ -163,6 +153,7 @@ class Result:
             parameters=parameters,
             head_parameters=head_parameters,
             metrics=_plain(metrics or {}),
+            controls=_plain(controls or {}),
             seconds=_plain(seconds or {}),
             memory_bytes=_peak_memory(),
             latency=None if latency is None else _plain(latency),
@@ -198,7 +189,14 @@ class Result:
         if unknown or missing:
             raise RunError(f"The result has the unknown fields {unknown} and lacks {missing}.")
         expected = {"method": str, "task": str, "model": str, "seed": int, "config": dict, "parameters": int}
-        expected |= {"head_parameters": int, "metrics": dict, "seconds": dict, "notes": list, "versions": dict}
+        expected |= {
+            "head_parameters": int,
+            "metrics": dict,
+            "controls": dict,
+            "seconds": dict,
+            "notes": list,
+            "versions": dict,
+        }
         for name, kind in expected.items():
             if name in data and not isinstance(data[name], kind):
                 raise RunError(f"The result's {name} is {data[name]!r}.", allowed=f"Allowed: a JSON {kind.__name__}.")

@@ -1,7 +1,8 @@
 """The folder of one run: what its files are called, and whose run it is (no torch).
 
 It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
-`adapter.safetensors`, `result.json` and `plots/`; while training runs also `training.safetensors`.
+`images.jsonl` (what winner and controls do image by image), `winner.json`, `adapter.safetensors`, `result.json` and
+`plots/`; while training runs also `training.safetensors`, with folds a folder for each, and `retrained/`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from glora.results import append_jsonl, read_jsonl
 
 __all__ = ["RunFolder"]
 
+COMPARISON = {"search.controls", "search.control"}  # settings that change no score
+
 
 class RunFolder:
     """Names and checks of one run's files; making one writes nothing.
@@ -37,8 +40,46 @@ class RunFolder:
         self.supernet = self.path / "supernet.safetensors"
         self.journal = self.path / "search.jsonl"
         self.adapter = self.path / "adapter.safetensors"
+        self.winner = self.path / "winner.json"
+        self.sheet = self.path / "images.jsonl"
         self.result = self.path / "result.json"
         self.plots = self.path / "plots"
+
+    def fold(self, place: int) -> RunFolder:
+        """The folder of one fold's supernet."""
+        return RunFolder(self.path / f"fold-{place + 1}")
+
+    def retrained(self, number: int) -> RunFolder:
+        """The folder of a winner, the trial of this number, trained alone."""
+        return RunFolder(self.path / "retrained" / str(number))
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search has come to its end here."""
+        return self.journal.is_file() and self.winner.is_file()
+
+    @property
+    def retired(self) -> list[Path]:
+        """The results of winners for other budgets, which were tested before."""
+        return sorted(self.path.glob("result-*.json"))
+
+    def show_result(self, old: int | None, new: int) -> None:
+        """The result in the folder is that of the trial `new`, or none; that of the trial `old` is kept beside."""
+        if old == new:
+            return
+        if self.result.is_file():
+            aside = self.path / f"result-{f'before-{len(self.retired) + 1}' if old is None else old}.json"
+            if aside.is_file():  # a kill came after the renaming
+                return
+            self.result.rename(aside)
+        theirs = self.path / f"result-{new}.json"
+        if theirs.is_file():
+            theirs.rename(self.result)
+
+    def forget_search(self) -> None:
+        """Nothing of an earlier search is left: a new one begins."""
+        for file in (self.adapter, self.winner):
+            file.unlink(missing_ok=True)
 
     def experiment(self) -> Experiment:
         """The settings of the run in the folder.
@@ -59,7 +100,8 @@ class RunFolder:
     def check(self, experiment: Experiment) -> None:
         """Nothing when a run of these settings may begin or go on here.
 
-        What concerns the search alone may still change as long as nothing was searched or tested.
+        What concerns the search alone may still change as long as nothing was searched or tested; what its winner
+        is compared with, as long as nothing was tested.
 
         Raises:
             RunError: The folder holds a run of other settings, or something else, or cannot be written.
@@ -69,9 +111,11 @@ class RunFolder:
             return
         theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
         differing = [key for key in mine if mine[key] != theirs.get(key)]
+        if not differing:
+            return
         only_search = all(key.startswith("search.") for key in differing)
         searched, tested = self.journal.is_file(), self.result.is_file()
-        if not differing or (only_search and not searched and not tested):
+        if only_search and not tested and (not searched or COMPARISON.issuperset(differing)):
             return
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
@@ -126,11 +170,13 @@ class RunFolder:
         append_jsonl(self.metrics, {"stage": stage, **values})
 
     def seconds(self) -> dict[str, float]:
-        """Wall time of training, and of the search where there was one."""
-        records = read_jsonl(self.metrics)
-        seconds = {"train": sum(record["seconds"] for record in records if record["stage"] == "trained")}
-        if self.journal.is_file():
-            seconds["search"] = sum(record.get("seconds", 0.0) for record in read_jsonl(self.journal))
+        """Wall time of training, and of the search and of its check against controls where there were any."""
+        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
+        records = [record for file in files for record in read_jsonl(file) if record["stage"] == "trained"]
+        seconds = {"train": sum(record["seconds"] for record in records)}
+        for stage, file in (("search", self.journal), ("check", self.sheet)):
+            if file.is_file():
+                seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
         return seconds
 
     def need(self, file: Path, command: str) -> None:

@@ -10,9 +10,9 @@ from glora.data import ImageSet
 from glora.genotype import Genotype
 from glora.searchers import Score
 from glora.supernet import Supernet
-from glora.train import evaluate
+from glora.train import Evaluation, evaluate
 
-__all__ = ["ValScorer"]
+__all__ = ["ValScorer", "score_of"]
 
 
 class ValScorer:
@@ -45,6 +45,11 @@ class ValScorer:
         """The genotype's score with its standard error; higher is better."""
         with self.supernet.hold(genotype) as model:
             found = evaluate(model, self.val, accelerator=self.accelerator, batch_size=self.batch_size)
-        if self.fitness == "accuracy":
-            return Score(found.accuracy, found.accuracy_standard_error)
-        return Score(-found.loss, found.loss_standard_error)
+        return score_of(found, self.fitness)
+
+
+def score_of(found: Evaluation, fitness: str) -> Score:
+    """The score of an evaluation, with its standard error; higher is better."""
+    if fitness == "accuracy":
+        return Score(found.accuracy, found.accuracy_standard_error)
+    return Score(-found.loss, found.loss_standard_error)

@@ -18,7 +18,6 @@ from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
 from glora.methods import Tuned
-from glora.results import binomial_standard_error
 
 __all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
 
@@ -219,7 +218,7 @@ class Evaluation:
 
     Attributes:
         losses: Cross-entropy per example, `(n,)`.
-        right: Whether the top prediction is right, `(n,)` bool.
+        right: Whether the top prediction is right, `(n,)` bool; a mean over several models has fractions.
     """
 
     losses: Tensor
@@ -243,8 +242,8 @@ class Evaluation:
 
     @property
     def accuracy_standard_error(self) -> float:
-        """Binomial standard error of the accuracy."""
-        return binomial_standard_error(self.accuracy, len(self.right))
+        """Standard error of the accuracy; of one model the binomial sqrt(p (1 - p) / n)."""
+        return self.right.double().std(correction=0).item() / math.sqrt(len(self.right))
 
     def metrics(self, split: str) -> dict[str, float | None]:
         """The numbers of a Result: `test_accuracy`, `test_loss`, their standard errors, `test_images`."""

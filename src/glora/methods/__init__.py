@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from glora.registry import lookup
 
-__all__ = ["METHODS", "Method", "Tuned", "get_method"]
+__all__ = ["METHODS", "Method", "Tuned", "get_method", "settings_of"]
 
 METHODS: dict[str, str] = {
     "glora": "glora.methods.glora:GLoRA",  # the supernet
@@ -59,11 +60,24 @@ class Method(Protocol):
         """The model made trainable in place, the modules `head` trained whole."""
 
 
+def settings_of(name: str) -> tuple[str, ...]:
+    """The names of a method's own settings.
+
+    Raises:
+        UnknownNameError: There is no such method.
+    """
+    return tuple(item.name for item in fields(_kind(name)))
+
+
 def get_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The method of this name with its settings.
 
     Raises:
         UnknownNameError: There is no such method.
     """
-    method: Method = lookup(METHODS, name, kind="method", remedy="List them with `glora ls methods`.")(**settings)
+    method: Method = _kind(name)(**settings)
     return method
+
+
+def _kind(name: str) -> Any:
+    return lookup(METHODS, name, kind="method", remedy="List them with `glora ls methods`.")

@@ -1,0 +1,113 @@
+"""Which weights score which images: in the plain split one supernet, with folds each what it did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from torch import nn
+
+from glora.adapted import Adapted
+from glora.checkpoint import load_supernet
+from glora.data import ImageSet
+from glora.data.known import Known
+from glora.genotype import Genotype
+from glora.runfolder import RunFolder
+from glora.scoring import score_of
+from glora.searchers import Score
+from glora.sheet import joined
+from glora.state import AdapterState
+from glora.supernet import Supernet
+from glora.train import Evaluation, evaluate
+
+__all__ = ["FoldScorer", "Part", "StoredSupernet", "copied", "load_parts"]
+
+
+class StoredSupernet(Supernet):
+    """One of several supernets on the same base: its numbers are put in place whenever it is held.
+
+    Args:
+        adapted: The adapted model that all of them share.
+        state: The numbers of this one.
+    """
+
+    def __init__(self, adapted: Adapted, state: AdapterState) -> None:
+        super().__init__(adapted)
+        self.state = state
+
+    def put(self) -> None:
+        """Its numbers are those of the adapted model."""
+        self.adapted.load_state(self.state)
+
+    @contextmanager
+    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
+        self.put()
+        with self.adapted.hold(genotype) as model:
+            yield model
+
+
+class Part(NamedTuple):
+    """Images and the supernet that scores them."""
+
+    supernet: Supernet
+    images: ImageSet
+
+
+def copied(adapted: Adapted) -> AdapterState:
+    """All numbers of the supernet and its head as they are now."""
+    state = adapted.state(whole=True)
+    tensors = {name: value.clone() for name, value in state.tensors.items()}
+    return replace(state, tensors=tensors, head={name: value.clone() for name, value in state.head.items()})
+
+
+def load_parts(adapted: Adapted, known: Known, folder: RunFolder) -> tuple[tuple[Part, ...], StoredSupernet]:
+    """The parts of val with the supernets that score them, and the supernet whose weights the winner plays.
+
+    Its numbers are in place afterwards.
+
+    Raises:
+        RunError: A supernet is not trained yet.
+        AdapterFileError: A file is damaged, or of another base.
+    """
+    folders = [folder.fold(place) for place in range(len(known.folds))]
+    for each in (*folders, folder):
+        each.need(each.supernet, f"glora train --out {folder.path}")
+    stored = []
+    for each in (*folders, folder):
+        load_supernet(adapted, each.supernet)
+        stored.append(StoredSupernet(adapted, copied(adapted)))
+    scoring: list[Supernet] = [*stored[:-1]] or [Supernet(adapted)]
+    return tuple(map(Part, scoring, known.scoring)), stored[-1]
+
+
+class FoldScorer:
+    """Scores a genotype on all parts of val together, each part by its own supernet.
+
+    Args:
+        parts: The images and their supernets.
+        fitness: `"loss"` (the score is its negative) or `"accuracy"`.
+        accelerator: Device, precision and processes.
+        batch_size: Images per forward pass.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, fitness: str, accelerator: Accelerator, batch_size: int) -> None:
+        self.parts = tuple(parts)
+        self.fitness = fitness
+        self.accelerator = accelerator
+        self.batch_size = batch_size
+
+    def __call__(self, genotype: Genotype) -> Score:
+        """The genotype's score with its standard error; higher is better."""
+        return score_of(self.evaluation(genotype), self.fitness)
+
+    def evaluation(self, genotype: Genotype) -> Evaluation:
+        """What the genotype does on every image of val, part after part."""
+        return joined(self.on(part, genotype) for part in self.parts)
+
+    def on(self, part: Part, genotype: Genotype) -> Evaluation:
+        """What the genotype does on the images of one part."""
+        with part.supernet.hold(genotype) as model:
+            return evaluate(model, part.images, accelerator=self.accelerator, batch_size=self.batch_size)

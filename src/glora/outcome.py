@@ -1,0 +1,122 @@
+"""What a search ended with: the winner, how it was chosen, what it was compared with, and that in words (no torch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from glora.errors import RunError
+from glora.results import write_json
+
+__all__ = ["CONTROLS", "Outcome", "Row", "title", "verdict"]
+
+Row = Mapping[str, float | None]
+CONTROLS = {  # name of a row -> what it is, in words
+    "winner": "the winner",
+    "random_mean": "the mean of {genotypes:,.0f} random genotypes",
+    "random_best": "the best of {genotypes:,.0f} random genotypes",
+    "largest": "the largest subnet",
+    "retrained": "the winner trained alone",
+}
+SPLITS = {"test": "test", "aside": "set-aside", "val": "val"}  # from the most to the least honest
+LEVEL = 2.0  # paired standard errors between "beats" and "does not beat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The winner of a search.
+
+    Attributes:
+        number: Its trial in the journal. genome: Its genome. parameters: Its trainable numbers, without the head.
+        sites: Site -> its choices `A` to `E`, None where nothing is offered, and `numbers`, its trainable numbers.
+        fitness: What the search read on val. score, standard_error: What it read of the winner; higher is better.
+        budget, min_budget: What the winner keeps.
+        scored: Genotypes that the search scored. eligible: Those of them that keep the budget.
+        rescored: How many of the best were scored again on the images set aside.
+        picked: Whether the winner was picked out of the scores of a search for another budget.
+        rows: `winner` and every control -> its metrics; empty as long as nothing was compared.
+    """
+
+    number: int
+    genome: tuple[int, ...]
+    parameters: int
+    sites: Mapping[str, Mapping[str, Any]]
+    fitness: str
+    score: float | None
+    standard_error: float
+    budget: int | None
+    min_budget: int
+    scored: int
+    eligible: int
+    rescored: int = 0
+    picked: bool = False
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """How the winner was chosen, in a sentence."""
+        if self.picked:
+            how = "the best on val of those that keep the budget; nothing was scored anew"
+            return f"Picked from {self.eligible:,} of {self.scored:,} scored genotypes: {how}."
+        if self.rescored:
+            how = f"the best {self.rescored} were scored again, and the best of them on val and set-aside images won"
+            return f"{self.scored:,} genotypes scored; {how}."
+        return f"{self.scored:,} genotypes scored; the best on val won."
+
+    def write(self, path: Path) -> None:
+        """The file holds this outcome, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """The outcome in the file.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            known = {item.name: data[item.name] for item in fields(cls)}
+            return cls(**known | {"genome": tuple(known["genome"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = "Search again: it takes the journal's scores."
+            raise RunError(f"{path} cannot be read: {error}.", remedy=remedy) from error
+
+
+def title(name: str, row: Row) -> str:
+    """What a row is, in words."""
+    return CONTROLS[name].format(genotypes=row.get("genotypes") or 0)
+
+
+def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None) -> list[str]:
+    """In words, whether the winner beats each control, on the images that chose least: test, set-aside, else val.
+
+    The winner beats a control when the search's own measure is better by two paired standard errors.
+    """
+    lines = []
+    for name, row in rows.items():
+        split = next((split for split in SPLITS if f"{split}_loss_ahead" in row), None)
+        if name == "winner" or split is None:
+            continue
+        gap, error = (row[f"{split}_{fitness}_ahead{end}"] for end in ("", "_standard_error"))
+        word = _word(gap, error)
+        points, points_error = (100 * (row[f"{split}_accuracy_ahead{end}"] or 0) for end in ("", "_standard_error"))
+        loss, loss_error = (row[f"{split}_loss_ahead{end}"] or 0 for end in ("", "_standard_error"))
+        numbers = f"accuracy {points:+.1f} ± {points_error:.1f} points, loss {-loss:+.3f} ± {loss_error:.3f}"
+        size = row["parameters"] or 0
+        beyond = f" ({size:,.0f} numbers, above the budget)" if budget is not None and size > budget else ""
+        images = f"{row[f'{split}_images']:,.0f} {SPLITS[split]} images"
+        flattered = ", which also chose it" if split == "val" else ""
+        lines.append(f"The winner {word} {title(name, row)}{beyond} on the {images}{flattered}: {numbers}.")
+    return lines
+
+
+def _word(gap: float | None, error: float | None) -> str:
+    if gap is None or error is None:
+        return "cannot be compared with"
+    if gap > LEVEL * error:
+        return "beats"
+    return "does worse than" if gap < -LEVEL * error else "does not beat"

@@ -1,0 +1,215 @@
+"""The search of one trained run. It is handed what training and search may know; no path leads to a test image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+
+from glora import plots
+from glora.checkpoint import save_adapter
+from glora.config import SearchSettings
+from glora.controls import Contender, best_again, compared, controls, random_genomes
+from glora.data.known import Known
+from glora.errors import BudgetError, MissingExtraError, RunError
+from glora.files import sha256
+from glora.folds import FoldScorer, Part, load_parts
+from glora.genotype import TENSORS
+from glora.methods.glora import TunedAdapter
+from glora.outcome import Outcome, Row, verdict
+from glora.reporter import Reporter
+from glora.runfolder import RunFolder
+from glora.scoring import ValScorer
+from glora.searchers import Score, SearchResult, Trial, search
+from glora.sheet import Genome, Sheet, Splits
+from glora.space import numbers
+
+__all__ = ["Search"]
+
+
+class Search:
+    """Searches a trained supernet on val, compares the winner with its controls, and keeps what a person wants to see.
+
+    Args:
+        known: The images, without test.
+        tuned: The supernet, on its device; its numbers are read from the folder.
+        folder: The run folder.
+        settings: Searcher, budget, and what comes after the search.
+        seed: The run's.
+        accelerator: Device and precision.
+        reporter: Where to tell what is going on.
+        info: What travels with the adapter file.
+
+    Raises:
+        RunError: A supernet is not trained yet.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        tuned: TunedAdapter,
+        folder: RunFolder,
+        settings: SearchSettings,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        info: Mapping[str, Any],
+    ) -> None:
+        self.known = known
+        self.adapted = tuned.adapted
+        self.space = tuned.adapted.space
+        self.folder = folder
+        self.settings = settings
+        self.seed = seed
+        self.reporter = reporter
+        self.info = info
+        parts, self.final = load_parts(self.adapted, known, folder)
+        how = {"fitness": settings.fitness, "accelerator": accelerator, "batch_size": settings.batch_size}
+        self.all_parts = FoldScorer(parts, **how)
+        self.scorer: Any = self.all_parts if known.folds else ValScorer(parts[0].supernet, parts[0].images, **how)
+        files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
+        self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
+        header = {"event": "images", **self.context, "winner": sha256(folder.supernet)}
+        self.sheet = Sheet(folder.sheet, header, self._measured)
+
+    def run(self) -> Outcome:
+        """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
+        best: list[Trial] = []
+
+        def tell(trial: Trial) -> None:
+            best[:] = [min((*best, trial), key=lambda each: each.rank)]
+            self.reporter.trial(trial, best[0], self.settings.candidates)
+
+        found = self._search(self.scorer, tell)
+        winner, rescored = self._chosen(found)
+        budget, least = self.settings.budget, self.settings.min_budget
+        rows = self.rows(winner.genome, budget=budget, min_budget=least)
+        scored = len(found.trials)
+        outcome = self._outcome(winner, budget, least, scored=scored, eligible=scored, rescored=rescored, rows=rows)
+        self._keep(outcome, found, winner)
+        return outcome
+
+    def pick(self, *, budget: int | None, min_budget: int) -> Outcome:
+        """The best scored genotype that keeps another budget, by its score on val; nothing is scored.
+
+        Raises:
+            BudgetError: No scored genotype keeps it; the message has the smallest and the largest scored.
+            RunError: The search is not finished.
+        """
+        found = self._search(self._unfinished, None)
+        high = float("inf") if budget is None else budget
+        kept = [trial for trial in found.trials if min_budget <= trial.parameters <= high]
+        if not kept:
+            sizes = [trial.parameters for trial in found.trials]
+            wanted = f"between {min_budget:,} and {high:,}" if min_budget else f"at most {high:,}"
+            raise BudgetError(
+                f"None of the {len(sizes):,} scored genotypes of {self.folder.path} has {wanted} trainable numbers.",
+                allowed=f"The smallest has {min(sizes):,}, the largest {max(sizes):,}.",
+                remedy="Ask for what there is, or train and search with that budget under another --out.",
+            )
+        winner = min(kept, key=lambda trial: trial.rank)
+        counts = {"scored": len(found.trials), "eligible": len(kept)}
+        outcome = self._outcome(winner, budget, min_budget, **counts, picked=True)
+        self._keep(outcome, found, winner)
+        return outcome
+
+    def rows(self, winner: Genome, *, budget: int | None, min_budget: int) -> dict[str, Row]:
+        """The winner and its controls on val and on the images set aside; what the sheet has is not measured again."""
+        return compared(self.contender(winner), self.controls(budget=budget, min_budget=min_budget))
+
+    def contender(self, genome: Genome, splits: Splits | None = None) -> Contender:
+        """One genotype of the supernet as a row of the comparison."""
+        parameters = self.space.count(self.space.decode(genome))
+        return Contender(parameters, {**self.sheet(genome), **(splits or {})}, genome=genome)
+
+    def controls(self, *, budget: int | None, min_budget: int) -> dict[str, Contender]:
+        """The controls that cost no training; none where the settings want none."""
+        settings = self.settings
+        wanted = settings.population if settings.controls is None else settings.controls
+        if not wanted:
+            return {}
+        self.reporter.say(f"Controls: {wanted:,} random genotypes and the largest")
+        sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=self.seed)
+        return controls(self.space, self.sheet, sizes, fitness=settings.fitness, rescore=settings.rescore)
+
+    def _search(self, score: Any, tell: Any) -> SearchResult:
+        return search(
+            score,
+            self.space,
+            seed=self.seed,
+            **self.settings.arguments(),
+            journal=self.folder.journal,
+            context=self.context,
+            on_trial=tell,
+        )
+
+    def _unfinished(self, genotype: object) -> Score:
+        raise RunError(
+            f"The search in {self.folder.path} is not finished.", remedy=f"Continue it: glora search {self.folder.path}"
+        )
+
+    def _measured(self, genome: Genome) -> Splits:
+        genotype = self.space.decode(genome)
+        found = {"val": self.all_parts.evaluation(genotype)}
+        if len(self.known.aside):
+            found["aside"] = self.all_parts.on(Part(self.final, self.known.aside), genotype)
+        return found
+
+    def _chosen(self, found: SearchResult) -> tuple[Trial, int]:
+        """The winner, and how many of the best were scored again to find it."""
+        if not (self.settings.rescore and len(self.known.aside)):
+            return found.best, 0
+        best = sorted(found.trials, key=lambda trial: trial.rank)[: self.settings.rescore]
+        self.reporter.say(f"The best {len(best)} once more, on {len(self.known.aside):,} images set aside")
+        by_genome = {trial.genome: trial for trial in best}
+        sizes = {genome: trial.parameters for genome, trial in by_genome.items()}
+        return by_genome[best_again(sizes, self.sheet, fitness=self.settings.fitness)], len(best)
+
+    def _outcome(self, winner: Trial, budget: int | None, min_budget: int, **facts: Any) -> Outcome:
+        sites: dict[str, dict[str, Any]] = {}
+        for name, config in winner.genotype.items():
+            site, written, offered = self.space.sites[name], config.to_json(), self.space.options[name]
+            cells = {t: written[t] if len(o) > 1 else None for t, o in zip(TENSORS, offered, strict=True)}
+            counts = [numbers(site, t, c, self.space.rules.product) for t, c in zip(TENSORS, config, strict=True)]
+            sites[name] = {**cells, "numbers": sum(counts)}
+        return Outcome(
+            number=winner.number,
+            genome=winner.genome,
+            parameters=winner.parameters,
+            sites=sites,
+            fitness=self.settings.fitness,
+            score=winner.score.value,
+            standard_error=winner.score.standard_error,
+            budget=budget,
+            min_budget=min_budget,
+            **facts,
+        )
+
+    def _keep(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
+        """The winner's adapter and the outcome are in the folder, and the pictures where they can be drawn."""
+        folder = self.folder
+        genotype = winner.genotype
+        before = Outcome.read(folder.winner).number if folder.winner.is_file() else None
+        folder.show_result(before, winner.number)
+        self.final.put()
+        self.adapted.activate(genotype)
+        save_adapter(self.adapted, folder.adapter, info=self.info)
+        outcome.write(folder.winner)
+        for line in (outcome.choice, *self.verdict(outcome)):
+            self.reporter.say(line)
+        try:
+            self._draw(outcome, found.trials, found.front, winner)
+        except MissingExtraError as error:  # the search is done; its pictures can be had later
+            self.reporter.say(f"No pictures: {error}")
+
+    def verdict(self, outcome: Outcome) -> list[str]:
+        """Whether the winner beats its controls, in words."""
+        return verdict(outcome.rows, fitness=outcome.fitness, budget=outcome.budget)
+
+    def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
+        folder, fitness = self.folder.plots, self.settings.fitness
+        plots.search_plot(trials, front, winner, folder / "search.svg", fitness=fitness, budget=outcome.budget)
+        plots.layer_plot(winner.genotype, self.space, folder / "layers.svg")
+        plots.parameters_plot(winner.genotype, self.space, folder / "parameters.svg")

@@ -1,0 +1,362 @@
+"""A search's honesty: what it cannot reach, what it scores again, what it is compared with, what it picks later."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from glora.checkpoint import read_header
+from glora.data import ImageSet
+from glora.errors import BudgetError, ConfigError, RunError
+from glora.experiment import Run
+from glora.outcome import Outcome
+from glora.results import Result, read_jsonl
+from glora.runfolder import RunFolder
+from glora.scoring import ValScorer
+from glora.searchers import pareto_front
+from glora.searching import Search
+from glora.train import evaluate
+from glora.winner import load_winner
+from suites.toy import Recorder, image_folder, tiny
+from test_floors import SRC, imports, tree_of
+
+NSGA2 = {"searcher": "nsga2", "population": 6, "generations": 2, "rescore": 3, "controls": 5}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def searched(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of a search over all sizes, not tested yet."""
+    run = Run(tiny(photos, search=NSGA2), tmp_path_factory.mktemp("runs") / "nsga2", Recorder())
+    run.train()
+    run.search()
+    return run
+
+
+def copy_of(run: Run, folder: Path) -> Path:
+    import shutil
+
+    shutil.copytree(run.folder.path, folder)
+    return folder
+
+
+# -- the test images cannot be reached
+
+
+def reachable(start: Any) -> list[Any]:
+    """All that can be got at from an object by attributes, items and closures; modules and classes end a path."""
+    found: dict[int, Any] = {}
+    todo = [start]
+    while todo:
+        each = todo.pop()
+        if id(each) in found or isinstance(each, str | bytes | int | float | torch.Tensor | ModuleType | type):
+            continue
+        found[id(each)] = each
+        if isinstance(each, dict):
+            todo += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple | set | frozenset):
+            todo += each
+        if isinstance(each, MethodType):
+            todo.append(each.__self__)
+        function = getattr(each, "__func__", each)
+        if isinstance(function, FunctionType):
+            todo += [cell.cell_contents for cell in function.__closure__ or () if cell is not None]
+            todo += function.__defaults__ or ()
+        todo += vars(each).values() if hasattr(each, "__dict__") else []
+        slots = [name for kind in type(each).__mro__ for name in getattr(kind, "__slots__", ())]
+        todo += [getattr(each, name) for name in slots if isinstance(name, str) and hasattr(each, name)]
+    return list(found.values())
+
+
+def images_in(things: list[Any]) -> set[Any]:
+    return {item for each in things if isinstance(each, ImageSet) for item in each.items}
+
+
+def test_no_path_leads_from_the_search_to_a_test_image(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    assert images_in(reachable(run)) >= set(run.task.test.items), "the walk can find them where there is a path"
+    search = run._searching()
+    assert isinstance(search, Search)
+    things = reachable(search)
+    assert search.scorer in things
+    assert search.known.val in things
+    test = set(run.task.test.items)
+    assert test
+    assert not images_in(things) & test
+    assert not [each for each in things if each in (run, run.task, run.task.test)]
+    assert not test & images_in(reachable(run._training()))
+
+
+@pytest.mark.parametrize("file", ["searching", "training", "scoring", "folds", "controls", "sheet", "resume", "train"])
+def test_the_files_of_training_and_search_know_no_task(file: str) -> None:
+    path = SRC / f"{file}.py"
+    assert not {name for name in imports(path) if name.endswith((".Task", ".load_task", ".known", ".testing"))} - {
+        "glora.data.known"
+    }
+    attributes = {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+    assert "test" not in attributes
+
+
+def test_a_search_whose_test_images_cannot_be_read_does_not_notice(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tiny(photos, search={"control": "retrain"}), tmp_path / "run", Recorder())
+    test, batch = run.task.test, ImageSet.batch
+
+    def guarded(self: ImageSet, indices: Any) -> Any:
+        assert not set(self.items) & set(test.items), "test was read"
+        return batch(self, indices)
+
+    monkeypatch.setattr(ImageSet, "batch", guarded)
+    run.train()
+    run.search()
+    run.pick(budget=10**9, min_budget=0)
+    with pytest.raises(AssertionError, match="test was read"):
+        run.evaluate()
+
+
+# -- scored again
+
+
+def test_the_best_are_scored_again_and_the_best_on_all_images_wins(searched: Run) -> None:
+    outcome = Outcome.read(searched.folder.winner)
+    sheet = searched._searching().sheet
+    space = searched.adapter.adapted.space
+    by_number = {trial.number: trial for trial in trials_of(searched)}
+    assert outcome.rescored == 3
+    assert len(by_number) == outcome.scored == outcome.eligible
+    first = sorted(by_number.values(), key=lambda trial: trial.rank)[:3]
+    losses = {}
+    for trial in first:
+        with searched.adapter.supernet.hold(trial.genotype) as model:
+            images = {"val": searched.known.val, "aside": searched.known.aside}
+            found = [
+                evaluate(model, each, accelerator=searched.accelerator, batch_size=100) for each in images.values()
+            ]
+        assert sheet(trial.genome)["val"].loss == pytest.approx(-trial.score.value)
+        losses[trial.number] = torch.cat([each.losses for each in found]).mean().item()
+    assert outcome.number == min(losses, key=lambda number: losses[number])
+    assert read_header(searched.folder.adapter)["genotype"] == space.decode(outcome.genome).to_json()
+
+
+def trials_of(run: Run) -> Any:
+    return run._searching()._search(None, None).trials
+
+
+def test_of_equal_genotypes_the_smaller_wins(searched: Run) -> None:
+    from glora.controls import best_again
+    from glora.train import Evaluation
+
+    same = Evaluation(torch.ones(4), torch.ones(4, dtype=torch.bool))
+    sizes = {(0,): 30, (1,): 10, (2,): 20}
+    sheet: Any = lambda genome: {"val": same}  # noqa: E731
+    assert best_again(sizes, sheet, fitness="loss") == (1,)
+    nan = Evaluation(torch.full((4,), math.nan), torch.ones(4, dtype=torch.bool))
+    diverged: Any = lambda genome: {"val": nan if genome == (1,) else same}  # noqa: E731
+    assert best_again(sizes, diverged, fitness="loss") == (2,)
+
+
+def test_without_rescoring_all_of_val_chooses_and_the_best_on_val_wins(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, search={"rescore": 0, "controls": 2}), tmp_path / "run", Recorder())
+    result = run.fit()
+    outcome = Outcome.read(run.folder.winner)
+    assert outcome.number == min(trials_of(run), key=lambda trial: trial.rank).number
+    assert result.metrics["val_images"] == len(run.task.val)
+    assert not [name for name in result.metrics if name.startswith(("aside", "curse"))]
+
+
+def test_rescoring_needs_images_set_aside(photos: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs images set aside, but data\.aside=0"):
+        tiny(photos, data={"source": str(photos), "aside": 0})
+
+
+def test_the_gap_between_val_and_what_was_set_aside_is_told(searched: Run) -> None:
+    row = Outcome.read(searched.folder.winner).rows["winner"]
+    for name, sign in (("accuracy", 1), ("loss", -1)):
+        assert row[f"curse_{name}"] == pytest.approx(sign * ((row[f"val_{name}"] or 0) - (row[f"aside_{name}"] or 0)))
+        errors = [row[f"{split}_{name}_standard_error"] or 0 for split in ("val", "aside")]
+        assert row[f"curse_{name}_standard_error"] == pytest.approx(math.hypot(*errors))
+
+
+# -- folds
+
+
+def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(photos: Path, tmp_path: Path) -> None:
+    data = {"source": str(photos), "folds": 3, "aside": 2}
+    run = Run(tiny(photos, data=data, train={"epochs": 1}), tmp_path / "run", Recorder())
+    result = run.fit()
+    assert result.metrics["val_images"] == len(run.task.train) + len(run.task.val) - 2 == len(run.known.val)
+    assert result.metrics["aside_images"] == 2
+    outcome, search = Outcome.read(run.folder.winner), run._searching()
+    genotype = search.space.decode(outcome.genome)
+    total = 0.0
+    for place, part in enumerate(run.known.scoring):  # each fold's file, loaded into a network of its own
+        fresh = Run.open(run.folder.path, Recorder())
+        from glora.checkpoint import load_supernet
+
+        load_supernet(fresh.adapter.adapted, run.folder.fold(place).supernet)
+        fresh.adapter.adapted.activate(genotype)
+        found = evaluate(fresh.adapter.merge(), part, accelerator=run.accelerator, batch_size=100)
+        total += found.losses.double().sum().item()
+    assert result.metrics["val_loss"] == pytest.approx(total / len(run.known.val), rel=1e-5)
+    assert outcome.score == pytest.approx(-(result.metrics["val_loss"] or 0))
+    files = [run.folder.supernet, *(run.folder.fold(place).supernet for place in range(3))]
+    assert len({file.read_bytes() for file in files}) == 4
+    winner = load_winner(run.folder).model
+    aside = evaluate(winner, run.known.aside, accelerator=run.accelerator, batch_size=100)
+    assert result.metrics["aside_loss"] == pytest.approx(aside.loss, rel=1e-5), "the winner plays the last supernet"
+
+
+def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> None:
+    experiment = tiny(photos, data={"source": str(photos), "folds": 2}, train={"epochs": 2})
+    whole = Run(experiment, tmp_path / "whole", Recorder())
+    whole.train()
+
+    class Stop(Recorder):
+        def training(self, progress: Any) -> None:
+            super().training(progress)
+            if [line for line in self.lines if line.startswith("Fold 2")] and progress.epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(experiment, tmp_path / "cut", Stop()).train()
+    assert not (tmp_path / "cut" / "supernet.safetensors").exists()
+    Run(experiment, tmp_path / "cut", Recorder()).train()
+    for name in ("supernet.safetensors", "fold-1/supernet.safetensors", "fold-2/supernet.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert RunFolder(tmp_path / "cut").seconds()["train"] > 0
+
+
+def test_what_a_method_without_a_search_cannot_use_is_told(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, method="linear", data={"source": str(photos), "folds": 3}), tmp_path / "run", Recorder())
+    assert run.known.notes == ("Nothing is searched: data.folds change nothing.",)
+    assert len(run.known.val) == len(run.task.val)
+
+
+# -- controls
+
+
+def test_controls_are_random_genotypes_within_the_budget_and_the_largest(photos: Path, tmp_path: Path) -> None:
+    search = {"budget": 600, "controls": 7, "rescore": 2, "population": 4, "generations": 1}
+    run = Run(tiny(photos, search=search), tmp_path / "run", Recorder())
+    run.train()
+    outcome = run.search()
+    rows = outcome.rows
+    assert list(rows) == ["winner", "random_mean", "random_best", "largest"]
+    space = run.adapter.adapted.space
+    assert rows["largest"]["parameters"] == space.count(space.largest) > 600
+    assert all((rows[name]["parameters"] or 0) <= 600 for name in ("winner", "random_mean", "random_best"))
+    assert rows["random_mean"]["genotypes"] == 7
+    measured = read_jsonl(run.folder.sheet)[1:]
+    assert len({tuple(record["genome"]) for record in measured}) == len(measured) <= 2 + 7 + 1
+    asked = {trial.genome for trial in trials_of(run)}
+    assert len({tuple(record["genome"]) for record in measured} - asked) >= 6, "drawn on their own"
+    for name in ("random_mean", "random_best", "largest"):
+        assert {"aside_loss_ahead", "aside_accuracy_ahead_standard_error", "val_loss_ahead"} <= set(rows[name])
+    assert (rows["random_best"]["val_loss"] or 0) <= (rows["random_mean"]["val_loss"] or 0)
+    told = " ".join(run.reporter.lines)  # type: ignore[attr-defined]
+    assert "the largest subnet" in told
+    assert "above the budget" in told
+    again = Run.open(run.folder.path, Recorder(), search={"controls": 3}).search()
+    assert again.rows["random_mean"]["genotypes"] == 3, "controls may still change after the search"
+    assert again.genome == outcome.genome
+
+
+def test_the_winner_trained_alone_is_a_control_that_costs_a_training(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, search={"control": "retrain", "controls": 0}), tmp_path / "run", Recorder())
+    result = run.fit()
+    assert list(result.controls) == ["retrained"]
+    row = result.controls["retrained"]
+    assert row["parameters"] == result.parameters
+    assert {"val_loss", "aside_loss", "test_loss", "test_loss_ahead"} <= set(row)
+    folder = run.folder.retrained(Outcome.read(run.folder.winner).number)
+    header = read_header(folder.adapter)
+    assert header["genotype"] == read_header(run.folder.adapter)["genotype"]
+    assert row["test_loss"] != result.metrics["test_loss"]
+    steps = [progress.step for progress in run.reporter.steps]  # type: ignore[attr-defined]
+    assert steps.count(max(steps)) == 2, "as many steps as the supernet"
+
+
+def test_a_result_keeps_its_controls_and_their_words(searched: Run, tmp_path: Path) -> None:
+    run = Run.open(copy_of(searched, tmp_path / "run"), Recorder())
+    result = run.evaluate()
+    again = Result.read(run.folder.result)
+    assert again == result
+    assert set(again.controls) == {"random_mean", "random_best", "largest"}
+    told = [note for note in again.notes if note.startswith("The winner ")]
+    assert len(told) == 3
+    assert all("paired" in note or "±" in note for note in told)
+
+
+# -- another budget, picked
+
+
+def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
+    searched: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    trials = trials_of(searched)
+    front = pareto_front(trials)
+    monkeypatch.setattr(ValScorer, "__call__", lambda *_: pytest.fail("a new score"))
+    monkeypatch.setattr("glora.folds.evaluate", lambda *_, **__: pytest.fail("a new forward"))
+    journal = (folder / "search.jsonl").read_bytes()
+    for trial in front[1:]:
+        budget = trial.parameters + 1
+        reporter = Recorder()
+        outcome = Run.open(folder, reporter).pick(budget=budget, min_budget=0)
+        fitting = [each for each in trials if each.parameters <= budget]
+        assert outcome.number == trial.number == min(fitting, key=lambda each: each.rank).number
+        assert (outcome.eligible, outcome.scored, outcome.picked) == (len(fitting), len(trials), True)
+        assert f"Picked from {len(fitting)} of {len(trials)} scored genotypes" in " ".join(reporter.lines)
+        assert read_header(folder / "adapter.safetensors")["genotype"] == trial.genotype.to_json()
+        drawn = json.loads((folder / "plots" / "search.json").read_text())
+        assert drawn["winner"]["parameters"] == trial.parameters
+    assert (folder / "search.jsonl").read_bytes() == journal
+
+
+def test_a_budget_that_nothing_scored_keeps_is_refused_with_the_smallest(searched: Run, tmp_path: Path) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    before = (folder / "adapter.safetensors").read_bytes()
+    sizes = [trial.parameters for trial in trials_of(searched)]
+    words = rf"None of the {len(sizes)} scored .*The smallest has {min(sizes):,}, the largest {max(sizes):,}"
+    with pytest.raises(BudgetError, match=words):
+        Run.open(folder, Recorder()).pick(budget=None, min_budget=max(sizes) + 1)
+    assert (folder / "adapter.safetensors").read_bytes() == before
+
+
+def test_an_unfinished_search_is_not_picked_from(searched: Run, tmp_path: Path) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    lines = (folder / "search.jsonl").read_text().splitlines(keepends=True)
+    (folder / "search.jsonl").write_text("".join(lines[:-2]))
+    with pytest.raises(RunError, match=r"is not finished.*glora search"):
+        Run.open(folder, Recorder()).pick(budget=10**6, min_budget=0)
+
+
+def test_a_second_winner_is_tested_too_and_it_is_said_that_test_was_read_before(searched: Run, tmp_path: Path) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    first = Run.open(folder, Recorder()).evaluate()
+    small = min(trials_of(searched), key=lambda trial: trial.parameters).parameters
+    run = Run.open(folder, Recorder())
+    picked = run.pick(budget=small + 1, min_budget=0)
+    second = run.evaluate()
+    assert second.parameters == picked.parameters < first.parameters
+    kept = folder / f"result-{Outcome.read(searched.folder.winner).number}.json"
+    assert Result.read(kept) == first
+    assert any("Not the first look" in note and kept.name in note for note in second.notes)
+    assert not any("Not the first look" in note for note in first.notes)
+    assert second.controls["random_best"]["parameters"] <= small + 1  # type: ignore[operator]
+    run.search()  # back to the run's own winner, which was tested already
+    assert run.evaluate() == first
+    assert not kept.exists()

@@ -1,0 +1,123 @@
+"""Paired comparisons on the same images, and the file that keeps what single genotypes do."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glora.outcome import verdict
+from glora.results import append_jsonl, read_jsonl
+from glora.sheet import Sheet, ahead, curse, joined, mean
+from glora.train import Evaluation
+
+
+def evaluation(*losses: float, right: str = "") -> Evaluation:
+    hits = right or "1" * len(losses)
+    return Evaluation(torch.tensor(losses), torch.tensor([hit == "1" for hit in hits]))
+
+
+@given(st.lists(st.floats(0, 5, width=32), min_size=2, max_size=30), st.floats(-1, 1, width=32))
+def test_a_constant_difference_has_no_paired_error_however_noisy_the_images(losses: list[float], by: float) -> None:
+    control = Evaluation(torch.tensor(losses, dtype=torch.float64), torch.ones(len(losses)))
+    found = ahead(Evaluation(control.losses - by, control.right), control, "val")
+    assert found["val_loss_ahead"] == pytest.approx(by, abs=1e-9)
+    assert found["val_loss_ahead_standard_error"] == pytest.approx(0, abs=1e-9)
+    assert found["val_accuracy_ahead"] == 0
+
+
+def test_the_winner_is_ahead_where_its_loss_is_lower_and_its_hits_are_more() -> None:
+    winner, control = evaluation(1.0, 2.0, 3.0, 2.0, right="1101"), evaluation(2.0, 2.0, 4.0, 4.0, right="1000")
+    found = ahead(winner, control, "aside")
+    assert found["aside_accuracy_ahead"] == 0.5
+    assert found["aside_loss_ahead"] == 1.0
+    assert found["aside_loss_ahead_standard_error"] == pytest.approx(math.sqrt(2 / 3) / 2)
+    assert found["aside_accuracy_ahead_standard_error"] == pytest.approx(math.sqrt(1 / 3) / 2)
+
+
+def test_the_curse_is_how_much_better_val_looks() -> None:
+    metrics = {**evaluation(0.1, 0.3, right="11").metrics("val"), **evaluation(0.4, 0.8, right="10").metrics("aside")}
+    found = curse(metrics)
+    assert found["curse_accuracy"] == 0.5
+    assert found["curse_loss"] == pytest.approx(0.4)
+    assert found["curse_loss_standard_error"] == pytest.approx(math.hypot(0.1, 0.2))
+    assert curse(evaluation(0.1).metrics("val")) == {}
+
+
+def test_the_mean_over_models_is_taken_image_by_image() -> None:
+    found = mean([evaluation(1.0, 3.0, right="10"), evaluation(3.0, 3.0, right="11")])
+    assert found.losses.tolist() == [2.0, 3.0]
+    assert found.accuracy == 0.75
+    assert found.accuracy_standard_error == pytest.approx(0.25 / math.sqrt(2))
+    assert joined([evaluation(1.0), evaluation(2.0, 3.0)]).losses.tolist() == [1.0, 2.0, 3.0]
+
+
+# -- the file
+
+
+def test_a_genotype_is_measured_once_and_comes_back_from_the_file_bit_for_bit(tmp_path: Path) -> None:
+    asked = []
+
+    def measure(genome: tuple[int, ...]) -> dict[str, Evaluation]:
+        asked.append(genome)
+        losses = torch.rand(5, generator=torch.Generator().manual_seed(genome[0]))
+        return {"val": Evaluation(losses, losses > 0.5), "aside": evaluation(math.nan, 1 / 3, right="01")}
+
+    path = tmp_path / "images.jsonl"
+    first = Sheet(path, {"supernet": "a"}, measure)
+    found = {genome: first(genome) for genome in [(1, 2), (3, 4), (1, 2)]}
+    again = Sheet(path, {"supernet": "a"}, measure)
+    assert (1, 2) in again
+    for genome, splits in found.items():
+        for split, values in splits.items():
+            assert torch.equal(again(genome)[split].losses.nan_to_num(9), values.losses.nan_to_num(9))
+            assert torch.equal(again(genome)[split].right, values.right)
+    assert asked == [(1, 2), (3, 4)]
+    with path.open("ab") as file:
+        file.write(b'{"genome": [5')  # a kill within a line
+    Sheet(path, {"supernet": "a"}, measure)((5, 6))
+    assert asked == [(1, 2), (3, 4), (5, 6)]
+    assert [record.get("genome") for record in read_jsonl(path)] == [None, [1, 2], [3, 4], [5, 6]]
+
+
+def test_what_another_supernet_did_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "images.jsonl"
+    Sheet(path, {"supernet": "a"}, lambda genome: {"val": evaluation(1.0)})((1,))
+    sheet = Sheet(path, {"supernet": "b"}, lambda genome: {"val": evaluation(2.0)})
+    assert sheet((1,))["val"].loss == 2
+    assert [record.get("supernet") for record in read_jsonl(path)] == ["b", None]
+    append_jsonl(path, {"genome": [2], "seconds": 0.0, "val": {"losses": [3.0], "right": "1"}})
+    assert Sheet(path, {"supernet": "b"}, lambda genome: {})((2,))["val"].loss == 3
+
+
+# -- in words
+
+
+def row(gap: float, error: float, *, split: str = "aside", **more: float) -> dict[str, float | None]:
+    numbers = {f"{split}_{name}_ahead": gap for name in ("accuracy", "loss")}
+    numbers |= {f"{split}_{name}_ahead_standard_error": error for name in ("accuracy", "loss")}
+    return {"parameters": 100.0, "genotypes": 50.0, f"{split}_images": 90.0, **numbers, **more}
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "word"),
+    [(0.3, 0.1, "beats"), (0.3, 0.2, "does not beat"), (0.02, 0.01, "does not beat"), (-0.3, 0.1, "does worse than")],
+)
+def test_the_winner_beats_a_control_by_two_paired_standard_errors_or_not(gap: float, error: float, word: str) -> None:
+    line = verdict({"winner": {}, "random_best": row(gap, error)}, fitness="loss", budget=None)[0]
+    assert line.startswith(f"The winner {word} the best of 50 random genotypes on the 90 set-aside images: ")
+    assert f"loss {-gap:+.3f} ± {error:.3f}" in line
+
+
+def test_the_images_that_chose_least_decide_and_a_larger_control_is_called_that() -> None:
+    rows = {"winner": {}, "largest": {**row(0.3, 0.1), **row(-0.3, 0.1, split="test")}}
+    line = verdict(rows, fitness="accuracy", budget=99)[0]
+    assert line.startswith(
+        "The winner does worse than the largest subnet (100 numbers, above the budget) on the 90 test"
+    )
+    only_val = verdict({"random_mean": row(0.3, 0.1, split="val")}, fitness="loss", budget=None)[0]
+    assert "the mean of 50 random genotypes on the 90 val images, which also chose it" in only_val
