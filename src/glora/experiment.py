@@ -309,7 +309,7 @@ def _settled(experiment: Experiment, method: Method) -> Experiment:
 def _method(experiment: Experiment) -> Method:
     model = experiment.model
     targets = model.targets if isinstance(model.targets, str) else tuple(model.targets)
-    where = {"targets": targets, "skip": tuple(model.skip)}
+    where = {"targets": targets, "skip": tuple(model.skip), "statistics": model.statistics}
     settings: dict[str, dict[str, Any]] = {
         "glora": {"space": experiment.space.build(), **where},
         "lora": {"rank": experiment.rank, **where},
