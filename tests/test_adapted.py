@@ -73,7 +73,10 @@ def test_linear_is_every_linear_outside_the_head(vit):
     ("targets", "skip", "count"),
     [
         ("qkv|fc1", (), 4),
-        (r"^blocks\.0\.", (), 4),
+        (r"^blocks\.0\.", (), 6),
+        ("norm", (), 5),
+        (["norm", "qkv"], "blocks", 1),
+        ("all", (), 13),
         (["qkv"], (), 2),
         (["attn.qkv", "blocks.1.fc2"], (), 3),
         ("linear", "fc", 4),
@@ -93,7 +96,7 @@ def test_targets_and_skip_are_a_word_an_expression_or_a_list(vit, targets, skip,
         ({"targets": "("}, r"no regular expression"),
         ({"targets": []}, r"targets is empty"),
         ({"targets": ["head"]}, r"in the head"),
-        ({"targets": ["norm"]}, r"cannot be adapted"),
+        ({"targets": ["blocks.0.attn"]}, r"cannot be adapted"),
         ({"skip": "nothing"}, r"skip='nothing'"),
         ({"skip": "linear"}, r"leaves out every layer"),
         ({"head": "heaad"}, r"Near: head"),
@@ -765,7 +768,7 @@ def timm_model(request):
 def test_a_timm_model_is_adapted_trained_merged_and_given_back(timm_model, new_bias):
     model, x, name = timm_model
     if name == "regnety_002":  # its only Linear is the head
-        with pytest.raises(TargetError, match="Linear"):
+        with pytest.raises(TargetError, match="targets='linear'"):
             glora.inject(model, PAPER)
         return
     before = photograph(model)

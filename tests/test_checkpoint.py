@@ -117,7 +117,7 @@ def test_the_header_is_plain_json_that_anyone_can_read(saved):
         header = json.loads(json.loads(file.read(size))["__metadata__"]["glora"])
     assert header == checkpoint.read_header(path)
     assert header["format"] == "glora-adapter"
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert header["space"]["product"] == "elementwise"
     assert header["head"] == ["head"]
     assert header["genotype"]["blocks.0.fc1"]["B"] == "lora:4"
@@ -258,7 +258,7 @@ KEY = "blocks.0.fc1.B.down"
         (lambda h, t: t.pop("head/head.bias"), r"lacks head\.bias"),
         (lambda h, t: t.update({"head/head.scale": torch.zeros(1)}), r"unknown keys head\.scale"),
         (lambda h, t: t.update({"head/head.weight": torch.zeros(3, 7)}), r"head\.weight.*shape"),
-        (lambda h, t: h.update(version=2), "version 2.*reads version 1.*[Uu]pdate"),
+        (lambda h, t: h.update(version=3), "version 3.*reads versions 1 and 2.*[Uu]pdate"),
         (lambda h, t: h.update(version="1"), "version '1'"),
         (lambda h, t: h.update(format="lora"), "not a glora adapter"),
         (lambda h, t: h.update(base="0" * 64), "another base"),

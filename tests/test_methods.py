@@ -107,7 +107,7 @@ def test_steps_of_equal_generators_play_the_same_subnet() -> None:
 
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
 def test_targets_and_skip_reach_the_model(name: str) -> None:
-    settings = {**SETTINGS.get(name, {}), "targets": r"blocks\.[01]\.", "skip": ("mlp.fc2",)}
+    settings = {**SETTINGS.get(name, {}), "targets": r"blocks\.[01]\.(attn|mlp)", "skip": ("mlp.fc2",)}
     sites = get_method(name, settings).apply(build(), head=("head",), seed=0).adapted.sites
     assert sorted(sites) == [f"blocks.{b}.{leaf}" for b in (0, 1) for leaf in ("attn.proj", "attn.qkv", "mlp.fc1")]
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from glora import layers
-from glora.errors import GloraError, StateError
-from glora.genotype import TENSORS, Genotype, LayerConfig, Site
+from glora.errors import GloraError, StateError, listed
+from glora.genotype import NONE, TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
-from glora.layers.sites import freeze_statistics, guard_batch, plan_sites, refuse_adapted, refuse_sequence_first
+from glora.layers.sites import guard_batch, plan_sites, refuse_adapted, refuse_sequence_first
+from glora.layers.statistics import freeze_statistics, statistics_of
 from glora.named import NamedAdapters
 from glora.space import BoundSpace, SearchSpace
 from glora.state import AdapterState, NamedAdapter, fill
@@ -35,26 +36,35 @@ class Adapted(NamedAdapters):
         sites: Site name -> Site, in the model's order.
         space: The search space bound to these sites.
         head: Names of the modules trained whole.
+        statistics: Whether running statistics are the adapter's, updated in training; else they are frozen.
         active: The genotype that the model plays, or one per sample of the batch.
         notes: What is not offered, and why.
         new_keys: After merge the state-dict keys that the base has not: the bias of a layer that had none.
     """
 
     def __init__(
-        self, model: nn.Module, sites: Mapping[str, Site], space: BoundSpace, head: tuple[str, ...], *, seed: int = 0
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        space: BoundSpace,
+        head: tuple[str, ...],
+        *,
+        seed: int = 0,
+        statistics: bool = False,
     ) -> None:
         refuse_adapted(model)
         self.model = model
         self.sites = dict(sites)
         self.space = space
         self.head = head
+        self.statistics = statistics and bool(statistics_of(model, head))
         self.notes: tuple[str, ...] = ()
         self.new_keys: tuple[str, ...] = ()
         at = holders(model)
         self._places = {name: at[name] for name in sites}
         self._layers = {place.module: place.layer for group in self._places.values() for place in group}
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
+        self._base_own = {name: value.detach().clone() for name, value in self._own().items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
         self._state = "attached"
         model.requires_grad_(False)
@@ -65,7 +75,7 @@ class Adapted(NamedAdapters):
         for module, layer in self._layers.items():
             names = [site_at.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
             layers.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
-        self._hooks = [*freeze_statistics(model, head), guard_batch(model)]
+        self._hooks = [*([] if self.statistics else freeze_statistics(model, head)), guard_batch(model)]
         self._name = "default"
         self._adapters = {"default": NamedAdapter(space, supports, space.smallest, {})}
         self.activate(space.smallest)
@@ -78,6 +88,10 @@ class Adapted(NamedAdapters):
                 support = Support(site, space.rules, space.options[name], generator=generator)
                 supports[name] = support.to(self._places[name][0].weight.device)
         return supports
+
+    def _own(self) -> dict[str, Tensor]:
+        """What the adapter in use has in the model itself: the head, and running statistics that are trained."""
+        return head_of(self.model, self.head) | (statistics_of(self.model, self.head) if self.statistics else {})
 
     @property
     def merged(self) -> bool:
@@ -197,7 +211,7 @@ class Adapted(NamedAdapters):
         if self._state == "attached":
             self._release()
         if self._state != "detached":
-            show_head(self.model, self._base_head)
+            show_head(self.model, self._base_own)
         self._state, self._base = "detached", None
         return self.model
 
@@ -208,7 +222,7 @@ class Adapted(NamedAdapters):
             hook.remove()
 
     def state(self, *, whole: bool = False) -> AdapterState:
-        """The active genotype's slices and the head as plain tensors; the whole supernet where asked.
+        """The active genotype's slices, the head and trained running statistics; the whole supernet where asked.
 
         Raises:
             StateError: Several genotypes are active, or the model is merged or detached.
@@ -222,26 +236,28 @@ class Adapted(NamedAdapters):
             for tensor in TENSORS:
                 parts = support.whole(tensor) if genotype is None else support.slices(tensor, genotype[name])
                 tensors |= {f"{name}.{tensor}.{side}": part.detach() for side, part in parts.items()}
-        head = {name: value.detach() for name, value in head_of(self.model, self.head).items()}
+        own = {name: value.detach() for name, value in self._own().items()}
+        head = {name: own.pop(name) for name in head_of(self.model, self.head)}
         scales = {name: dict(support.scales) for name, support in self.supports.items()}
-        return AdapterState(self.space.rules, self.sites, genotype, scales, tensors, head, self.head)
+        return AdapterState(self.space.rules, self.sites, genotype, scales, tensors, head, self.head, own)
 
     def load_state(self, state: AdapterState) -> None:
-        """Takes over the numbers, scales and head of a state of the same sites.
+        """Takes over the numbers, scales, head and running statistics of a state of the same sites.
 
         Raises:
             StateError: The state has other sites, or a tensor of another shape.
         """
+        self._need_same_statistics(state)
         if state.sites != self.sites or state.space != self.space.rules:
             raise StateError("The state is of other sites or another space.", remedy="Inject with the same settings.")
         fill(self.supports, state)
-        show_head(self.model, state.head)
+        show_head(self.model, state.head | state.statistics)
 
     @classmethod
     def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
         """The plain model adapted as the state says, its genotype active."""
         space = BoundSpace(state.space, state.sites, only=state.genotype)
-        adapted = cls(model, state.sites, space, state.head_modules)
+        adapted = cls(model, state.sites, space, state.head_modules, statistics=bool(state.statistics))
         adapted.load_state(state)
         return adapted
 
@@ -259,18 +275,21 @@ def inject(
     head: str | Sequence[str] | None = "auto",
     example: Any = None,
     seed: int = 0,
+    statistics: bool = False,
 ) -> Adapted:
     """The model adapted in place: every target layer gets its support tensors; fresh, it is the base bit for bit.
 
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: `"linear"` (every Linear outside the head), a regular expression searched in layer names, or a
-            list of names or name endings.
+        targets: A word, such as `"linear"` (every Linear outside the head), `"norm"`, `"embedding"` or `"all"`; a
+            regular expression searched in layer names; or a list of words, names or name endings.
         skip: The same, for layers to leave out.
         head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
         seed: Draws the `up` factors.
+        statistics: Let training update the running statistics of norms (BatchNorm) outside the head. They are then
+            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen.
 
     Returns:
         The adapted model; its smallest genotype is active.
@@ -284,7 +303,11 @@ def inject(
     chosen, heads, notes = plan_sites(
         model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
     )
-    adapted = Adapted(model, chosen, space.bind(chosen), heads, seed=seed)
+    adapted = Adapted(model, chosen, space.bind(chosen), heads, seed=seed, statistics=statistics)
+    if statistics and not adapted.statistics:
+        notes += ("No layer outside the head keeps running statistics: statistics=True changes nothing.",)
+    if idle := [name for name, offered in adapted.space.options.items() if set(offered) == {(NONE,)}]:
+        notes += (f"The space offers nothing at {listed(idle)}.",)
     adapted.notes = notes
     for note in notes:
         log.warning(note)

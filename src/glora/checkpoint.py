@@ -23,6 +23,7 @@ from glora.files import atomic
 from glora.genotype import Genotype, Site
 from glora.layers.head import fits_head, head_of
 from glora.layers.places import base_state, holders, site_of
+from glora.layers.statistics import statistics_of
 from glora.space import SearchSpace
 from glora.state import AdapterState
 
@@ -42,12 +43,17 @@ __all__ = [
 ]
 
 FORMAT = "glora-adapter"
-VERSION = 1
-HEAD = "head/"  # prefix of the head's tensors, which no site name has
+VERSIONS = (1, 2)  # read; the last is written. 1 has no running statistics
+HEAD, STATISTICS = "head/", "statistics/"  # prefixes of the tensors that are no support tensors; no site name has them
 
 
 def fingerprint(model: nn.Module, head: Sequence[str]) -> str:
-    """The sha256 of the base: names, types, shapes and bytes of its parameters and buffers, without the head."""
+    """The sha256 of the base: names, types, shapes and bytes of its parameters and buffers.
+
+    Args:
+        model: Adapted or not.
+        head: Names of the modules, and of running statistics, that are the adapter's and not the base's.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(base_state(model, head).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -56,7 +62,7 @@ def fingerprint(model: nn.Module, head: Sequence[str]) -> str:
 
 
 def save_adapter(adapted: Adapted, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
-    """Writes the active genotype's numbers and the head, and nothing else.
+    """Writes the active genotype's numbers, the head and trained running statistics, and nothing else.
 
     Args:
         adapted: An adapted model that is not merged.
@@ -77,19 +83,27 @@ def save_supernet(adapted: Adapted, path: str | Path, *, info: Mapping[str, Any]
 def _write(adapted: Adapted, state: AdapterState, path: str | Path, info: Mapping[str, Any]) -> None:
     header = {
         "format": FORMAT,
-        "version": VERSION,
-        "base": fingerprint(adapted.model, state.head_modules),
+        "version": VERSIONS[-1],
+        "base": fingerprint(adapted.model, (*state.head_modules, *state.statistics)),
         "space": state.space.to_json(),
         "sites": {name: asdict(site) for name, site in state.sites.items()},
+        "shared": _shared(adapted.model, state.sites),
         "genotype": None if state.genotype is None else state.genotype.to_json(),
         "scales": state.scales,
         "head": list(state.head_modules),
+        "statistics": list(state.statistics),
         "info": dict(info),
     }
-    tensors = {**state.tensors, **{HEAD + name: value for name, value in state.head.items()}}
+    tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()}
+    tensors |= {STATISTICS + name: value for name, value in state.statistics.items()}
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic(path) as temporary:
         save_file(whole, temporary, metadata={"glora": json.dumps(header)})
+
+
+def _shared(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """The names of the layers that share a site's weight, where there are several."""
+    return {name: [p.name for p in group] for name, group in holders(model).items() if name in sites and group[1:]}
 
 
 def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
@@ -132,10 +146,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
     header = read_metadata(path)
     if not is_adapter(header):
         raise AdapterFileError(f"{path} is not a glora adapter.", allowed="Such files are written by save_adapter.")
-    if header.get("version") != VERSION:
+    if header.get("version") not in VERSIONS:
         raise AdapterFileError(
             f"{path} has format version {header.get('version')!r}.",
-            allowed=f"This glora reads version {VERSION}.",
+            allowed=f"This glora reads versions {' and '.join(map(str, VERSIONS))}.",
             remedy="Update glora: pip install -U glora",
         )
     return header
@@ -153,11 +167,12 @@ def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
         if sites.keys() != scales.keys() or (genotype is not None and sites.keys() != genotype.keys()):
             raise SpaceError("sites, scales and genotype differ")
         shapes = state.shapes()
+        statistics = [STATISTICS + name for name in ([] if header["version"] == 1 else header["statistics"])]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
     with safe_open(Path(path), framework="pt") as file:
         names = [name for name in file.keys() if not name.startswith(HEAD)]
-        _same_names(path, shapes.keys(), names)
+        _same_names(path, [*shapes, *statistics], names)
         for name, shape in shapes.items():
             found = file.get_slice(name)
             if tuple(found.get_shape()) != shape or found.get_dtype() != "F32":
@@ -166,7 +181,8 @@ def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
                     allowed=f"Its header asks for F32 {shape}.",
                     remedy="The file is damaged; copy it again.",
                 )
-        state.tensors.update({name: file.get_tensor(name) for name in names})
+        state.tensors.update({name: file.get_tensor(name) for name in shapes})
+        state.statistics.update({name.removeprefix(STATISTICS): file.get_tensor(name) for name in statistics})
         heads = (name for name in file.keys() if name.startswith(HEAD))
         state.head.update({name.removeprefix(HEAD): file.get_tensor(name) for name in heads})
     return state, header
@@ -202,10 +218,19 @@ def read_for(model: nn.Module, path: str | Path, *, check_base: bool = True) -> 
                 allowed=f"The file has {site}.",
                 remedy=_which_base(header),
             )
+    if (shared := _shared(model, state.sites)) != header.get("shared", {}):
+        raise AdapterFileError(
+            f"{path} is for another model: the layers that share a weight are {shared} here.",
+            allowed=f"The file has {header.get('shared')}.",
+            remedy="Tie the weights as they were in training.",
+        )
     _same_names(path, head_of(model, state.head_modules).keys(), list(state.head))
-    if odd := [name for name, value in state.head.items() if not fits_head(model, name, value)]:
+    if state.statistics:
+        _same_names(path, statistics_of(model, state.head_modules).keys(), list(state.statistics))
+    own = state.head | state.statistics
+    if odd := [name for name, value in own.items() if not fits_head(model, name, value)]:
         raise AdapterFileError(f"{path}: the head's {listed(odd)} has another shape.", remedy=_which_base(header))
-    if check_base and fingerprint(model, state.head_modules) != header.get("base"):
+    if check_base and fingerprint(model, (*state.head_modules, *state.statistics)) != header.get("base"):
         raise AdapterFileError(
             f"{path} was trained on another base: the weights of this {type(model).__name__} differ.",
             allowed="Architecture, pretrained weights, input size and dtype must be those of its training.",

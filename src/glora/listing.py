@@ -10,6 +10,7 @@ from glora import backbones
 from glora.config import Experiment, build_experiment, describe, read_settings
 from glora.data import DATASETS
 from glora.errors import ConfigError, UnknownNameError, nearest
+from glora.genotype import Site
 from glora.layers.places import adaptable
 from glora.methods import METHODS
 from glora.searchers import SEARCHERS
@@ -40,7 +41,7 @@ def listing(what: str, model: str | None = None, *, image_size: int | None = Non
             raise ConfigError("`ls layers` needs a model.", remedy="For example: glora ls layers dinov2_vits14")
         backbone = backbones.load_backbone(model, num_classes=2, image_size=image_size, pretrained=False)
         return [
-            f"{name}  {site.kind} {site.out_features} x {site.in_features}{'' if site.bias else ', no bias'}"
+            f"{name}  {site.kind} {_size(site)}{'' if site.bias else ', no bias'}"
             for name, site in adaptable(backbone.model, backbone.head).items()
         ]
     tables = {"methods": METHODS, "data": DATASETS, "searchers": SEARCHERS}
@@ -52,6 +53,10 @@ def listing(what: str, model: str | None = None, *, image_size: int | None = Non
             remedy=f"Did you mean {near[0]!r}?" if near else "",
         )
     return sorted(tables[what])
+
+
+def _size(site: Site) -> str:
+    return f"{site.out_features}" if site.diagonal else f"{site.out_features} x {site.in_features}"
 
 
 def check(path: Path) -> Experiment:

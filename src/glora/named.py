@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from glora import layers
 from glora.errors import StateError, UnknownNameError, listed
 from glora.genotype import Genotype, LayerConfig, Site
-from glora.layers.head import head_of, show_head
+from glora.layers.head import show_head
 from glora.layers.places import Place
 from glora.registry import load
 from glora.space import BoundSpace
@@ -28,6 +28,7 @@ class NamedAdapters:
     sites: dict[str, Site]
     space: BoundSpace
     head: tuple[str, ...]
+    statistics: bool
     active: Genotype | tuple[Genotype, ...]
     _places: dict[str, list[Place]]
     _adapters: dict[str, NamedAdapter]
@@ -37,6 +38,7 @@ class NamedAdapters:
 
         def activate(self, genotype: Genotype | Sequence[Genotype]) -> None: ...
         def _need_attached(self, action: str) -> None: ...
+        def _own(self) -> dict[str, Tensor]: ...
         def _make_supports(self, space: BoundSpace, seed: int) -> dict[str, Support]: ...
 
     @property
@@ -64,11 +66,12 @@ class NamedAdapters:
                 f"{path} adapts sites that this model does not: {listed(unknown)}.",
                 remedy="Inject the targets of both adapters, or load it into a model of its own.",
             )
+        self._need_same_statistics(state)
         genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
         space = BoundSpace(state.space, self.sites, only=genotype)
         supports = self._make_supports(space, 0)
         fill(supports, state)
-        self._adapters[name] = NamedAdapter(space, supports, genotype, dict(state.head))
+        self._adapters[name] = NamedAdapter(space, supports, genotype, state.head | state.statistics)
 
     def switch(self, name: str) -> None:
         """Makes the named adapter play, with its own genotype and head.
@@ -80,13 +83,13 @@ class NamedAdapters:
         self._need_adapter(name)
         kept = self._adapters[self._name]
         kept.active = self.active if isinstance(self.active, Genotype) else self.active[0]
-        kept.head = {key: value.detach().clone() for key, value in head_of(self.model, self.head).items()}
+        kept.own = {key: value.detach().clone() for key, value in self._own().items()}
         new = self._adapters[name]
         for site, group in self._places.items():
             for place in group:
                 layers.state_of(place.layer, place.slot).support = new.supports[site].to(place.weight.device)
         self._name, self.space = name, new.space
-        show_head(self.model, new.head or kept.head)
+        show_head(self.model, new.own or kept.own)
         self.activate(new.active)
 
     def remove(self, name: str) -> None:
@@ -100,6 +103,14 @@ class NamedAdapters:
         if name == self._name:
             raise StateError(f"The adapter {name!r} is in use.", remedy="Switch to another first, or detach.")
         del self._adapters[name]
+
+    def _need_same_statistics(self, state: AdapterState) -> None:
+        if bool(state.statistics) != self.statistics:
+            has, now = ("", "frozen") if state.statistics else ("no ", "trained")
+            raise StateError(
+                f"The state has {has}running statistics, and this model's are {now}.",
+                remedy=f"Inject with statistics={not self.statistics}.",
+            )
 
     def _need_adapter(self, name: str) -> None:
         if name not in self._adapters:

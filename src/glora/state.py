@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class AdapterState:
         tensors: `SITE.TENSOR.down` or `.up` -> the numbers, unscaled.
         head: Parameter and buffer names of the head -> values.
         head_modules: Names of the modules trained whole.
+        statistics: Names of running statistics outside the head -> values; empty where they are frozen.
     """
 
     space: SearchSpace
@@ -37,6 +38,7 @@ class AdapterState:
     tensors: dict[str, Tensor]
     head: dict[str, Tensor]
     head_modules: tuple[str, ...]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that every tensor must have."""
@@ -51,13 +53,13 @@ class NamedAdapter:
         space: What it may play.
         supports: Site name -> its support tensors.
         active: The genotype it plays, or played when another took its place.
-        head: Its head while another plays.
+        own: Its head and trained running statistics while another plays.
     """
 
     space: BoundSpace
     supports: dict[str, Support]
     active: Genotype
-    head: dict[str, Tensor]
+    own: dict[str, Tensor]
 
 
 def expected_shapes(

@@ -139,13 +139,19 @@ def state_of(layer: Any, slot: str = "") -> Adapter:
     return adapter
 
 
+def plain_parameter(layer: Any, name: str) -> Any:
+    """A parameter of a layer, attached or not, as the plain layer has it; None where it has none."""
+    lists = layer._modules.get("parametrizations", {})
+    return lists[name].original if name in lists else layer._parameters.get(name)
+
+
 def base_of(layer: Any, slot: str = "") -> tuple[Tensor, Tensor | None]:
     """The frozen weight and bias, `(o,)`, of an attached layer; the bias is None where the plain layer has none."""
-    lists, adapter = layer.parametrizations, state_of(layer, slot)
+    adapter = state_of(layer, slot)
     view = adapter.view
-    bias = lists[view.bias].original if view.bias in lists else layer._parameters.get(view.bias)
+    weight, bias = plain_parameter(layer, view.weight), plain_parameter(layer, view.bias)
     bias = None if adapter.new_bias or bias is None else bias.flatten()
-    return lists[view.weight].original, bias if bias is None or view.part is None else bias[view.part]
+    return weight, bias if bias is None or view.part is None else bias[view.part]
 
 
 def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = ()) -> None:

@@ -96,7 +96,7 @@ class LayerNorm2d(GroupNorm):
 
 
 class BatchNorm(GroupNorm):
-    """`nn.BatchNorm1d`, `2d`, `3d`: `(n, o, ...)`. Its statistics: see `statistics.py`."""
+    """`nn.BatchNorm1d`, `2d`, `3d`: `(n, o, ...)`; `statistics.py` tells what becomes of the running ones."""
 
     def plain(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         momentum = layer.momentum or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ class Place(NamedTuple):
         layer: The layer.
         site: The weight's site, as the plain layer has it.
         weight: The weight's parameter, the frozen one of an adapted layer.
+        bias: The same of the layer's bias, or None.
     """
 
     module: str
@@ -31,6 +33,7 @@ class Place(NamedTuple):
     layer: nn.Module
     site: Site
     weight: Any
+    bias: Any
 
     @property
     def name(self) -> str:
@@ -39,7 +42,11 @@ class Place(NamedTuple):
 
 
 def places(model: nn.Module) -> dict[str, Place]:
-    """Every affine weight that can be adapted or is, site name -> Place, in the model's order."""
+    """Every affine weight that can be adapted or is, site name -> Place, in the model's order.
+
+    A bias that another module has too is none of the site's: C, D and E would change it there.
+    """
+    owners = _owners(model)
     found = {}
     for module, layer in model.named_modules():
         if layers.is_attached(layer):
@@ -47,10 +54,16 @@ def places(model: nn.Module) -> dict[str, Place]:
         else:
             views = layers.views_of(layer)
         for slot, view in views.items():
-            weight = layers.base_of(layer, slot)[0] if layers.is_attached(layer) else layer._parameters[view.weight]
-            place = Place(module, slot, layer, view.site, weight)
+            weight, bias = (layers.plain_parameter(layer, name) for name in (view.weight, view.bias))
+            site = replace(view.site, bias=view.site.bias and owners[id(bias)] == 1)
+            place = Place(module, slot, layer, site, weight, bias)
             found[place.name] = place
     return found
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """How many modules have a parameter, by its id."""
+    return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
 
 def holders(model: nn.Module) -> dict[str, list[Place]]:
@@ -67,10 +80,10 @@ def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
     A weight shared by several layers is one site, without the biases, which differ: A and B alone. It is none where
     a layer that cannot be adapted, or the head, shares it too, or where the layers see it as different matrices.
     """
-    owners = [id(parameter) for module in model.modules() for parameter in module._parameters.values()]
+    owners = _owners(model)
     found = {}
     for name, group in holders(model).items():
-        alone = owners.count(id(group[0].weight)) == len(group) and not any(is_inside(p.module, head) for p in group)
+        alone = owners[id(group[0].weight)] == len(group) and not any(is_inside(p.module, head) for p in group)
         alike = {replace(place.site, kind="", bias=False, fixed=None) for place in group}
         if alone and len(alike) == 1:
             found[name] = site_of(group)

@@ -17,7 +17,7 @@ from glora.genotype import Site
 from glora.layers.head import find_head
 from glora.layers.places import Place, adaptable, holders, is_inside
 
-__all__ = ["choose_sites", "freeze_statistics", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
+__all__ = ["choose_sites", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
 
 BIASED = ("linear", "conv")  # kinds that may get a bias they have not
 WORDS = ", ".join(map(repr, layers.WORDS))
@@ -43,16 +43,26 @@ def plan_sites(
     every = holders(model)
     chosen = choose_sites(model, targets, skip, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
-    if odd := [n for n, module in model.named_modules() if layers.row_of(module) and not layers.views_of(module)]:
+    if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
-        notes.append(f"Not adapted, {what}: {listed(odd)}.")
+        notes.append(f"Not adapted, {what}, or renormalise it (max_norm): {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BIASED]:
-        single = [name for name in bare if len(every[name]) == 1]
+        single = [name for name in bare if len(every[name]) == 1 and every[name][0].bias is None]
         called = called_layers(model, single, example) if new_bias else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
-            notes.append(f"C, D and E are not offered where the plain layer has no bias: {listed(silent)}.")
+            notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
+
+
+def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
+    """The layers of these kinds that hold something, but no weight to adapt."""
+    rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
+    return [
+        name
+        for name, module, row in rows
+        if row and row[0].kind in kinds and module.state_dict() and not layers.views_of(module)
+    ]
 
 
 def _notes_on_sharing(
@@ -67,7 +77,15 @@ def _notes_on_sharing(
     twice = [" = ".join(names[place.layer]) for site in chosen for place in every[site] if len(names[place.layer]) > 1]
     if twice:
         notes.append(f"A layer used under several names is one site: {listed(twice)}.")
+    kinds = {site.kind for site in chosen.values()}
     fit = adaptable(model, heads)
+    other = [
+        " = ".join(place.name for place in every[name])
+        for name in fit
+        if name not in chosen and kinds & {place.site.kind for place in every[name][1:]}
+    ]
+    if other:
+        notes.append(f"Not adapted, their weight is another layer's too; name it to adapt it in both: {listed(other)}.")
     lone = [n for n, group in every.items() if n not in fit and not any(is_inside(p.module, heads) for p in group)]
     if lone:
         notes.append(f"Not adapted, their weight is shared with what cannot be adapted: {listed(lone)}.")
@@ -202,23 +220,3 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         for hook in hooks:
             hook.remove()
     return called
-
-
-def freeze_statistics(model: nn.Module, head: Sequence[str]) -> list[RemovableHandle]:
-    """Hooks under which running statistics outside the head stay as they are, whatever mode the model is in."""
-    modes: list[bool] = []
-
-    def before(module: nn.Module, _: Any) -> None:
-        modes.append(module.training)
-        module.training = False
-
-    def after(module: nn.Module, _: Any, __: Any) -> None:
-        module.training = modes.pop()
-
-    tracking = [
-        module
-        for name, module in model.named_modules()
-        if getattr(module, "track_running_stats", False) and not is_inside(name, head)
-    ]
-    calls = [module.register_forward_hook(after, always_call=True) for module in tracking]
-    return calls + [module.register_forward_pre_hook(before) for module in tracking]

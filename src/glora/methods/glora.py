@@ -41,7 +41,7 @@ class TunedAdapter:
 
     def state(self) -> dict[str, Tensor]:
         state = self.adapted.state(whole=True)
-        return {**state.tensors, **state.head}
+        return {**state.tensors, **state.head, **state.statistics}
 
     def merge(self) -> nn.Module:
         return self.adapted.merge()
@@ -54,16 +54,19 @@ class GLoRA:
     Attributes:
         space: What may be chosen at every site.
         targets: Which layers are sites; `skip` leaves some out.
+        statistics: Let training update the running statistics of norms.
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
+    statistics: bool = False
     lr: float = 1e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with its support tensors injected."""
-        adapted = inject(model, self.space, targets=self.targets, skip=self.skip, head=head, seed=seed)
+        where = {"targets": self.targets, "skip": self.skip, "head": head}
+        adapted = inject(model, self.space, **where, seed=seed, statistics=self.statistics)
         return TunedAdapter(adapted)
 
 
@@ -77,12 +80,13 @@ class LoRA:
     rank: int = 8
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
+    statistics: bool = False
     lr: float = 3e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with LoRA on its targets."""
         space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"))
-        return GLoRA(space, self.targets, self.skip).apply(model, head=head, seed=seed)
+        return GLoRA(space, self.targets, self.skip, self.statistics).apply(model, head=head, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,10 @@ class BitFit:
 
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
+    statistics: bool = False
     lr: float = 1e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with its target biases trainable."""
         space = SearchSpace(only=LayerConfig(E="vector"))
-        return GLoRA(space, self.targets, self.skip).apply(model, head=head, seed=seed)
+        return GLoRA(space, self.targets, self.skip, self.statistics).apply(model, head=head, seed=seed)
