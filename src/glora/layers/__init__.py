@@ -45,10 +45,13 @@ __all__ = [
 TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
     "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
+    "torch.nn.modules.conv.Conv[123]d": "glora.layers.conv:Conv",
+    "torch.nn.modules.conv.ConvTranspose[123]d": "glora.layers.conv:ConvTranspose",
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear",),
-    "all": ("linear",),
+    "conv": ("conv",),
+    "all": ("linear", "conv"),
 }
 
 
@@ -92,7 +95,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     x, adapter = args[0], state_of(self)
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
-    if len(adapter.plays) > 1 and x.dim() and x.shape[0] % len(adapter.plays) == 0:
+    if len(adapter.plays) > 1 and x.dim() > adapter.view.single and x.shape[0] % len(adapter.plays) == 0:
         return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
     play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
     return one(play, adapter.view, self, x, *base_of(self))

@@ -28,6 +28,7 @@ class View(ABC):
         bias: Name of its bias.
         part: Which numbers of the bias belong to this weight; None for all.
         called: Whether the layer's own `forward` may take the factored way.
+        single: Dimensions of an input that is one sample without the dimension of the batch.
     """
 
     kind: ClassVar[str]
@@ -36,6 +37,7 @@ class View(ABC):
     bias: str = "bias"
     part: slice | None = None
     called: bool = True
+    single: int = 1
 
     @abstractmethod
     def __init__(self, layer: Any) -> None:
