@@ -265,8 +265,8 @@ def inject(
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: `"linear"` (every Linear outside the head), a regular expression searched in layer names, or a
-            list of names or name endings.
+        targets: A kind of layer (`"linear"`, `"conv"`, `"all"`: every one outside the head), a regular expression
+            searched in layer names, or a list of names or name endings.
         skip: The same, for layers to leave out.
         head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
