@@ -66,7 +66,7 @@ class ModelSettings(_Settings):
     checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
-    targets: str | list[str] = Field("linear", description="Layers to adapt: 'linear', 'conv', 'all', a regular expression, a list.")
+    targets: str | list[str] = Field("linear", description="Layers to adapt: linear, conv, all, an expression, a list.")
     skip: list[str] = Field([], description="Layers to leave out: names or name endings.")
 
 

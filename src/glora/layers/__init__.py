@@ -95,7 +95,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     x, adapter = args[0], state_of(self)
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
-    if len(adapter.plays) > 1 and x.dim() > adapter.view.single and x.shape[0] % len(adapter.plays) == 0:
+    if len(adapter.plays) > 1 and adapter.view.tells_apart(x, len(adapter.plays)):
         return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
     play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
     return one(play, adapter.view, self, x, *base_of(self))

@@ -36,7 +36,6 @@ class Conv(View):
         self.axes: int = layer.weight.dim() - 2
         self.size: tuple[int, ...] = tuple(layer.weight.shape[2:])
         self.groups: int = layer.groups
-        self.single = 1 + self.axes
         self.site = self._site(layer.weight.shape, layer.bias is not None)
         self.places = (math.prod(layer.stride), 1)  # of the input and of the output for every place of the kernel
         own = getattr(nn, f"Conv{self.axes}d")._conv_forward
@@ -58,6 +57,9 @@ class Conv(View):
     def _kernel(self, matrix: Tensor) -> Tensor:
         """Rows, as many for every group, `(groups * m, i)`, in the shape of a weight with m outputs per group."""
         return matrix.reshape(len(matrix), -1, *self.size)
+
+    def tells_apart(self, x: Tensor, samples: int) -> bool:
+        return x.dim() == 2 + self.axes and super().tells_apart(x, samples)
 
     def builds(self, config: LayerConfig, is_matrix: bool) -> bool:
         """Whether the effective weight is the cheaper way, by multiply-adds at every place that the kernel visits.

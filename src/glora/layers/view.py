@@ -28,7 +28,6 @@ class View(ABC):
         bias: Name of its bias.
         part: Which numbers of the bias belong to this weight; None for all.
         called: Whether the layer's own `forward` may take the factored way.
-        single: Dimensions of an input that is one sample without the dimension of the batch.
     """
 
     kind: ClassVar[str]
@@ -37,7 +36,6 @@ class View(ABC):
     bias: str = "bias"
     part: slice | None = None
     called: bool = True
-    single: int = 1
 
     @abstractmethod
     def __init__(self, layer: Any) -> None:
@@ -64,6 +62,10 @@ class View(ABC):
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
         """`W0 c`, `(o,)`, of the layer's weight and a column `(i,)`, in the column's dtype."""
         return self.matrix(weight).to(column.dtype) @ column
+
+    def tells_apart(self, x: Tensor, samples: int) -> bool:
+        """Whether x has that many samples, or a multiple (windows), those of a sample next to each other."""
+        return x.dim() > 1 and x.shape[0] % samples == 0
 
     def builds(self, config: LayerConfig, is_matrix: bool) -> bool:
         """Whether the effective weight is the cheaper way for this configuration."""
