@@ -111,9 +111,9 @@ def test_wrong_names_are_told_with_the_nearest_and_nothing_is_touched(vit, argum
     same(before, photograph(model))
 
 
-def test_a_model_without_linear_layers_says_so():
+def test_a_model_without_layers_to_adapt_says_so():
     with pytest.raises(TargetError, match="no layer of the types Linear"):
-        glora.inject(nn.Sequential(nn.Conv2d(3, 4, 1)), PAPER)
+        glora.inject(nn.Sequential(nn.PReLU()), PAPER)
 
 
 def test_the_head_is_found_named_or_none(vit):
@@ -743,8 +743,22 @@ TIMM = {
     "eva02_tiny_patch14_224": {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 3},
     "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 16)},
     "MlpMixer": {"img_size": 32, "num_blocks": 2, "embed_dim": 32},  # the named ones are fixed and large
-    "regnety_002": {},
+    "regnety_002": {},  # its only Linear is the head
+    "resnext50_32x4d": {"layers": (1, 1, 1, 1)},
+    "densenet121": {"block_config": (2, 2, 2, 2)},
+    "tf_mobilenetv3_small_minimal_100": {},  # its own padding
+    "nf_regnet_b0": {},  # standardises its weights
+    "mobilevit_xxs": {},
 }  # fmt: skip
+CONV = ("regnety_002", "resnext50_32x4d", "densenet121", "tf_mobilenetv3_small_minimal_100", "nf_regnet_b0")
+TARGETS = {**dict.fromkeys(CONV, "conv"), "mobilevit_xxs": "all", "convnext_tiny": "all"}  # the others: "linear"
+HEADS = {
+    "deit_tiny_distilled_patch16_224": ("head", "head_dist"),
+    "resnext50_32x4d": ("fc",),
+    **dict.fromkeys(("densenet121", "tf_mobilenetv3_small_minimal_100"), ("classifier",)),
+    **dict.fromkeys(("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "convnext_tiny"), ("head.fc",)),
+    **dict.fromkeys(("regnety_002", "nf_regnet_b0", "mobilevit_xxs"), ("head.fc",)),
+}  # the others: "head"
 SIZE = {"eva02_tiny_patch14_224": 28}
 
 
@@ -767,18 +781,12 @@ def timm_model(request):
 @pytest.mark.parametrize("new_bias", [False, True], ids=["", "new_bias"])
 def test_a_timm_model_is_adapted_trained_merged_and_given_back(timm_model, new_bias):
     model, x, name = timm_model
-    if name == "regnety_002":  # its only Linear is the head
-        with pytest.raises(TargetError, match="targets='linear'"):
-            glora.inject(model, PAPER)
-        return
     before = photograph(model)
     with torch.no_grad():  # with gradients torch chooses another attention kernel for a base that is frozen
         plain = model(x)
     space = SearchSpace(ranks=(4,), variant="paper", new_bias=new_bias)
-    adapted = glora.inject(model, space, example=x)
-    heads = {"deit_tiny_distilled_patch16_224": ("head", "head_dist")}
-    heads |= dict.fromkeys(("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "convnext_tiny"), ("head.fc",))
-    assert adapted.head == heads.get(name, ("head",))
+    adapted = glora.inject(model, space, targets=TARGETS.get(name, "linear"), example=x)
+    assert adapted.head == HEADS.get(name, ("head",))
     with torch.no_grad():
         assert torch.equal(model(x), plain)
     silent = [site for site in adapted.sites if site.endswith("qkv") and name[:5] in ("swinv", "beit_")]

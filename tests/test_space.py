@@ -7,13 +7,14 @@ import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glora.errors import SpaceError
 from glora.genotype import NONE, TENSORS, Choice, Genotype, LayerConfig, Site
-from glora.space import BoundSpace, SearchSpace, factor_shapes, numbers
+from glora.space import PRODUCTS, BoundSpace, SearchSpace, factor_shapes, numbers
 
 SITE = Site("linear", 12, 8, True)
 BARE = replace(SITE, bias=False)
@@ -202,34 +203,42 @@ def test_paper_is_the_published_space():
 
 def change(rng, tensor, choice, site, product, w0, b0):
     """A random change of W, or of b, that the choice reaches."""
-    o, i = w0.shape
+    o, i, mixed = (*w0.shape, site.mixed)
+    mixes = tensor == "A" and product == "matrix" and not site.diagonal
     if tensor in "AB":
-        left = i if tensor == "A" and product == "matrix" else o
+        left, right = (mixed, mixed) if mixes else (o, i)
         if choice.kind == "lora":
-            full = rng.normal(size=(left, choice.rank)) @ rng.normal(size=(choice.rank, i))
-        elif tensor == "A" and product == "matrix":
-            full = np.diag(rng.normal(size=i)) if choice.kind == "vector" else rng.normal() * np.eye(i)
+            full = rng.normal(size=(left, choice.rank)) @ rng.normal(size=(choice.rank, right))
+        elif mixes:
+            full = np.diag(rng.normal(size=mixed)) if choice.kind == "vector" else rng.normal() * np.eye(mixed)
         else:
             full = np.broadcast_to(rng.normal(size=(left if choice.kind == "vector" else 1, 1)), (o, i))
         if tensor == "B":
             return full
-        return w0 @ full if product == "matrix" else w0 * full
+        return w0 @ np.kron(full, np.eye(i // mixed)) if mixes else w0 * full
     if tensor == "C":
         return w0 @ rng.normal(size=i)
     values = rng.normal(size=o if choice.kind == "vector" else 1)
     return values * b0 if tensor == "D" else values * np.ones(o)
 
 
+def stacked(weight, mixed):
+    """The places of a kernel below each other: `(o, mixed places)` as `(o places, mixed)`."""
+    return weight.reshape(len(weight), mixed, -1).transpose(0, 2, 1).reshape(-1, mixed)
+
+
 def reaches(tensor, choice, site, product, w0, b0, wanted):
     """Whether the choice reaches this change: by rank, or by least squares where it is linear in its numbers."""
-    o, i = w0.shape
+    o, i, mixed = (*w0.shape, site.mixed)
     rank = np.linalg.matrix_rank
+    mixes = tensor == "A" and product == "matrix" and not site.diagonal
     if choice.kind == "lora" and tensor == "B":
         return rank(wanted, tol=1e-8) <= choice.rank
-    if choice.kind == "lora" and tensor == "A" and product == "elementwise":
+    if choice.kind == "lora" and tensor == "A" and not mixes:
         return rank(wanted / w0, tol=1e-8) <= choice.rank
-    if choice.kind == "lora" and tensor == "A":  # W0 M: the least rank of M is that of W0 M
-        inside = rank(np.hstack([w0, wanted]), tol=1e-8) == rank(w0, tol=1e-8)
+    if choice.kind == "lora" and tensor == "A":  # W0 M at every place: the least rank of M is that of W0 M
+        base, wanted = stacked(w0, mixed), stacked(wanted, mixed)
+        inside = rank(np.hstack([base, wanted]), tol=1e-8) == rank(base, tol=1e-8)
         return inside and rank(wanted, tol=1e-8) <= choice.rank
     if tensor == "C":
         basis = w0
@@ -237,8 +246,8 @@ def reaches(tensor, choice, site, product, w0, b0, wanted):
         scaled = np.diag(b0) if tensor == "D" else np.eye(o)
         basis = scaled if choice.kind == "vector" else scaled.sum(1, keepdims=True)
     else:
-        columns = tensor == "A" and product == "matrix"
-        units = [np.eye(i)[[k]] for k in range(i)] if columns else [np.eye(o)[:, [k]] for k in range(o)]
+        columns = np.repeat(np.eye(mixed), i // mixed, axis=1)  # the numbers of one channel
+        units = [columns[[k]] for k in range(mixed)] if mixes else [np.eye(o)[:, [k]] for k in range(o)]
         masks = units if choice.kind == "vector" else [np.ones((1, 1))]
         basis = np.stack([((w0 if tensor == "A" else np.ones((o, i))) * mask).ravel() for mask in masks], axis=1)
     solution = np.linalg.lstsq(basis, wanted.ravel(), rcond=None)[0]
@@ -257,15 +266,21 @@ def spans(big, small, site, product):
     return True
 
 
-SHAPES = [(1, 1), (1, 2), (1, 5), (2, 1), (5, 1), (2, 2), (2, 3), (3, 2), (4, 4), (3, 7), (7, 3), (5, 6), (6, 5)]
+LINEAR = [(1, 1), (1, 2), (1, 5), (2, 1), (5, 1), (2, 2), (2, 3), (3, 2), (4, 4), (3, 7), (7, 3), (5, 6), (6, 5)]
+CONV = [(1, 1, 4), (1, 2, 9), (1, 4, 2), (5, 1, 4), (2, 1, 9), (2, 4, 2), (2, 6, 2), (4, 2, 2), (3, 3, 4), (9, 2, 3)]
+SHAPES = [
+    *[Site("linear", o, i, True) for o, i in LINEAR],
+    *[Site("conv", o, mixed * places, True, mixed=mixed) for o, mixed, places in CONV],
+    *[Site("norm", o, 1, True, diagonal=True) for o in (1, 2, 7)],
+]
 
 
 @pytest.mark.parametrize("product", ["elementwise", "matrix"])
 @pytest.mark.parametrize("bias", ["bias", "bare", "new"])
 @pytest.mark.parametrize("ranks", [(4,), (2, 1), (8, 4), (3, 1)])
 def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks, bias, product):
-    for o, i in SHAPES:
-        site = Site("linear", o, i, bias == "bias", bias == "new")
+    for shape in SHAPES:
+        site = replace(shape, bias=bias == "bias", new_bias=bias == "new")
         settings = {"ranks": ranks, "product": product, "new_bias": bias == "new"}
         full = SearchSpace(variant="paper", **settings).options(site)
         lean = SearchSpace(variant="lean", **settings).options(site)
@@ -278,11 +293,26 @@ def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks
         assert all(NONE in choices for choices in lean)
         for small in dropped:
             assert any(cost[big] <= cost[small] and spans(big, small, site, product) for big in kept), (
-                f"{small} was dropped at {(o, i)}, but nothing kept spans it with as few numbers; kept: {kept}"
+                f"{small} was dropped at {site}, but nothing kept spans it with as few numbers; kept: {kept}"
             )
         for big, small in itertools.permutations(kept, 2):
             spanned = cost[big] <= cost[small] and spans(big, small, site, product)
-            assert not spanned, f"{small} was kept at {(o, i)} beside {big}, which spans it with no more numbers"
+            assert not spanned, f"{small} was kept at {site} beside {big}, which spans it with no more numbers"
+
+
+def test_the_table_of_the_docs_is_what_remains():
+    text = (Path(__file__).parents[1] / "docs" / "space.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 8]
+    seen = 0
+    for name, o, m, k, *told in rows[2:]:
+        bias, new = "without a bias" not in name and "new bias" not in name, "new bias" in name
+        mixed, places = (int(m), int(k)) if m else (1, 1)
+        site = Site("", int(o), mixed * places, bias, new, mixed=mixed, diagonal="norm" in name)
+        full = SearchSpace(ranks=(8,), variant="paper", new_bias=new).options(site)
+        lean = [SearchSpace(ranks=(8,), product=product, new_bias=new).options(site) for product in PRODUCTS]
+        assert [math.prod(map(len, options)) for options in (full, *lean)] == list(map(int, told)), name
+        seen += 1
+    assert seen == 11
 
 
 def test_lean_breaks_ties_towards_e_then_b():

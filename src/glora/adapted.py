@@ -282,8 +282,8 @@ def inject(
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: A word, such as `"linear"` (every Linear outside the head), `"norm"`, `"embedding"` or `"all"`; a
-            regular expression searched in layer names; or a list of words, names or name endings.
+        targets: A kind of layer (`"linear"`: every one outside the head, `"conv"`, `"norm"`, `"embedding"`, `"all"`);
+            a regular expression searched in layer names; or a list of words, names or name endings.
         skip: The same, for layers to leave out.
         head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.

@@ -67,7 +67,7 @@ class ModelSettings(_Settings):
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
     targets: str | list[str] = Field(
-        "linear", description="Layers to adapt: 'linear', 'norm', 'embedding', 'all', a regular expression, a list."
+        "linear", description="Layers to adapt: linear, conv, norm, embedding, all, an expression, a list."
     )
     skip: list[str] = Field([], description="Layers to leave out: names or name endings.")
     statistics: bool = Field(False, description="Let training update the running statistics of BatchNorm.")

@@ -167,38 +167,45 @@ def _spans(big: tuple[str, Choice], small: tuple[str, Choice], site: Site, produ
     if tensor in "CDE":
         full = (choice.kind == "vector" and tensor in "DE") or o == 1  # b0 and e reach all of R^o, W0 c its range
         return full or (tensor == other and (choice.kind == less.kind or less.kind == "scalar" or tensor == "C"))
-    matrix = tensor == "A" and is_matrix(site, product)
-    kernel = matrix and site.mixed < i  # W0 (A ⊗ I): A mixes channels and leaves the kernel's places alone
-    if not kernel and _is_full(choice, o, i, matrix):
+    mixes, places = tensor == "A" and is_matrix(site, product), i // site.mixed
+    if (
+        mixes
+    ):  # W0 (A ⊗ I): with the kernel's places below each other W0 is (o places, mixed), and A its own right factor
+        o, i = o * places, site.mixed
+    if _is_full(choice, o, i, mixes):
         return True
-    if choice.kind == "lora" and not kernel and (tensor == "B" or matrix):  # all up to this rank; W0 A in W0's range
-        return _rank(other, less, site, product) <= choice.rank and (not matrix or other == "A" or o <= i)
+    if choice.kind == "lora" and (tensor == "B" or mixes):  # all changes up to this rank; W0 A only in W0's range
+        return _rank(other, less, site, product, stacked=mixes) <= choice.rank and (not mixes or other == "A" or o <= i)
     if tensor != other:
         return False
     if choice.kind == "lora":
-        return less.rank <= choice.rank if less.kind == "lora" else not kernel or choice.rank >= site.mixed
-    length = site.mixed if matrix else o  # of a vector
+        return less.kind != "lora" or less.rank <= choice.rank
+    length = i if mixes else o  # of a vector
     if choice.kind == "vector" or length == 1:
-        return less.kind != "lora" or (matrix and length == 1)
+        return less.kind != "lora" or (mixes and length == 1)
     return less.kind == "scalar"
 
 
-def _is_full(choice: Choice, o: int, i: int, matrix: bool) -> bool:
-    """Whether the choice of A or B reaches every `(o, i)` matrix; `matrix`: it is the A of `W0 A`."""
+def _is_full(choice: Choice, o: int, i: int, mixes: bool) -> bool:
+    """Whether the choice of A or B reaches every `(o, i)` matrix; `mixes`: it is the A of `W0 A`."""
     if choice.kind == "lora":
-        return choice.rank >= (o if matrix else min(o, i)) and (not matrix or o <= i)
+        return choice.rank >= (o if mixes else min(o, i)) and (not mixes or o <= i)
     if choice.kind == "vector":  # W0 diag(a) scales columns, every other vector scales or shifts rows
-        return (o if matrix else i) == 1
+        return (o if mixes else i) == 1
     return o == i == 1
 
 
-def _rank(tensor: str, choice: Choice, site: Site, product: str) -> int:
-    """The largest matrix rank of the weight change that the choice reaches, W0 in general position."""
-    smallest = min(site.out_features, site.in_features)
+def _rank(tensor: str, choice: Choice, site: Site, product: str, *, stacked: bool) -> int:
+    """The largest rank of the weight change that the choice reaches, W0 in general position.
+
+    `stacked`: as a matrix with the places of a kernel below each other, `(o places, mixed)`, not `(o, mixed places)`.
+    """
+    o, i, places = site.out_features, site.in_features, site.in_features // site.mixed
+    smallest = min(o * places, site.mixed) if stacked else min(o, i)
     if choice.kind == "lora" and tensor == "B":
-        return min(choice.rank, smallest)
+        return min(choice.rank * (places if stacked else 1), smallest)
     if choice.kind == "lora" and is_matrix(site, product):
-        return min(choice.rank * site.in_features // site.mixed, smallest)
+        return min(choice.rank * (1 if stacked else places), smallest)
     return 1 if tensor == "B" else smallest
 
 

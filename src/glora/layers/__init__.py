@@ -59,12 +59,15 @@ TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it s
     "*RMSNorm*": "glora.layers.norm:Norm",
     "*RmsNorm*": "glora.layers.norm:Norm",
     "torch.nn.modules.sparse.Embedding*": "glora.layers.embedding:Embedding",
+    "torch.nn.modules.conv.Conv[123]d": "glora.layers.conv:Conv",
+    "torch.nn.modules.conv.ConvTranspose[123]d": "glora.layers.conv:ConvTranspose",
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear",),
+    "conv": ("conv",),
     "norm": ("norm",),
     "embedding": ("embedding",),
-    "all": ("linear", "norm", "embedding"),
+    "all": ("linear", "conv", "norm", "embedding"),
 }
 
 

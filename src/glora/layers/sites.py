@@ -36,9 +36,10 @@ def plan_sites(
 
     Raises:
         TargetError: Nothing matches, or a name is unknown.
-        StateError: The model is adapted already.
+        StateError: The model is adapted already, or has parameters that are not made yet.
     """
     refuse_adapted(model)
+    refuse_unmade(model)
     heads, notes = find_head(model, head)
     every = holders(model)
     chosen = choose_sites(model, targets, skip, heads)
@@ -96,6 +97,14 @@ def refuse_adapted(model: nn.Module) -> None:
     """Raises StateError when the model is adapted already."""
     if any(isinstance(module, layers.Adapter) for module in model.modules()):
         raise StateError("The model is adapted already.", remedy="Call detach() or merge() on its Adapted first.")
+
+
+def refuse_unmade(model: nn.Module) -> None:
+    """Raises StateError when a lazy layer has seen no input yet: its parameters cannot be frozen."""
+    if names := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
+        raise StateError(
+            f"Parameters are not made yet: {listed(names)}.", remedy="Call the model once on an input, then inject."
+        )
 
 
 def refuse_sequence_first(model: nn.Module) -> None:
