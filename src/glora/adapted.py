@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glora import layers
-from glora.errors import GloraError, StateError
+from glora.errors import GloraError, StateError, listed
 from glora.genotype import TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
@@ -65,7 +66,8 @@ class Adapted(NamedAdapters):
         for module, layer in self._layers.items():
             names = [site_at.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
             layers.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
-        self._hooks = [*freeze_statistics(model, head), guard_batch(model)]
+        self._hooks = freeze_statistics(model, head)
+        self._guards: list[RemovableHandle] = []
         self._name = "default"
         self._adapters = {"default": NamedAdapter(space, supports, space.smallest, {})}
         self.activate(space.smallest)
@@ -116,6 +118,8 @@ class Adapted(NamedAdapters):
         for name, group in self._places.items():
             for place in group:
                 layers.activate(place.layer, [each[name] for each in several], place.slot)
+        self._unguard()  # only where needed: torch's encoder layers leave their fast path for a hook
+        self._guards = [guard_batch(self.model)] if len(several) > 1 else []
         self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
     @contextmanager
@@ -161,12 +165,12 @@ class Adapted(NamedAdapters):
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
         played = {name: layers.effective(layer) for name, layer in self._layers.items()}
-        for name, numbers in played.items():
-            if not layers.finite(numbers):
-                raise GloraError(
-                    f"The effective weight or bias of {name!r} has a NaN or infinity; nothing was merged.",
-                    remedy="Train again with a lower learning rate.",
-                )
+        if broken := {site: 0 for name, layer in self._layers.items() for site in layers.broken(layer, played[name])}:
+            raise GloraError(
+                f"The effective weight or bias of {listed(map(repr, broken))} has a NaN or infinity; "
+                "nothing was merged.",
+                remedy="Train again with a lower learning rate.",
+            )
         self._release()
         shared: dict[nn.Parameter, nn.Parameter] = {}
         base = {name: layers.merge(layer, played[name], shared) for name, layer in self._layers.items()}
@@ -206,6 +210,12 @@ class Adapted(NamedAdapters):
             parameter.requires_grad_(flag)
         for hook in self._hooks:
             hook.remove()
+        self._unguard()
+
+    def _unguard(self) -> None:
+        for hook in self._guards:
+            hook.remove()
+        self._guards = []
 
     def state(self, *, whole: bool = False) -> AdapterState:
         """The active genotype's slices and the head as plain tensors; the whole supernet where asked.
@@ -265,8 +275,8 @@ def inject(
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: `"linear"` (every Linear outside the head), a regular expression searched in layer names, or a
-            list of names or name endings.
+        targets: `"linear"` (every Linear and in-projection of attention outside the head) or another word of
+            `layers.WORDS`, a regular expression searched in layer names, or a list of names or name endings.
         skip: The same, for layers to leave out.
         head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.

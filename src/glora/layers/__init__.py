@@ -33,9 +33,9 @@ __all__ = [
     "adapters_of",
     "attach",
     "base_of",
+    "broken",
     "detach",
     "effective",
-    "finite",
     "merge",
     "put_back",
     "state_of",
@@ -45,10 +45,12 @@ __all__ = [
 TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
     "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
+    "torch.nn.modules.activation.MultiheadAttention": "glora.layers.attention:Attention",
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
-    "linear": ("linear",),
-    "all": ("linear",),
+    "linear": ("linear", "attention"),
+    "attention": ("attention",),
+    "all": ("linear", "attention"),
 }
 
 
@@ -96,6 +98,33 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
     play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
     return one(play, adapter.view, self, x, *base_of(self))
+
+
+def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of an adapted layer that reads its weights itself, some more than once: each is built once."""
+    plain: Any = type(self).__bases__[0]
+    adapters = list(adapters_of(self).values())
+    kept = [adapter.held for adapter in adapters]
+    try:
+        _hold(self, {name: getattr(self, name) for name in self.parametrizations})
+        return plain.forward(self, *args, **kwargs)
+    finally:
+        for adapter, held in zip(adapters, kept, strict=True):
+            adapter.held = held
+
+
+def _hold(layer: Any, shown: Mapping[str, Tensor | None]) -> None:
+    """Makes the adapters show these weights and biases."""
+    for adapter in adapters_of(layer).values():
+        adapter.held = _shown(adapter, layer, shown)
+
+
+def _shown(adapter: Adapter, layer: Any, shown: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """An adapter's weight and its part of the bias, out of a layer's by name."""
+    name, part = adapter.view.bias, adapter.view.part
+    weight, bias = shown[adapter.view.weight], shown[name] if name in shown else getattr(layer, name)
+    assert weight is not None
+    return weight, bias if bias is None or part is None else bias[part]
 
 
 def is_attached(layer: nn.Module) -> bool:
@@ -167,8 +196,8 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         called = view.called
     for name, parts in biases.items():
         _parametrize(layer, name, BiasAdapter(parts))
-    if own_forward and called:  # a subclass with its own forward reads `weight` itself
-        type(layer).forward = _forward
+    if own_forward:  # a subclass with its own forward reads `weight` itself
+        type(layer).forward = _forward if called else _forward_reading
 
 
 def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> Any:
@@ -207,9 +236,14 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
     return played
 
 
-def finite(played: Mapping[str, Tensor | None]) -> bool:
-    """Whether every number of an effective weight and bias is finite."""
-    return all(bool(value.isfinite().all()) for value in played.values() if value is not None)
+def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
+    """Names of the sites of an attached layer whose effective weight or bias has a number that is not finite."""
+    names = []
+    for adapter in adapters_of(layer).values():
+        weight, bias = _shown(adapter, layer, played)
+        if not all(bool(value.isfinite().all()) for value in (weight, bias) if value is not None):
+            names.append(adapter.name)
+    return names
 
 
 def merge(
@@ -234,7 +268,7 @@ def merge(
     with torch.inference_mode(False):  # the merged weights may be trained
         if played is None:
             played = effective(layer)
-            if not finite(played):
+            if broken(layer, played):
                 raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
         detach(layer)
         base = dict(layer._parameters)
@@ -273,12 +307,7 @@ def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
-        played = effective(layer)
-        for adapter in adapters:
-            name = adapter.view.bias
-            weight, bias = played[adapter.view.weight], played[name] if name in played else getattr(layer, name)
-            assert weight is not None
-            adapter.held = weight, bias if bias is None or adapter.view.part is None else bias[adapter.view.part]
+        _hold(layer, effective(layer))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

@@ -78,11 +78,12 @@ class BiasAdapter(nn.Module):
         changed = original
         for adapter, weights in self.__dict__["parts"].items():
             part = adapter.view.part
-            bias = self._of(adapter, weights, original if part is None else original[part])
+            own = original if part is None else original[part]
+            bias = self._of(adapter, weights, own)
             if part is None:
                 return original if bias is None else bias
-            assert bias is not None
-            changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
+            if bias is not None and bias is not own:
+                changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
         return changed
 
     @staticmethod

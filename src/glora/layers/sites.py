@@ -20,6 +20,7 @@ from glora.layers.places import Place, adaptable, holders, is_inside
 __all__ = ["choose_sites", "freeze_statistics", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
 
 BIASED = ("linear", "conv")  # kinds that may get a bias they have not
+BARE = (*BIASED, "attention")  # kinds of which it is said that they have none
 WORDS = ", ".join(map(repr, layers.WORDS))
 
 
@@ -46,9 +47,9 @@ def plan_sites(
     if odd := [n for n, module in model.named_modules() if layers.row_of(module) and not layers.views_of(module)]:
         what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
         notes.append(f"Not adapted, {what}: {listed(odd)}.")
-    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BIASED]:
-        single = [name for name in bare if len(every[name]) == 1]
-        called = called_layers(model, single, example) if new_bias else set()
+    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
+        single = [name for name in bare if len(every[name]) == 1 and chosen[name].kind in BIASED]
+        called = called_layers(model, single, example) if new_bias and single else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias: {listed(silent)}.")
