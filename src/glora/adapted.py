@@ -149,14 +149,15 @@ class Adapted(NamedAdapters):
         """The parameters of the modules trained whole."""
         return [parameter for name in self.head for parameter in self.model.get_submodule(name).parameters()]
 
-    def merge(self, keep_base: bool = True) -> nn.Module:
+    def merge(self, keep_base: bool = True, *, dequantize: bool = False) -> nn.Module:
         """The plain model with the active genotype folded in: its own classes, its own state-dict keys.
 
         Args:
             keep_base: Keep the base weights beside the model, so that `detach` still works.
+            dequantize: Make quantised weights that A or B change floating-point; nothing is quantised again.
 
         Raises:
-            StateError: Several genotypes are active, or the model is detached.
+            StateError: Several genotypes are active, the model is detached, or weights would have to be dequantised.
             GloraError: A site has a NaN or infinite number; nothing is changed then.
         """
         if self.merged:
@@ -164,6 +165,12 @@ class Adapted(NamedAdapters):
         self._need_attached("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
+        floats = [site for layer in self._layers.values() for site in layers.dequantized(layer)]
+        if floats and not dequantize:
+            raise StateError(
+                f"A merge would make quantised weights floating-point: {listed(floats)}; nothing was merged.",
+                remedy="Play the adapter unmerged, or accept the larger model: merge(dequantize=True).",
+            )
         played = {name: layers.effective(layer) for name, layer in self._layers.items()}
         if broken := {site: 0 for name, layer in self._layers.items() for site in layers.broken(layer, played[name])}:
             raise GloraError(
@@ -179,6 +186,8 @@ class Adapted(NamedAdapters):
         )
         if self.new_keys:  # a loader that rebuilds the plain class would drop them silently
             log.warning("The merged state dict has keys that the base has not: %s.", ", ".join(self.new_keys))
+        if floats:
+            log.warning("Merged to floating-point, no longer quantised: %s.", ", ".join(floats))
         self._base = base if keep_base else None
         self._state = "merged"
         return self.model

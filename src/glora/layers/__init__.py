@@ -21,6 +21,7 @@ from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
 from glora.layers.factored import one, per_sample
+from glora.layers.quantized import is_quantized
 from glora.layers.view import View
 from glora.registry import load
 from glora.support import Support
@@ -34,6 +35,7 @@ __all__ = [
     "attach",
     "base_of",
     "broken",
+    "dequantized",
     "detach",
     "effective",
     "merge",
@@ -47,6 +49,9 @@ TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it s
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
     "torch.nn.modules.activation.MultiheadAttention": "glora.layers.attention:Attention",
 }
+QUANTIZED: dict[str, str] = {  # the same for layers of which a weight is quantised in a tensor of its own
+    "torch.nn.modules.linear.Linear": "glora.layers.quantized:Quantized",
+}
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear", "attention"),
     "attention": ("attention",),
@@ -54,16 +59,16 @@ WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kin
 }
 
 
-def row_of(layer: nn.Module) -> tuple[type[View], Any] | None:
+def row_of(layer: nn.Module, *, quantized: bool = False) -> tuple[type[View], Any] | None:
     """The table's row of a layer's type: its view and the type that the row names; None when it cannot be adapted."""
     layer_type: Any = type(layer)
-    return _row(layer_type)
+    return _row(layer_type, quantized)
 
 
 @cache
-def _row(layer_type: Any) -> tuple[type[View], Any] | None:
+def _row(layer_type: Any, quantized: bool) -> tuple[type[View], Any] | None:
     for base in layer_type.__mro__:
-        for pattern, path in TABLE.items():
+        for pattern, path in (QUANTIZED if quantized else TABLE).items():
             if fnmatchcase(f"{base.__module__}.{base.__qualname__}", pattern):
                 view: type[View] = load(path)
                 return view, base
@@ -73,9 +78,10 @@ def _row(layer_type: Any) -> tuple[type[View], Any] | None:
 def views_of(layer: nn.Module) -> dict[str, View]:
     """The affine weights of a plain layer by the name that each adds to the layer's; empty when it has none.
 
-    A weight that is no floating-point parameter of its own, is parametrized, or is not made yet is left out.
+    A weight that is no floating-point parameter of its own, is parametrized, or is not made yet is left out; so is
+    a quantised one, which pretends to be floating-point, unless `QUANTIZED` has a row for the layer.
     """
-    row = row_of(layer)
+    row = row_of(layer, quantized=any(map(is_quantized, layer._parameters.values())))
     if row is None or parametrize.is_parametrized(layer):
         return {}
     floats = {name for name, value in layer._parameters.items() if value is not None and _is_float(value)}
@@ -83,7 +89,8 @@ def views_of(layer: nn.Module) -> dict[str, View]:
 
 
 def _is_float(value: nn.Parameter) -> bool:
-    return not isinstance(value, nn.UninitializedParameter) and value.is_floating_point()
+    made = not isinstance(value, nn.UninitializedParameter)
+    return made and value.is_floating_point() and not is_quantized(value)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +196,8 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         weights = _parametrize(layer, view.weight, adapter)
         if getattr(layer, view.bias, None) is None and support.site.new_bias:  # bias=None cannot be parametrized
             adapter.new_bias = True
-            fresh = weights.original.new_zeros(support.site.out_features)
+            w0 = weights.original
+            fresh = torch.zeros(support.site.out_features, dtype=w0.dtype, device=w0.device)
             setattr(layer, view.bias, nn.Parameter(fresh, requires_grad=False))
         if getattr(layer, view.bias, None) is not None and (support.site.bias or adapter.new_bias):
             biases.setdefault(view.bias, {})[adapter] = weights
@@ -236,12 +244,19 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
     return played
 
 
+def dequantized(layer: nn.Module) -> list[str]:
+    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point."""
+    adapters = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
+    return [each.name for each in adapters if {each.plays[0][1].A.kind, each.plays[0][1].B.kind} != {"none"}]
+
+
 def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
     """Names of the sites of an attached layer whose effective weight or bias has a number that is not finite."""
     names = []
     for adapter in adapters_of(layer).values():
         weight, bias = _shown(adapter, layer, played)
-        if not all(bool(value.isfinite().all()) for value in (weight, bias) if value is not None):
+        floats = [value for value in (weight, bias) if value is not None and not is_quantized(value)]
+        if not all(bool(value.isfinite().all()) for value in floats):
             names.append(adapter.name)
     return names
 
@@ -277,6 +292,8 @@ def merge(
             if value is not None:
                 flag = plain is not None and plain.requires_grad
                 merged = None if plain is None else shared.get(plain)
+                if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
+                    merged = plain
                 merged = nn.Parameter(value.detach().clone(), requires_grad=flag) if merged is None else merged
                 layer._parameters[name] = merged
                 if plain is not None:
@@ -288,8 +305,12 @@ def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
     """Undoes `merge`: the base parameters in their order, with the device and type that the layer has now."""
     for name, parameter in base.items():
         now = layer._parameters[name]
-        if parameter is not None and now is not None:
+        if parameter is None or now is None:
+            continue
+        if not is_quantized(parameter):
             parameter.data = parameter.data.to(now)
+        elif parameter.device != now.device:  # its type is its own
+            parameter.data = parameter.data.to(now.device)
     layer._parameters.clear()
     layer._parameters.update(base)
 
@@ -307,7 +328,8 @@ def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
-        _hold(layer, effective(layer))
+        if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
+            _hold(layer, effective(layer))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

@@ -45,7 +45,7 @@ def plan_sites(
     chosen = choose_sites(model, targets, skip, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := [n for n, module in model.named_modules() if layers.row_of(module) and not layers.views_of(module)]:
-        what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
+        what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
         notes.append(f"Not adapted, {what}: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
         single = [name for name in bare if len(every[name]) == 1 and chosen[name].kind in BIASED]
