@@ -306,3 +306,137 @@ def test_only_a_quantised_weight_is_taken_for_one():
     assert is_quantized(make("int4").fc1.weight)
     assert layers.views_of(make("int8").fc1)[""].quantized
     assert not layers.views_of(make("int8").fc3)[""].quantized
+
+
+# bitsandbytes, where it is installed: in training mode, for in eval mode some CPUs make its layers pack themselves anew
+
+
+def packed(how: str, seed: int = 0, bias: bool = True) -> nn.Sequential:
+    """Two layers of bitsandbytes and a head."""
+    bnb = pytest.importorskip("bitsandbytes")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if how == "int8":
+            two = [bnb.nn.Linear8bitLt(64, 64, bias=bias, has_fp16_weights=False) for _ in range(2)]
+        else:
+            two = [bnb.nn.Linear4bit(64, 64, bias=bias, compute_dtype=torch.float32, quant_type=how) for _ in range(2)]
+        net = nn.Sequential(two[0], nn.ReLU(), two[1], nn.Linear(64, 3))
+    return net.to("cpu").train().requires_grad_(False)
+
+
+def adapt_packed(net: nn.Sequential, product: str = "elementwise", *, fresh: bool = False) -> glora.Adapted:
+    adapted = glora.inject(net, SearchSpace(ranks=(4, 2), variant="paper", product=product), head="3")
+    for k, support in enumerate(adapted.supports.values()):
+        if not fresh:
+            randomize(support, seed=k, size=0.1)
+    return adapted
+
+
+LONG = torch.randn(5, 64, generator=torch.Generator().manual_seed(3))
+by_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "bare"])
+by_format = pytest.mark.parametrize("how", ["int8", "nf4", "fp4"])
+A_LORA = {"A": "lora:4", "B": "lora:2", "D": "vector", "E": "vector"}
+
+
+@by_format
+@by_bias
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_packed_layer_is_the_plain_one_fresh_and_plays_the_effective_weight(how, bias, product):
+    net = packed(how, bias=bias)
+    plain = net(LONG)
+    adapted = adapt_packed(net, product, fresh=True)
+    genotypes = [rich(adapted, **A_LORA), rich(adapted), *(adapted.sample(random.Random(seed)) for seed in range(5))]
+    for genotype in genotypes:
+        adapted.activate(genotype)
+        assert torch.equal(net(LONG), plain)
+    for k, support in enumerate(adapted.supports.values()):
+        randomize(support, seed=k, size=0.1)
+    for genotype in genotypes:
+        adapted.activate(genotype)
+        hidden = LONG
+        for name in ("0", "2"):
+            support, view = adapted.supports[name], layers.state_of(net[int(name)]).view
+            base, config = layers.base_of(net[int(name)]), genotype[name]
+            weight, shift = support.weight(view, base[0], config), support.bias(view, *base, config)
+            hidden = nn.functional.linear(hidden, view.matrix(weight), shift).relu()
+            if name == "2":
+                out = net[2](net[1](net[0](LONG)))
+                assert difference(out.relu(), hidden) < 1e-5
+        with adapted.hold(genotype):
+            assert torch.equal(net(LONG), net(LONG))
+    adapted.activate(genotypes[:5])
+    together = net(LONG)
+    for sample, genotype in enumerate(genotypes[:5]):
+        adapted.activate(genotype)
+        assert torch.allclose(net(LONG[sample : sample + 1]), together[sample : sample + 1], atol=1e-4)
+
+
+@by_format
+def test_a_packed_layer_trains_and_its_base_comes_back(how):
+    net = packed(how)
+    plain, before = net(LONG), {name: (id(value), bits(value)) for name, value in net.named_parameters()}
+    keys = list(net.state_dict())
+    for cycle in range(10):
+        adapted = adapt_packed(net, PRODUCTS[cycle % 2])
+        rich(adapted, **A_LORA)
+        net(LONG).square().sum().backward()
+        assert all(support.down["B"].grad.abs().sum() > 0 for support in adapted.supports.values())
+        assert all(support.down["A"].grad.abs().sum() > 0 for support in adapted.supports.values())
+        adapted.detach()
+    now = {name: (id(value), bits(value)) for name, value in net.named_parameters()}
+    assert all(now[name][0] == before[name][0] and equal(now[name][1], before[name][1]) for name in before)
+    assert (list(net.state_dict()), list(now)) == (keys, list(before))
+    assert torch.equal(net(LONG), plain)
+
+
+@by_format
+def test_a_packed_layer_refuses_a_merge_of_its_weight_and_merges_its_bias(how):
+    net = packed(how)
+    plain, weight = net(LONG), net[0].weight
+    adapted = adapt_packed(net)
+    rich(adapted)
+    for told in (False, True):
+        with pytest.raises(StateError, match="bitsandbytes cannot hold floating-point weights: 0, 2"):
+            adapted.merge(dequantize=told)
+    rich(adapted, C="lora:2", D="vector", E="vector")
+    out = net(LONG)
+    merged = adapted.merge()
+    assert merged[0].weight is weight
+    assert difference(merged(LONG), out) < 1e-5
+    assert torch.equal(adapted.detach()(LONG), plain)
+
+
+@by_format
+def test_a_packed_adapter_goes_through_a_file_and_a_copy(how, tmp_path):
+    net = packed(how)
+    mark = fingerprint(net, ("3",))
+    adapted = adapt_packed(net)
+    assert fingerprint(net, ("3",)) == mark
+    rich(adapted)
+    out = net(LONG)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    other = packed(how)
+    glora.load_adapter(other, tmp_path / "a.safetensors")
+    assert torch.equal(other(LONG), out)
+    with pytest.raises(AdapterFileError, match="another base"):
+        glora.load_adapter(packed(how, seed=1), tmp_path / "a.safetensors")
+    twin = copy.deepcopy(adapted)
+    assert torch.equal(twin.model(LONG), out)
+    for support in twin.supports.values():
+        randomize(support, seed=9)
+    assert not torch.equal(twin.model(LONG), out)
+    assert torch.equal(net(LONG), out)
+
+
+def test_a_layer_of_bitsandbytes_that_is_not_quantised_yet_is_left_alone_and_said():
+    bnb = pytest.importorskip("bitsandbytes")
+
+    class Doubled(bnb.nn.Linear4bit):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    late, half = bnb.nn.Linear4bit(64, 64), bnb.nn.Linear8bitLt(64, 64)
+    net = nn.Sequential(*packed("nf4"), late, half, Doubled(64, 64).to("cpu"))
+    adapted = glora.inject(net, PAPER, head=None)
+    assert list(adapted.sites) == ["0", "2", "3"]
+    assert any("4, 5, 6" in note and "Not adapted" in note for note in adapted.notes)

@@ -166,6 +166,11 @@ class Adapted(NamedAdapters):
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
         floats = [site for layer in self._layers.values() for site in layers.dequantized(layer)]
+        if packed := [site for layer in self._layers.values() for site in layers.dequantized(layer, packed=True)]:
+            raise StateError(
+                f"A layer of bitsandbytes cannot hold floating-point weights: {listed(packed)}; nothing was merged.",
+                remedy="Save the adapter and merge it into the floating-point base: load_adapter(check_base=False).",
+            )
         if floats and not dequantize:
             raise StateError(
                 f"A merge would make quantised weights floating-point: {listed(floats)}; nothing was merged.",

@@ -27,6 +27,7 @@ from glora.registry import load
 from glora.support import Support
 
 __all__ = [
+    "QUANTIZED",
     "TABLE",
     "WORDS",
     "Adapter",
@@ -48,9 +49,13 @@ TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it s
     "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
     "torch.nn.modules.activation.MultiheadAttention": "glora.layers.attention:Attention",
+    "bitsandbytes.nn.modules.Linear4bit": "glora.layers.quantized:Linear4bit",
+    "bitsandbytes.nn.modules.Linear8bitLt": "glora.layers.quantized:Linear8bitLt",
 }
-QUANTIZED: dict[str, str] = {  # the same for layers of which a weight is quantised in a tensor of its own
+QUANTIZED: dict[str, str] = {  # the same for layers with a quantised weight
     "torch.nn.modules.linear.Linear": "glora.layers.quantized:Quantized",
+    "bitsandbytes.nn.modules.Linear4bit": "glora.layers.quantized:Linear4bit",
+    "bitsandbytes.nn.modules.Linear8bitLt": "glora.layers.quantized:Linear8bitLt",
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear", "attention"),
@@ -244,9 +249,15 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
     return played
 
 
-def dequantized(layer: nn.Module) -> list[str]:
-    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point."""
-    adapters = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
+def dequantized(layer: nn.Module, *, packed: bool = False) -> list[str]:
+    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point.
+
+    Args:
+        layer: An attached layer.
+        packed: Only those that the layer cannot hold then.
+    """
+    quantized = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
+    adapters = [adapter for adapter in quantized if adapter.view.packed or not packed]
     return [each.name for each in adapters if {each.plays[0][1].A.kind, each.plays[0][1].B.kind} != {"none"}]
 
 
