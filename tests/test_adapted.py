@@ -639,51 +639,6 @@ def test_running_statistics_stay_frozen_in_training_and_the_heads_do_not():
     same(before, photograph(model))
 
 
-def test_the_encoder_layer_agrees_in_training_in_its_fast_path_and_merged():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layer = nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True)
-    layer.eval()
-    x = torch.randn(4, 5, 12)
-    with torch.no_grad():
-        plain = layer(x)  # the fast path
-    before = photograph(layer)
-    adapted = glora.inject(layer, PAPER, head=None)
-    assert list(adapted.sites) == ["self_attn.out_proj", "linear1", "linear2"]
-    with torch.no_grad():
-        assert torch.equal(layer(x), plain)
-    play(adapted, FULL)
-    trained = layer.train()(x)
-    layer.eval()
-    with torch.no_grad():
-        fast = layer(x)
-    assert difference(trained, plain) > 1e-3, "out_proj, linear1 and linear2 are read, not called"
-    assert difference(trained, fast) < 1e-5
-    trained.sum().backward()
-    assert all(support.down["B"].grad is not None for support in adapted.supports.values())
-    merged = adapted.merge()
-    with torch.no_grad():
-        assert torch.equal(merged(x), fast)
-    adapted.detach()
-    same(before, photograph(layer))
-
-
-def test_multihead_attention_reads_the_effective_weight():
-    attention = nn.MultiheadAttention(12, 3, batch_first=True).eval()
-    x = torch.randn(2, 5, 12)
-    plain = attention(x, x, x)[0]
-    adapted = glora.inject(attention, PAPER, head=None)
-    assert list(adapted.sites) == ["out_proj"]
-    play(adapted, FULL)
-    out = attention(x, x, x)[0]
-    assert difference(out, plain) > 1e-3
-    out.sum().backward()
-    assert adapted.supports["out_proj"].down["E"].grad is not None
-    assert difference(adapted.merge()(x, x, x)[0], out) < 1e-6
-    assert torch.equal(adapted.detach()(x, x, x)[0], plain)
-    assert type(attention.out_proj).__name__ == "NonDynamicallyQuantizableLinear"
-
-
 class Reader(nn.Module):
     """Reads `silent.weight` without calling it, as timm's swinv2, beit and eva do; `spoken` is called."""
 

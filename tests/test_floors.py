@@ -26,7 +26,8 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
 }  # fmt: skip
 NO_TORCH = ("errors", "registry", "files", "preprocess", "genotype", "space", "results", "config", "searchers",
             "outcome", "tables", "plots")  # fmt: skip
-ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn")
+ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
+                 "bitsandbytes")  # fmt: skip
 LATE = {("named", "checkpoint")}  # `Adapted.add` reads a file; bound by name when called
 
 FILES = sorted(SRC.rglob("*.py"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glora import layers
 from glora.errors import GloraError, StateError, listed
@@ -75,7 +76,8 @@ class Adapted(NamedAdapters):
         for module, layer in self._layers.items():
             names = [site_at.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
             layers.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
-        self._hooks = [*([] if self.statistics else freeze_statistics(model, head)), guard_batch(model)]
+        self._hooks = [] if self.statistics else freeze_statistics(model, head)
+        self._guards: list[RemovableHandle] = []
         self._name = "default"
         self._adapters = {"default": NamedAdapter(space, supports, space.smallest, {})}
         self.activate(space.smallest)
@@ -130,6 +132,8 @@ class Adapted(NamedAdapters):
         for name, group in self._places.items():
             for place in group:
                 layers.activate(place.layer, [each[name] for each in several], place.slot)
+        self._unguard()  # only where needed: torch's encoder layers leave their fast path for a hook
+        self._guards = [guard_batch(self.model)] if len(several) > 1 else []
         self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
     @contextmanager
@@ -159,14 +163,15 @@ class Adapted(NamedAdapters):
         """The parameters of the modules trained whole."""
         return [parameter for name in self.head for parameter in self.model.get_submodule(name).parameters()]
 
-    def merge(self, keep_base: bool = True) -> nn.Module:
+    def merge(self, keep_base: bool = True, *, dequantize: bool = False) -> nn.Module:
         """The plain model with the active genotype folded in: its own classes, its own state-dict keys.
 
         Args:
             keep_base: Keep the base weights beside the model, so that `detach` still works.
+            dequantize: Make quantised weights that A or B change floating-point; nothing is quantised again.
 
         Raises:
-            StateError: Several genotypes are active, or the model is detached.
+            StateError: Several genotypes are active, the model is detached, or weights would have to be dequantised.
             GloraError: A site has a NaN or infinite number; nothing is changed then.
         """
         if self.merged:
@@ -174,13 +179,24 @@ class Adapted(NamedAdapters):
         self._need_attached("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
+        floats = [site for layer in self._layers.values() for site in layers.dequantized(layer)]
+        if packed := [site for layer in self._layers.values() for site in layers.dequantized(layer, packed=True)]:
+            raise StateError(
+                f"A layer of bitsandbytes cannot hold floating-point weights: {listed(packed)}; nothing was merged.",
+                remedy="Save the adapter and merge it into the floating-point base: load_adapter(check_base=False).",
+            )
+        if floats and not dequantize:
+            raise StateError(
+                f"A merge would make quantised weights floating-point: {listed(floats)}; nothing was merged.",
+                remedy="Play the adapter unmerged, or accept the larger model: merge(dequantize=True).",
+            )
         played = {name: layers.effective(layer) for name, layer in self._layers.items()}
-        for name, numbers in played.items():
-            if not layers.finite(numbers):
-                raise GloraError(
-                    f"The effective weight or bias of {name!r} has a NaN or infinity; nothing was merged.",
-                    remedy="Train again with a lower learning rate.",
-                )
+        if broken := {site: 0 for name, layer in self._layers.items() for site in layers.broken(layer, played[name])}:
+            raise GloraError(
+                f"The effective weight or bias of {listed(map(repr, broken))} has a NaN or infinity; "
+                "nothing was merged.",
+                remedy="Train again with a lower learning rate.",
+            )
         self._release()
         shared: dict[nn.Parameter, nn.Parameter] = {}
         base = {name: layers.merge(layer, played[name], shared) for name, layer in self._layers.items()}
@@ -189,6 +205,8 @@ class Adapted(NamedAdapters):
         )
         if self.new_keys:  # a loader that rebuilds the plain class would drop them silently
             log.warning("The merged state dict has keys that the base has not: %s.", ", ".join(self.new_keys))
+        if floats:
+            log.warning("Merged to floating-point, no longer quantised: %s.", ", ".join(floats))
         self._base = base if keep_base else None
         self._state = "merged"
         return self.model
@@ -220,6 +238,12 @@ class Adapted(NamedAdapters):
             parameter.requires_grad_(flag)
         for hook in self._hooks:
             hook.remove()
+        self._unguard()
+
+    def _unguard(self) -> None:
+        for hook in self._guards:
+            hook.remove()
+        self._guards = []
 
     def state(self, *, whole: bool = False) -> AdapterState:
         """The active genotype's slices, the head and trained running statistics; the whole supernet where asked.
@@ -282,8 +306,9 @@ def inject(
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: A kind of layer (`"linear"`: every one outside the head, `"conv"`, `"norm"`, `"embedding"`, `"all"`);
-            a regular expression searched in layer names; or a list of words, names or name endings.
+        targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too; `"conv"`,
+            `"norm"`, `"embedding"`, `"all"`); a regular expression searched in layer names; or a list of words, names
+            or name endings.
         skip: The same, for layers to leave out.
         head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.

@@ -198,5 +198,6 @@ class Support(nn.Module):
         if d is not None and b0 is not None:
             shift = d * b0.to(dtype) + (0 if shift is None else shift)
         if e is not None:
-            shift = e.to(dtype) + (w0.new_zeros(self.site.out_features, dtype=dtype) if shift is None else shift)
+            nothing = torch.zeros(self.site.out_features, dtype=dtype, device=w0.device)
+            shift = e.to(dtype) + (nothing if shift is None else shift)
         return shift

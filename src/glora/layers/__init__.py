@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,11 +18,12 @@ from torch.nn.utils import parametrize
 from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
+from glora.layers.table import QUANTIZED, TABLE, WORDS, row_of, views_of
 from glora.layers.view import View
-from glora.registry import load
 from glora.support import Support
 
 __all__ = [
+    "QUANTIZED",
     "TABLE",
     "WORDS",
     "Adapter",
@@ -32,75 +31,15 @@ __all__ = [
     "adapters_of",
     "attach",
     "base_of",
+    "broken",
+    "dequantized",
     "detach",
     "effective",
-    "finite",
     "merge",
     "put_back",
     "state_of",
     "views_of",
 ]
-
-TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
-    "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
-    "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
-    "torch.nn.modules.normalization.LayerNorm": "glora.layers.norm:LayerNorm",
-    "torch.nn.modules.normalization.RMSNorm": "glora.layers.norm:RMSNorm",
-    "torch.nn.modules.normalization.GroupNorm": "glora.layers.norm:GroupNorm",
-    "torch.nn.modules.batchnorm.BatchNorm?d": "glora.layers.norm:BatchNorm",
-    "torch.nn.modules.batchnorm.SyncBatchNorm": "glora.layers.norm:Norm",
-    "torch.nn.modules.instancenorm.InstanceNorm?d": "glora.layers.norm:Norm",
-    "timm.layers.norm.LayerNorm": "glora.layers.norm:LayerNorm",
-    "timm.layers.norm.LayerNorm2d": "glora.layers.norm:LayerNorm2d",
-    "timm.layers.norm.GroupNorm": "glora.layers.norm:GroupNorm",
-    "timm.layers.norm.GroupNorm1": "glora.layers.norm:GroupNorm",
-    "timm.layers.*Norm*": "glora.layers.norm:Norm",
-    "transformers.*LayerNorm*": "glora.layers.norm:Norm",
-    "*RMSNorm*": "glora.layers.norm:Norm",
-    "*RmsNorm*": "glora.layers.norm:Norm",
-    "torch.nn.modules.sparse.Embedding*": "glora.layers.embedding:Embedding",
-    "torch.nn.modules.conv.Conv[123]d": "glora.layers.conv:Conv",
-    "torch.nn.modules.conv.ConvTranspose[123]d": "glora.layers.conv:ConvTranspose",
-}
-WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
-    "linear": ("linear",),
-    "conv": ("conv",),
-    "norm": ("norm",),
-    "embedding": ("embedding",),
-    "all": ("linear", "conv", "norm", "embedding"),
-}
-
-
-def row_of(layer: nn.Module) -> tuple[type[View], Any] | None:
-    """The table's row of a layer's type: its view and the type that the row names; None when it cannot be adapted."""
-    layer_type: Any = type(layer)
-    return _row(layer_type)
-
-
-@cache
-def _row(layer_type: Any) -> tuple[type[View], Any] | None:
-    for base in layer_type.__mro__:
-        for pattern, path in TABLE.items():
-            if fnmatchcase(f"{base.__module__}.{base.__qualname__}", pattern):
-                view: type[View] = load(path)
-                return view, base
-    return None
-
-
-def views_of(layer: nn.Module) -> dict[str, View]:
-    """The affine weights of a plain layer by the name that each adds to the layer's; empty when it has none.
-
-    A weight that is no floating-point parameter of its own, is parametrized, or is not made yet is left out.
-    """
-    row = row_of(layer)
-    if row is None or parametrize.is_parametrized(layer):
-        return {}
-    floats = {name for name, value in layer._parameters.items() if value is not None and _is_float(value)}
-    return row[0].of(layer, floats)
-
-
-def _is_float(value: nn.Parameter) -> bool:
-    return not isinstance(value, nn.UninitializedParameter) and value.is_floating_point()
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +54,33 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if len(plays) > 1 and not view.tells_apart(x, len(plays)):
         plays = (adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart"),)
     return view.forward(plays, self, x, *base_of(self))
+
+
+def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of an adapted layer that reads its weights itself, some more than once: each is built once."""
+    plain: Any = type(self).__bases__[0]
+    adapters = list(adapters_of(self).values())
+    kept = [adapter.held for adapter in adapters]
+    try:
+        _hold(self, {name: getattr(self, name) for name in self.parametrizations})
+        return plain.forward(self, *args, **kwargs)
+    finally:
+        for adapter, held in zip(adapters, kept, strict=True):
+            adapter.held = held
+
+
+def _hold(layer: Any, shown: Mapping[str, Tensor | None]) -> None:
+    """Makes the adapters show these weights and biases."""
+    for adapter in adapters_of(layer).values():
+        adapter.held = _shown(adapter, layer, shown)
+
+
+def _shown(adapter: Adapter, layer: Any, shown: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """An adapter's weight and its part of the bias, out of a layer's by name."""
+    name, part = adapter.view.bias, adapter.view.part
+    weight, bias = shown[adapter.view.weight], shown.get(name, layer._parameters.get(name))
+    assert weight is not None
+    return weight, bias if bias is None or part is None else bias[part]
 
 
 def is_attached(layer: nn.Module) -> bool:
@@ -185,15 +151,16 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         weights = _parametrize(layer, view.weight, adapter)
         if getattr(layer, view.bias, None) is None and support.site.new_bias:  # bias=None cannot be parametrized
             adapter.new_bias = True
-            fresh = weights.original.new_zeros(support.site.out_features)
+            w0 = weights.original
+            fresh = torch.zeros(support.site.out_features, dtype=w0.dtype, device=w0.device)
             setattr(layer, view.bias, nn.Parameter(fresh, requires_grad=False))
         if getattr(layer, view.bias, None) is not None and (support.site.bias or adapter.new_bias):
             biases.setdefault(view.bias, {})[adapter] = weights
         called = view.called
     for name, parts in biases.items():
         _parametrize(layer, name, BiasAdapter(parts))
-    if own_forward and called:  # a subclass with its own forward reads `weight` itself
-        type(layer).forward = _forward
+    if own_forward:  # a subclass with its own forward reads `weight` itself
+        type(layer).forward = _forward if called else _forward_reading
 
 
 def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> Any:
@@ -232,9 +199,27 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
     return played
 
 
-def finite(played: Mapping[str, Tensor | None]) -> bool:
-    """Whether every number of an effective weight and bias is finite."""
-    return all(bool(value.isfinite().all()) for value in played.values() if value is not None)
+def dequantized(layer: nn.Module, *, packed: bool = False) -> list[str]:
+    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point.
+
+    Args:
+        layer: An attached layer.
+        packed: Only those that the layer cannot hold then.
+    """
+    quantized = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
+    adapters = [adapter for adapter in quantized if adapter.view.packed or not packed]
+    return [each.name for each in adapters if {each.plays[0][1].A.kind, each.plays[0][1].B.kind} != {"none"}]
+
+
+def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
+    """Names of the sites of an attached layer whose effective weight or bias has a number that is not finite."""
+    names = []
+    for adapter in adapters_of(layer).values():
+        weight, bias = _shown(adapter, layer, played)
+        floats = [value for value in (weight, bias) if value is not None and not is_quantized(value)]
+        if not all(bool(value.isfinite().all()) for value in floats):
+            names.append(adapter.name)
+    return names
 
 
 def merge(
@@ -259,7 +244,7 @@ def merge(
     with torch.inference_mode(False):  # the merged weights may be trained
         if played is None:
             played = effective(layer)
-            if not finite(played):
+            if broken(layer, played):
                 raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
         detach(layer)
         base = dict(layer._parameters)
@@ -268,6 +253,8 @@ def merge(
             if value is not None:
                 flag = plain is not None and plain.requires_grad
                 merged = None if plain is None else shared.get(plain)
+                if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
+                    merged = plain
                 merged = nn.Parameter(value.detach().clone(), requires_grad=flag) if merged is None else merged
                 layer._parameters[name] = merged
                 if plain is not None:
@@ -279,8 +266,12 @@ def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
     """Undoes `merge`: the base parameters in their order, with the device and type that the layer has now."""
     for name, parameter in base.items():
         now = layer._parameters[name]
-        if parameter is not None and now is not None:
+        if parameter is None or now is None:
+            continue
+        if not is_quantized(parameter):
             parameter.data = parameter.data.to(now)
+        elif parameter.device != now.device:  # its type is its own
+            parameter.data = parameter.data.to(now.device)
     layer._parameters.clear()
     layer._parameters.update(base)
 
@@ -298,12 +289,8 @@ def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
-        played = effective(layer)
-        for adapter in adapters:
-            name = adapter.view.bias
-            weight, bias = played[adapter.view.weight], played.get(name, layer._parameters.get(name))
-            assert weight is not None
-            adapter.held = weight, bias if bias is None or adapter.view.part is None else bias[adapter.view.part]
+        if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
+            _hold(layer, effective(layer))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

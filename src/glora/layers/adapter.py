@@ -54,6 +54,8 @@ class Adapter(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         if self.held is not None:
             return self.held[0]
+        if self.view.packed:
+            return original
         support, config = self.first("its weight is read without calling the layer")
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
@@ -78,11 +80,12 @@ class BiasAdapter(nn.Module):
         flat = changed = original.flatten()  # a norm's bias may have several dimensions
         for adapter, weights in self.__dict__["parts"].items():
             part = adapter.view.part
-            bias = self._of(adapter, weights, flat if part is None else flat[part])
+            own = flat if part is None else flat[part]
+            bias = self._of(adapter, weights, own)
             if part is None:
                 return original if bias is None else bias.view_as(original)
-            assert bias is not None
-            changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
+            if bias is not None and bias is not own:
+                changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
         return changed.view_as(original)
 
     @staticmethod

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from glora.errors import StateError, TargetError, listed, nearest
 from glora.layers.places import is_inside
+from glora.layers.quantized import is_quantized
 
 __all__ = ["find_head", "fits_head", "head_of", "show_head"]
 
@@ -29,6 +30,9 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
         if tied := [name for name in names if _is_tied(model, name)]:
             note = f"The head {listed(tied)} shares its weight with another layer and stays frozen."
             return tuple(name for name in names if name not in tied), [note]
+        if quantized := [name for name in names if _is_quantized(model, name)]:
+            note = f"The head {listed(quantized)} is quantised and cannot be trained whole: it is a layer like others."
+            return tuple(name for name in names if name not in quantized), [note]
         return names, [] if names else ["No head was found to be trained whole; name its modules with head=."]
     modules = dict(model.named_modules())
     names = (head,) if isinstance(head, str) else tuple(head)
@@ -40,7 +44,13 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
                 allowed="Allowed: 'auto', module names, or None.",
                 remedy=f"Near: {listed(near)}." if near else "",
             )
+        if _is_quantized(model, name):
+            raise TargetError(f"The head {name!r} is quantised and cannot be trained.", allowed="Floating-point heads.")
     return names, []
+
+
+def _is_quantized(model: nn.Module, head: str) -> bool:
+    return any(map(is_quantized, model.get_submodule(head).parameters()))
 
 
 def _automatic_head(model: Any) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glora import layers
 from glora.genotype import Site
+from glora.layers.quantized import plain_parts
 
 __all__ = ["Place", "adaptable", "base_state", "holders", "is_inside", "places", "site_of"]
 
@@ -96,13 +97,16 @@ def site_of(group: Sequence[Place]) -> Site:
 
 
 def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """The base's parameters and persistent buffers by their plain names, adapted or not, without the head."""
+    """The base's parameters and persistent buffers by their plain names, adapted or not, without the head.
+
+    Of a quantised tensor its plain inner ones.
+    """
     found: dict[str, Tensor] = {}
     for key, value in model.state_dict(keep_vars=True).items():
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
         if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
-            found[plain] = value.detach()
+            found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
     return found
 
 

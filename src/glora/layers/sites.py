@@ -20,6 +20,7 @@ from glora.layers.places import Place, adaptable, holders, is_inside
 __all__ = ["choose_sites", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
 
 BIASED = ("linear", "conv")  # kinds that may get a bias they have not
+BARE = (*BIASED, "attention")  # kinds of which it is said that they have none
 WORDS = ", ".join(map(repr, layers.WORDS))
 
 
@@ -45,11 +46,12 @@ def plan_sites(
     chosen = choose_sites(model, targets, skip, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
-        what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
-        notes.append(f"Not adapted, {what}, or renormalise it (max_norm): {listed(odd)}.")
-    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BIASED]:
-        single = [name for name in bare if len(every[name]) == 1 and every[name][0].bias is None]
-        called = called_layers(model, single, example) if new_bias else set()
+        what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
+        notes.append(f"Not adapted, {what}, or they renormalise it (max_norm): {listed(odd)}.")
+    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
+        may = [name for name in bare if chosen[name].kind in BIASED]
+        single = [name for name in may if len(every[name]) == 1 and every[name][0].bias is None]
+        called = called_layers(model, single, example) if new_bias and single else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")

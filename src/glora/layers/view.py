@@ -29,9 +29,15 @@ class View(ABC):
         bias: Name of its bias.
         part: Which numbers of the bias belong to this weight; None for all.
         called: Whether the layer's own `forward` may take the factored way.
+        quantized: Whether the frozen weight is quantised: a held genotype then does not build the effective weight,
+            and merging a change of the weight makes it floating-point.
+        packed: Whether it is so in a form that the layer's own code reads: the parameter then always shows the frozen
+            one, and no change of it can be merged.
     """
 
     kind: ClassVar[str]
+    quantized: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
     site: Site
     weight: str = "weight"
     bias: str = "bias"
