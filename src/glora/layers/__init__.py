@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
+from glora.layers.quantized import is_quantized
 from glora.layers.table import QUANTIZED, TABLE, WORDS, row_of, views_of
 from glora.layers.view import View
 from glora.support import Support
@@ -37,6 +38,7 @@ __all__ = [
     "effective",
     "merge",
     "put_back",
+    "row_of",
     "state_of",
     "views_of",
 ]
