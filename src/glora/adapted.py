@@ -113,6 +113,7 @@ class Adapted(NamedAdapters):
             refuse_sequence_first(self.model)
         for each in dict.fromkeys(several):
             self.space.encode(each)
+        self._unmix()
         for name, group in self._places.items():
             for place in group:
                 layers.activate(place.layer, [each[name] for each in several], place.slot)
@@ -126,6 +127,7 @@ class Adapted(NamedAdapters):
             SpaceError: The genotype is not in the space.
         """
         self._need_attached("hold")
+        self._need_one("hold")
         self.space.encode(genotype)
         with ExitStack() as stack:
             for layer in self._layers.values():
@@ -138,6 +140,7 @@ class Adapted(NamedAdapters):
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
+        self._need_one("parameters")
         supports = [parameter for support in self.supports.values() for parameter in support.parameters()]
         return supports + self.head_parameters()
 
@@ -158,6 +161,7 @@ class Adapted(NamedAdapters):
         if self.merged:
             return self.model
         self._need_attached("merge")
+        self._need_one("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
         played = {name: layers.effective(layer) for name, layer in self._layers.items()}
@@ -206,6 +210,7 @@ class Adapted(NamedAdapters):
             parameter.requires_grad_(flag)
         for hook in self._hooks:
             hook.remove()
+        self._unmix()
 
     def state(self, *, whole: bool = False) -> AdapterState:
         """The active genotype's slices and the head as plain tensors; the whole supernet where asked.
@@ -214,6 +219,7 @@ class Adapted(NamedAdapters):
             StateError: Several genotypes are active, or the model is merged or detached.
         """
         self._need_attached("state")
+        self._need_one("state")
         if not (whole or isinstance(self.active, Genotype)):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to save.")
         genotype = self.active if isinstance(self.active, Genotype) and not whole else None
