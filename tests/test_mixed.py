@@ -163,7 +163,7 @@ def test_a_wrong_batch_or_name_is_told_and_the_mixture_before_plays_on(images, s
         adapted.switch([])
     with pytest.raises(StateError, match="already"):
         adapted.add("base", folder / "birds.safetensors")
-    with pytest.raises(UnknownNameError, match="'base'.*per sample"):
+    with pytest.raises(UnknownNameError, match=r"'base'.*per sample"):
         adapted.switch("base")
     assert torch.equal(adapted.model(images), expected)
 

@@ -108,7 +108,7 @@ class NamedAdapters:
         kept.head = {key: value.detach().clone() for key, value in head_of(self.model, self.head).items()}
         for site, group in self._places.items():
             for place in group:
-                layers.state_of(place.layer, place.slot).support = new.supports[site].to(place.weight.device)
+                layers.state_of(place.layer, place.slot).support = _beside(place, new.supports[site])
         self._name, self.space = name, new.space
         show_head(self.model, new.head or kept.head)
         self.activate(new.active)
@@ -139,7 +139,7 @@ class NamedAdapters:
         for site, group in self._places.items():
             configs = [adapter.active[site] for adapter in adapters]
             for place in group:
-                supports = [adapter.supports[site].to(place.weight.device) for adapter in adapters]
+                supports = [_beside(place, adapter.supports[site]) for adapter in adapters]
                 layers.state_of(place.layer, place.slot).play(configs, supports)
         self._mixed, self.active = names, tuple(adapter.active for adapter in adapters)
 
@@ -174,3 +174,9 @@ class NamedAdapters:
                 f"There is no adapter {name!r}.",
                 allowed=f"Known: {listed(self._adapters, n=10)}; {BASE!r} alone only in a list, one name per sample.",
             )
+
+
+def _beside(place: Place, support: Support) -> Support:
+    """The support tensors on the device of the weight: the model may have moved since they were added."""
+    factor = next(iter(support.down.values()), None)
+    return support if factor is None or factor.device == place.weight.device else support.to(place.weight.device)
