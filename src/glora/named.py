@@ -135,13 +135,15 @@ class NamedAdapters:
             mixed_head.install()
             self._mixed_head = mixed_head
         none = Genotype(dict.fromkeys(self.sites, LayerConfig()))
-        adapters = [self._adapters.get(name, NamedAdapter(self.space, self.supports, none, {})) for name in names]
+        base = NamedAdapter(self.space, self.supports, none, {})
+        adapters = {name: self._adapters.get(name, base) for name in names}
         for site, group in self._places.items():
-            configs = [adapter.active[site] for adapter in adapters]
+            configs = {name: adapter.active[site] for name, adapter in adapters.items()}
             for place in group:
-                supports = [_beside(place, adapter.supports[site]) for adapter in adapters]
-                layers.state_of(place.layer, place.slot).play(configs, supports)
-        self._mixed, self.active = names, tuple(adapter.active for adapter in adapters)
+                supports = {name: _beside(place, adapter.supports[site]) for name, adapter in adapters.items()}
+                state = layers.state_of(place.layer, place.slot)
+                state.play([configs[name] for name in names], [supports[name] for name in names])
+        self._mixed, self.active = names, tuple(adapters[name].active for name in names)
 
     def _unmix(self) -> None:
         """One adapter plays again; the layers are told by `activate`."""
