@@ -57,6 +57,7 @@ class Adapted(NamedAdapters):
         self._base_head = {name: value.detach().clone() for name, value in head_of(model, head).items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
         self._state = "attached"
+        self._said = False  # that it was compiled while it played a genotype
         model.requires_grad_(False)
         for name in head:
             model.get_submodule(name).requires_grad_(True)
@@ -114,14 +115,35 @@ class Adapted(NamedAdapters):
         for each in dict.fromkeys(several):
             self.space.encode(each)
         self._unmix()
+        self._say_recompilation()
         for name, group in self._places.items():
             for place in group:
                 layers.activate(place.layer, [each[name] for each in several], place.slot)
         self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
+    def _say_recompilation(self) -> None:
+        adapters = [layers.state_of(place.layer, place.slot) for group in self._places.values() for place in group]
+        if any(adapter.traced for adapter in adapters):
+            for adapter in adapters:
+                adapter.traced = False
+            if not self._said:
+                log.warning(
+                    "The model was compiled while it played a genotype, and will be compiled anew for "
+                    "every other one, until torch gives up and runs it uncompiled. To compile once, play genotypes "
+                    "within hold(genotype), or hold(genotype, train=True) to train, or merge first."
+                )
+            self._said = True
+
     @contextmanager
-    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
+    def hold(self, genotype: Genotype, *, train: bool = False) -> Iterator[nn.Module]:
         """Within it the model plays this genotype with its effective weights built once: for scoring.
+
+        A compiled model takes them as tensors: another genotype is no recompilation.
+
+        Args:
+            genotype: What plays.
+            train: Gradients reach the support tensors, through a gradient of the size of every weight; one backward
+                pass, since the weights are built once. For `torch.compile` in training; `activate` is cheaper.
 
         Raises:
             SpaceError: The genotype is not in the space.
@@ -132,7 +154,7 @@ class Adapted(NamedAdapters):
         with ExitStack() as stack:
             for layer in self._layers.values():
                 configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
-                stack.enter_context(layers.holding(layer, *configs))
+                stack.enter_context(layers.holding(layer, *configs, train=train))
             kept, self.active = self.active, genotype
             stack.callback(setattr, self, "active", kept)
             yield self.model

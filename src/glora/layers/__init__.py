@@ -93,6 +93,8 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
     if len(adapter.plays) > 1 and x.dim() and x.shape[0] % len(adapter.plays) == 0:
+        if torch.compiler.is_dynamo_compiling():
+            adapter.traced = True
         return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
     play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
     return one(play, adapter.view, self, x, *base_of(self))
@@ -192,19 +194,27 @@ def detach(layer: nn.Module) -> None:
     layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
 
 
-def effective(layer: nn.Module) -> dict[str, Tensor | None]:
+def effective(layer: nn.Module, train: bool = False) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
-    Computed in at least float32 and rounded once, without gradient.
+    Computed in at least float32 and rounded once, without gradient; with `train` all of them have one, and a new
+    bias that is not played is zero, so that every configuration looks the same to a compiler.
     """
     lists: Any = layer.parametrizations
-    with torch.no_grad():
+    with torch.set_grad_enabled(train):
         played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in lists}
+        if train:
+            return {name: _with_grad(value) for name, value in played.items()}
         for slot, adapter in adapters_of(layer).items():
             support, config = adapter.plays[0]
             if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
                 played[adapter.view.bias] = None
     return played
+
+
+def _with_grad(value: Any) -> Tensor:
+    grown: Tensor = value if value.requires_grad else value.detach().requires_grad_()
+    return grown
 
 
 def finite(played: Mapping[str, Tensor | None]) -> bool:
@@ -266,14 +276,17 @@ def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str
 
 
 @contextmanager
-def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
-    """Within it the layer plays these configurations, one per slot, with its effective weights built once."""
+def holding(layer: nn.Module, *configs: LayerConfig, train: bool = False) -> Iterator[None]:
+    """Within it the layer plays these configurations, one per slot, with its effective weights built once.
+
+    With `train` gradients reach the support tensors in one backward pass.
+    """
     adapters = list(adapters_of(layer).values())
     kept = [(adapter.plays, adapter.held) for adapter in adapters]
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
-        played = effective(layer)
+        played = effective(layer, train)
         for adapter in adapters:
             name = adapter.view.bias
             weight, bias = played[adapter.view.weight], played[name] if name in played else getattr(layer, name)

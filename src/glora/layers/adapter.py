@@ -30,6 +30,7 @@ class Adapter(nn.Module):
         plays: What the layer plays, support tensors and configuration, or one of them per sample.
         held: The effective weight and bias while a genotype is held for scoring, else None.
         said: Whether it was said that the first sample's genotype plays for the whole batch.
+        traced: Whether a compiler has read what it plays, which is then part of the compiled code.
         new_bias: Whether attaching created the bias.
         order: The plain layer's parameter names in their order.
     """
@@ -45,6 +46,7 @@ class Adapter(nn.Module):
         self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.said = False
+        self.traced = False
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
@@ -60,6 +62,8 @@ class Adapter(nn.Module):
 
     def first(self, why: str) -> tuple[Support, LayerConfig]:
         """What the first sample plays; says it aloud when the others play something else."""
+        if torch.compiler.is_dynamo_compiling():
+            self.traced = True
         if not self.said and any(play != self.plays[0] for play in self.plays[1:]):
             log.warning("%s plays the first sample's genotype for the whole batch: %s.", self.name or "A layer", why)
             self.said = True
