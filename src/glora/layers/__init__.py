@@ -90,11 +90,10 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain: Any = type(self).__bases__[0]
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
+    adapter.mark()
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
     if len(adapter.plays) > 1 and x.dim() and x.shape[0] % len(adapter.plays) == 0:
-        if torch.compiler.is_dynamo_compiling():
-            adapter.traced = True
         return per_sample(adapter.plays, adapter.view, self, x, *base_of(self))
     play = adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart")
     return one(play, adapter.view, self, x, *base_of(self))

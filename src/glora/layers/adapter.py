@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from glora.errors import StateError
 from glora.genotype import LayerConfig
 from glora.layers.view import View
 from glora.support import Support
@@ -31,6 +32,7 @@ class Adapter(nn.Module):
         held: The effective weight and bias while a genotype is held for scoring, else None.
         said: Whether it was said that the first sample's genotype plays for the whole batch.
         traced: Whether a compiler has read what it plays, which is then part of the compiled code.
+        ran: What it played in the latest forward pass.
         new_bias: Whether attaching created the bias.
         order: The plain layer's parameter names in their order.
     """
@@ -47,13 +49,33 @@ class Adapter(nn.Module):
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.said = False
         self.traced = False
+        self.ran: tuple[tuple[Support, LayerConfig], ...] = self.plays
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
         self.held, self.said = None, False
         self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
 
+    def mark(self) -> None:
+        """Notes what a forward pass plays; refuses to play something else when gradient checkpointing repeats it.
+
+        Raises:
+            StateError: It is the backward pass, and another genotype plays than in the latest forward pass.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            if self.held is None:
+                self.traced = True
+        elif torch._C._current_graph_task_id() == -1:  # not within a backward pass
+            self.ran = self.plays
+        elif self.ran != self.plays:
+            raise StateError(
+                f"{self.name or 'A layer'} plays another genotype in the backward pass than in the forward pass, which "
+                "gradient checkpointing repeats.",
+                remedy="Activate, switch, or leave hold() after backward().",
+            )
+
     def forward(self, original: Tensor) -> Tensor:
+        self.mark()
         if self.held is not None:
             return self.held[0]
         support, config = self.first("its weight is read without calling the layer")
@@ -62,8 +84,6 @@ class Adapter(nn.Module):
 
     def first(self, why: str) -> tuple[Support, LayerConfig]:
         """What the first sample plays; says it aloud when the others play something else."""
-        if torch.compiler.is_dynamo_compiling():
-            self.traced = True
         if not self.said and any(play != self.plays[0] for play in self.plays[1:]):
             log.warning("%s plays the first sample's genotype for the whole batch: %s.", self.name or "A layer", why)
             self.said = True
