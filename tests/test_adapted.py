@@ -495,38 +495,6 @@ def test_merge_and_detach_within_hold_keep_what_they_made(vit, images, end):
     assert torch.equal(model(images), held if end == "merge" else plain)
 
 
-def test_it_compiles_and_follows_the_genotype(vit, images):
-    model = vit()
-    adapted = glora.inject(model, PAPER)
-    play(adapted)
-    compiled = torch.compile(model, backend="eager")
-    with torch.no_grad():
-        for seed in range(2):
-            genotype = adapted.sample(random.Random(seed))
-            with adapted.hold(genotype):
-                assert difference(compiled(images), model(images)) < 1e-5
-        adapted.merge()
-        assert difference(torch.compile(model, backend="eager")(images), model(images)) < 1e-5
-
-
-def test_gradient_checkpointing_gives_the_same_gradients(vit, images):
-    model = vit()
-    adapted = glora.inject(model, PAPER)
-    play(adapted, FULL)
-    tokens = model.patch(images).flatten(2).transpose(1, 2).detach().requires_grad_()
-    grads = []
-    for checkpointed in (False, True):
-        model.zero_grad()
-        run = torch.utils.checkpoint.checkpoint if checkpointed else lambda block, x, **_: block(x)
-        x = tokens
-        for block in model.blocks:
-            x = run(block, x, use_reentrant=False)
-        x.square().sum().backward()
-        grads.append([p.grad.clone() for s in adapted.supports.values() for p in s.parameters() if p.grad is not None])
-    assert len(grads[0]) == len(grads[1]) > 0
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
-
-
 def test_a_merged_copy_leaves_the_original_training(vit, images):
     model = vit()
     adapted = glora.inject(model, PAPER)

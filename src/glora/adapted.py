@@ -68,6 +68,7 @@ class Adapted(NamedAdapters):
         self._base_own = {name: value.detach().clone() for name, value in self._own().items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
         self._state = "attached"
+        self._said = False  # that it was compiled while it played a genotype
         model.requires_grad_(False)
         for name in head:
             model.get_submodule(name).requires_grad_(True)
@@ -129,26 +130,48 @@ class Adapted(NamedAdapters):
             refuse_sequence_first(self.model)
         for each in dict.fromkeys(several):
             self.space.encode(each)
+        self._unmix()
+        self._say_recompilation()
         for name, group in self._places.items():
             for place in group:
                 layers.activate(place.layer, [each[name] for each in several], place.slot)
-        self._unguard()  # only where needed: torch's encoder layers leave their fast path for a hook
-        self._guards = [guard_batch(self.model)] if len(several) > 1 else []
+        self._guard(several=len(several) > 1)
         self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
 
+    def _say_recompilation(self) -> None:
+        adapters = [layers.state_of(place.layer, place.slot) for group in self._places.values() for place in group]
+        if any(adapter.traced for adapter in adapters):
+            for adapter in adapters:
+                adapter.traced = False
+            if not self._said:
+                log.warning(
+                    "The model was compiled while it played a genotype, and will be compiled anew for "
+                    "every other one, until torch gives up and runs it uncompiled. To compile once, play genotypes "
+                    "within hold(genotype), or hold(genotype, train=True) to train, or merge first."
+                )
+            self._said = True
+
     @contextmanager
-    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
+    def hold(self, genotype: Genotype, *, train: bool = False) -> Iterator[nn.Module]:
         """Within it the model plays this genotype with its effective weights built once: for scoring.
+
+        A compiled model takes them as tensors: another genotype is no recompilation.
+
+        Args:
+            genotype: What plays.
+            train: Gradients reach the support tensors, through a gradient of the size of every weight; one backward
+                pass, since the weights are built once. For `torch.compile` in training; `activate` is cheaper.
 
         Raises:
             SpaceError: The genotype is not in the space.
         """
         self._need_attached("hold")
+        self._need_one("hold")
         self.space.encode(genotype)
         with ExitStack() as stack:
             for layer in self._layers.values():
                 configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
-                stack.enter_context(layers.holding(layer, *configs))
+                stack.enter_context(layers.holding(layer, *configs, train=train))
             kept, self.active = self.active, genotype
             stack.callback(setattr, self, "active", kept)
             yield self.model
@@ -156,6 +179,7 @@ class Adapted(NamedAdapters):
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
+        self._need_one("parameters")
         supports = [parameter for support in self.supports.values() for parameter in support.parameters()]
         return supports + self.head_parameters()
 
@@ -177,6 +201,7 @@ class Adapted(NamedAdapters):
         if self.merged:
             return self.model
         self._need_attached("merge")
+        self._need_one("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
         floats = [site for layer in self._layers.values() for site in layers.dequantized(layer)]
@@ -238,12 +263,14 @@ class Adapted(NamedAdapters):
             parameter.requires_grad_(flag)
         for hook in self._hooks:
             hook.remove()
-        self._unguard()
+        self._guard(several=False)
+        self._unmix()
 
-    def _unguard(self) -> None:
+    def _guard(self, *, several: bool) -> None:
+        """Checks the batch's size where several genotypes play: torch's encoder layers leave their fast path for it."""
         for hook in self._guards:
             hook.remove()
-        self._guards = []
+        self._guards = [guard_batch(self.model)] if several else []
 
     def state(self, *, whole: bool = False) -> AdapterState:
         """The active genotype's slices, the head and trained running statistics; the whole supernet where asked.
@@ -252,6 +279,7 @@ class Adapted(NamedAdapters):
             StateError: Several genotypes are active, or the model is merged or detached.
         """
         self._need_attached("state")
+        self._need_one("state")
         if not (whole or isinstance(self.active, Genotype)):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to save.")
         genotype = self.active if isinstance(self.active, Genotype) and not whole else None

@@ -50,6 +50,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain: Any = type(self).__bases__[0]
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
+    adapter.mark()
     view, plays = adapter.view, adapter.plays
     if adapter.held is not None:
         return view.plain(self, x, *adapter.held)
@@ -186,14 +187,17 @@ def detach(layer: nn.Module) -> None:
     layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
 
 
-def effective(layer: nn.Module) -> dict[str, Tensor | None]:
+def effective(layer: nn.Module, train: bool = False) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
-    Computed in at least float32 and rounded once, without gradient.
+    Computed in at least float32 and rounded once, without gradient; with `train` all of them have one, and a new
+    bias that is not played is zero, so that every configuration looks the same to a compiler.
     """
     lists: Any = layer.parametrizations
-    with torch.no_grad():
+    with torch.set_grad_enabled(train):
         played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in lists}
+        if train:
+            return {name: _with_grad(value) for name, value in played.items()}
         for slot, adapter in adapters_of(layer).items():
             support, config = adapter.plays[0]
             if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
@@ -222,6 +226,11 @@ def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
         if not all(bool(value.isfinite().all()) for value in floats):
             names.append(adapter.name)
     return names
+
+
+def _with_grad(value: Any) -> Tensor:
+    grown: Tensor = value if value.requires_grad else value.detach().requires_grad_()
+    return grown
 
 
 def merge(
@@ -284,15 +293,18 @@ def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str
 
 
 @contextmanager
-def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
-    """Within it the layer plays these configurations, one per slot, with its effective weights built once."""
+def holding(layer: nn.Module, *configs: LayerConfig, train: bool = False) -> Iterator[None]:
+    """Within it the layer plays these configurations, one per slot, with its effective weights built once.
+
+    With `train` gradients reach the support tensors in one backward pass.
+    """
     adapters = list(adapters_of(layer).values())
     kept = [(adapter.plays, adapter.held) for adapter in adapters]
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
         if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
-            _hold(layer, effective(layer))
+            _hold(layer, effective(layer, train))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

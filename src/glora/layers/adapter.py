@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from glora.errors import StateError
 from glora.genotype import LayerConfig
 from glora.layers.view import View
 from glora.support import Support
@@ -30,6 +31,8 @@ class Adapter(nn.Module):
         plays: What the layer plays, support tensors and configuration, or one of them per sample.
         held: The effective weight and bias while a genotype is held for scoring, else None.
         said: Whether it was said that the first sample's genotype plays for the whole batch.
+        traced: Whether a compiler has read what it plays, which is then part of the compiled code.
+        ran: What it played in the latest forward pass.
         new_bias: Whether attaching created the bias.
         order: The plain layer's parameter names in their order.
     """
@@ -45,13 +48,34 @@ class Adapter(nn.Module):
         self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.said = False
+        self.traced = False
+        self.ran: tuple[tuple[Support, LayerConfig], ...] = self.plays
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
         self.held, self.said = None, False
         self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
 
+    def mark(self) -> None:
+        """Notes what a forward pass plays; refuses to play something else when gradient checkpointing repeats it.
+
+        Raises:
+            StateError: It is the backward pass, and another genotype plays than in the latest forward pass.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            if self.held is None:
+                self.traced = True
+        elif torch._C._current_graph_task_id() == -1:  # not within a backward pass
+            self.ran = self.plays
+        elif self.ran != self.plays:
+            raise StateError(
+                f"{self.name or 'A layer'} plays another genotype in the backward pass than in the forward pass, which "
+                "gradient checkpointing repeats.",
+                remedy="Activate, switch, or leave hold() after backward().",
+            )
+
     def forward(self, original: Tensor) -> Tensor:
+        self.mark()
         if self.held is not None:
             return self.held[0]
         if self.view.packed:

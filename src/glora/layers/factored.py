@@ -136,7 +136,7 @@ def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = Non
         return None
     nothing = torch.zeros_like(next(iter(read.values())))
     table = torch.stack([nothing if key is None else read[key] for key in distinct])
-    return table, [distinct.index(key) for key in wanted]
+    return table, _rows(distinct, wanted)
 
 
 def _columns(
@@ -160,6 +160,12 @@ def _columns(
             start = first[key[0]]
             mask[sample, start : start + key[1].rank] = key[0].scale(tensor, key[1])
     return downs, ups, mask.to(downs.device)
+
+
+def _rows(distinct: Sequence[Any], wanted: Sequence[Any]) -> list[int]:
+    """Where each is among the distinct ones; `list.index` does not compile."""
+    rows = {key: row for row, key in enumerate(distinct)}
+    return [rows[key] for key in wanted]
 
 
 def _choice(play: Play, tensor: str, is_matrix: bool | None, kinds: Sequence[str]) -> tuple[Support, Choice] | None:
@@ -209,4 +215,4 @@ def _shifts(plays: Sequence[Play], view: View, w0: Tensor, b0: Tensor | None) ->
     if known is None:
         return None
     table = torch.stack([torch.zeros_like(known) if shift is None else shift for shift in shifts])
-    return table, [distinct.index(key) for key in wanted]
+    return table, _rows(distinct, wanted)

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from glora.errors import StateError, TargetError, listed, nearest
 from glora.layers.places import is_inside
 from glora.layers.quantized import is_quantized
 
-__all__ = ["find_head", "fits_head", "head_of", "show_head"]
+__all__ = ["MixedHead", "find_head", "fits_head", "head_of", "show_head"]
 
+Values = Mapping[str, Tensor] | None
 HEAD_NAMES = ("head", "fc", "classifier", "heads", "score", "lm_head", "qa_outputs")
 
 
@@ -111,3 +113,108 @@ def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:
                 current.data = value.detach().clone().to(current)
                 current.grad = None
                 module.out_features = value.shape[0]
+
+
+class MixedHead:
+    """While it is installed every sample of a batch goes through its own values of the head, in groups of equal ones.
+
+    Args:
+        model: The model.
+        head: Names of the head's modules.
+        values: For every sample the head's values by their names in the model, equal objects for equal heads; None:
+            those that the model shows.
+
+    Raises:
+        StateError: The values have not the shapes of the model's own: one batch has one width.
+    """
+
+    def __init__(self, model: nn.Module, head: Sequence[str], values: Sequence[Values]) -> None:
+        self._model, self._head, self._samples = model, head, len(values)
+        self._forwards: dict[nn.Module, _GroupedForward] = {}
+        groups: dict[int, tuple[Values, list[int]]] = {}
+        for sample, each in enumerate(values):
+            groups.setdefault(id(each), (each, []))[1].append(sample)
+        self._groups = list(groups.values())
+        shown = head_of(model, head)
+        for each, samples in self._groups:
+            if odd := [name for name, value in (each or {}).items() if value.shape != shown[name].shape]:
+                raise StateError(
+                    f"The head of sample {samples[0]} has another shape than the head in use: {listed(odd)}.",
+                    allowed="The heads of one batch are equally wide.",
+                    remedy="Run adapters with heads of another width in a batch of their own.",
+                )
+
+    def install(self) -> None:
+        """Replaces the forward of the head's modules until `remove`."""
+        for name in self._head:
+            module = self._model.get_submodule(name)
+            forward = self._forwards[module] = _GroupedForward(name, module, self._samples, self._groups)
+            module.__dict__["forward"] = forward
+        self._hook = self._model.register_forward_hook(self._check)
+
+    def _check(self, *_: Any) -> None:
+        if silent := [forward.name for forward in self._forwards.values() if not forward.called]:
+            raise StateError(
+                f"The model does not call its head {listed(silent)}: its samples' own values did not play.",
+                remedy="Switch to one adapter for the whole batch.",
+            )
+
+    def remove(self) -> None:
+        """Gives the head's modules their own forward back."""
+        self._hook.remove()
+        for module, forward in self._forwards.items():
+            del module.__dict__["forward"]
+            if forward.replaced is not None:
+                module.__dict__["forward"] = forward.replaced
+
+
+class _Plain(nn.Module):
+    """A module's own forward, so that `functional_call` runs it without its hooks."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.own = module.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own(*args, **kwargs)
+
+
+class _GroupedForward:
+    def __init__(self, name: str, module: nn.Module, samples: int, groups: Sequence[tuple[Values, list[int]]]) -> None:
+        self.name = name
+        self.called = False
+        self.replaced = module.__dict__.get("forward")
+        self._plain = _Plain(module)
+        self._samples = samples
+        own = dict(module.state_dict(keep_vars=True))
+        self._groups = [
+            ({f"module.{key}": values[f"{name}.{key}"].to(now) for key, now in own.items()} if values else {}, members)
+            for values, members in groups
+        ]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.called = True
+        rows = next((len(v) for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), 0)
+        if not rows or rows % self._samples:
+            raise StateError(
+                f"The head {self.name!r} gets {rows} rows for {self._samples} samples: they cannot be told apart.",
+                remedy="Switch to one adapter for the whole batch.",
+            )
+        outputs, order = [], []
+        for values, members in self._groups:
+            each = rows // self._samples
+            mine = [row for sample in members for row in range(sample * each, (sample + 1) * each)]
+            order += mine
+
+            def some(value: Any, mine: list[int] = mine) -> Any:
+                whole = isinstance(value, Tensor) and value.dim() and len(value) == rows
+                return value[torch.tensor(mine, device=value.device)] if whole else value
+
+            given = [some(value) for value in args], {key: some(value) for key, value in kwargs.items()}
+            outputs.append(functional_call(self._plain, values, tuple(given[0]), given[1]))
+        if not all(isinstance(output, Tensor) and output.dim() for output in outputs):
+            kind = type(outputs[0]).__name__
+            raise StateError(f"The head {self.name!r} gives a {kind}, not a tensor.", remedy="Switch to one adapter.")
+        together = torch.cat(outputs)
+        return together[torch.argsort(torch.tensor(order, device=together.device))]
