@@ -28,6 +28,7 @@ class View(ABC):
         bias: Name of its bias.
         part: Which numbers of the bias belong to this weight; None for all.
         called: Whether the layer's own `forward` may take the factored way.
+        last: Whether features are last in x and y and the layer is nothing but `W x + b` (`layers/product.py`).
     """
 
     kind: ClassVar[str]
@@ -36,6 +37,7 @@ class View(ABC):
     bias: str = "bias"
     part: slice | None = None
     called: bool = True
+    last: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, layer: Any) -> None:
