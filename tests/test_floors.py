@@ -16,7 +16,7 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
     "errors": 0, "files": 0, "preprocess": 0, "registry": 0.5,
     "genotype": 0.5, "space": 1, "results": 1, "config": 1.5,
     "support": 2, "searchers": 2, "state": 2.5, "layers": 3, "named": 3.5,
-    "adapted": 4, "backbones": 4, "data": 4,
+    "adapted": 4, "injection": 4.5, "backbones": 4, "data": 4,
     "supernet": 5, "methods": 6,
     "train": 7, "checkpoint": 7, "device": 7, "latency": 7, "scoring": 7.5, "cluster": 7.5,
     "sheet": 7.2, "outcome": 1.5, "folds": 8.1, "controls": 7.7,

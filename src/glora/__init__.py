@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from glora.registry import load
 
 if TYPE_CHECKING:
-    from glora.adapted import Adapted, inject
+    from glora.adapted import Adapted
     from glora.checkpoint import load_adapter, save_adapter
     from glora.errors import GloraError
     from glora.genotype import Choice, Genotype, LayerConfig, Site
+    from glora.injection import inject
     from glora.results import Result
     from glora.searchers import Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
@@ -35,7 +36,7 @@ _WHERE = {
     "Site": "glora.genotype:Site",
     "Supernet": "glora.supernet:Supernet",
     "Trial": "glora.searchers:Trial",
-    "inject": "glora.adapted:inject",
+    "inject": "glora.injection:inject",
     "load_adapter": "glora.checkpoint:load_adapter",
     "save_adapter": "glora.checkpoint:save_adapter",
     "search": "glora.searchers:search",

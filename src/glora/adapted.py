@@ -1,4 +1,4 @@
-"""A model with its sites: choose them, inject, activate, hold, count, merge, detach."""
+"""A model with its sites: activate, hold, count, merge, detach."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +13,17 @@ from torch.utils.hooks import RemovableHandle
 
 from glora import layers
 from glora.errors import GloraError, StateError, listed
-from glora.genotype import NONE, TENSORS, Genotype, LayerConfig, Site
+from glora.genotype import TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
-from glora.layers.sites import guard_batch, plan_sites, refuse_adapted, refuse_sequence_first
+from glora.layers.sites import guard_batch, refuse_adapted, refuse_sequence_first
 from glora.layers.statistics import freeze_statistics, statistics_of
 from glora.named import NamedAdapters
-from glora.space import BoundSpace, SearchSpace
+from glora.space import BoundSpace
 from glora.state import AdapterState, NamedAdapter, fill
 from glora.support import Support
 
-__all__ = ["Adapted", "inject"]
+__all__ = ["Adapted"]
 
 log = logging.getLogger("glora")
 
@@ -316,52 +315,3 @@ class Adapted(NamedAdapters):
     def _need_attached(self, action: str) -> None:
         if self._state != "attached":
             raise StateError(f"The model is {self._state}: {action} is not possible.", remedy="Inject it again.")
-
-
-def inject(
-    model: nn.Module,
-    space: SearchSpace,
-    *,
-    targets: str | Sequence[str] = "linear",
-    skip: str | Sequence[str] = (),
-    head: str | Sequence[str] | None = "auto",
-    example: Any = None,
-    seed: int = 0,
-    statistics: bool = False,
-) -> Adapted:
-    """The model adapted in place: every target layer gets its support tensors; fresh, it is the base bit for bit.
-
-    Args:
-        model: Any module; everything but support tensors and head is frozen.
-        space: What may be chosen at every site.
-        targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too; `"conv"`,
-            `"norm"`, `"embedding"`, `"all"`); a regular expression searched in layer names; or a list of words, names
-            or name endings.
-        skip: The same, for layers to leave out.
-        head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
-        example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
-        seed: Draws the `up` factors.
-        statistics: Let training update the running statistics of norms (BatchNorm) outside the head. They are then
-            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen.
-
-    Returns:
-        The adapted model; its smallest genotype is active.
-
-    Raises:
-        TargetError: Nothing matches, or a name is unknown.
-        StateError: The model is adapted already.
-
-    Source: arXiv 2306.07967, Sec. 2.2-2.3.
-    """
-    chosen, heads, notes = plan_sites(
-        model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
-    )
-    adapted = Adapted(model, chosen, space.bind(chosen), heads, seed=seed, statistics=statistics)
-    if statistics and not adapted.statistics:
-        notes += ("No layer outside the head keeps running statistics: statistics=True changes nothing.",)
-    if idle := [name for name, offered in adapted.space.options.items() if set(offered) == {(NONE,)}]:
-        notes += (f"The space offers nothing at {listed(idle)}.",)
-    adapted.notes = notes
-    for note in notes:
-        log.warning(note)
-    return adapted

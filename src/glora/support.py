@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from glora.genotype import TENSORS, Choice, LayerConfig, Site
 from glora.space import SearchSpace, factor_shapes, is_matrix
 
-__all__ = ["MatrixView", "Support", "fixed_scale"]
+__all__ = ["MatrixView", "Support", "changed", "fixed_scale"]
 
 FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
@@ -48,6 +48,27 @@ class MatrixView(Protocol):
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
         """`W0 c`, `(o,)`, of the layer's weight and a column `(i,)`."""
         ...
+
+
+def changed(w0: Tensor, a: Tensor | None, a_up: Tensor | None, b: Tensor | None, b_up: Tensor | None) -> Tensor:
+    """`W0 + W0 ∘ A + B`, Eq. 13 of the elementwise product, computed in at least float32 and rounded once.
+
+    Args:
+        w0: `(o, i)`.
+        a: `(o, r)`, or where there is no a_up what multiplies W0: `(o, 1)` or `(1, 1)`; None is no A.
+        a_up: `(r, i)`, or None.
+        b: The same of B, added.
+        b_up: `(r, i)`, or None.
+
+    Returns:
+        `(o, i)` in the dtype of w0.
+    """
+    w = w0.to(torch.promote_types(w0.dtype, torch.float32))
+    if a is not None:
+        w = torch.addcmul(w, w, a if a_up is None else a @ a_up)
+    if b is not None:
+        w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
+    return w.to(w0.dtype)
 
 
 class Support(nn.Module):
@@ -153,20 +174,18 @@ class Support(nn.Module):
         if index is not None:  # one number per row, unless one for all
             a = a[index] if a is not None and not self.is_matrix and config.A.kind != "scalar" else a
             b = b[index] if b is not None and config.B.kind != "scalar" else b
-        w = base = w0.to(torch.promote_types(w0.dtype, torch.float32))
         if a is not None and self.is_matrix:  # (W0 A_down) A_up, or W0 diag(a), for every place of a kernel
-            places = base.view(len(base), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
+            w = w0.to(torch.promote_types(w0.dtype, torch.float32))
+            places = w.reshape(len(w), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
             a = a.to(w.dtype)
             change = places * a.T if a_up is None else (places @ a) @ a_up.to(w.dtype)
-            w = w + change.transpose(1, 2).flatten(1)
-        elif a is not None:
-            w = torch.addcmul(w, base, a if a_up is None else a @ a_up)  # (o, i) * (o, i), (o, 1) or (1, 1)
-        if b is not None:
-            w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
+            w = changed(w + change.transpose(1, 2).flatten(1), None, None, b, b_up).to(w0.dtype)
+        else:
+            w = changed(w0, a, a_up, b, b_up)
         if self.site.fixed is not None:
             row = torch.arange(len(w), device=w.device) if index is None else index
-            w = torch.where((row == self.site.fixed).unsqueeze(-1), base, w)
-        return w.to(w0.dtype)
+            w = torch.where((row == self.site.fixed).unsqueeze(-1), w0, w)
+        return w
 
     def bias(self, view: MatrixView, w0: Tensor, b0: Tensor | None, config: LayerConfig) -> Tensor | None:
         """The effective bias, Eq. 14, computed in at least float32 and rounded once.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from glora.genotype import Choice, LayerConfig
+from glora.layers.product import product
 from glora.space import factor_shapes
 from glora.support import Support
 
@@ -44,6 +45,8 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         What the plain layer returns, in its dtype.
     """
     support, config = play
+    if view.last and x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type):
+        return product(play, view, layer, x, w0, b0)
     if view.builds(config, support.is_matrix):
         with torch.autocast(x.device.type, enabled=False):
             w, b = support.weight(view, w0, config), support.bias(view, w0, b0, config)

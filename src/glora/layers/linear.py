@@ -18,6 +18,7 @@ class Linear(View):
     """`nn.Linear`: `(n, ..., i)` to `(n, ..., o)`."""
 
     kind = "linear"
+    last = True
 
     def __init__(self, layer: nn.Linear) -> None:
         self.site = Site("linear", layer.out_features, layer.in_features, layer.bias is not None)

@@ -49,6 +49,7 @@ class Quantized(Linear):
     """`nn.Linear` with a weight-only quantised weight."""
 
     quantized = True
+    last = False
 
     @classmethod
     def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:

@@ -33,6 +33,7 @@ class View(ABC):
             and merging a change of the weight makes it floating-point.
         packed: Whether it is so in a form that the layer's own code reads: the parameter then always shows the frozen
             one, and no change of it can be merged.
+        last: Whether features are last in x and y and the layer is nothing but `W x + b` (`layers/product.py`).
     """
 
     kind: ClassVar[str]
@@ -43,6 +44,7 @@ class View(ABC):
     bias: str = "bias"
     part: slice | None = None
     called: bool = True
+    last: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, layer: Any) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from glora.adapted import Adapted, inject
+from glora.adapted import Adapted
 from glora.genotype import Genotype, LayerConfig
+from glora.injection import inject
 from glora.space import SearchSpace
 from glora.supernet import Supernet
 
