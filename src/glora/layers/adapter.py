@@ -110,7 +110,7 @@ class BiasAdapter(nn.Module):
                 return original if bias is None else bias.view_as(original)
             if bias is not None and bias is not own:
                 changed = torch.cat([changed[: part.start], bias, changed[part.stop :]])
-        return changed.view_as(original)
+        return original if changed is flat else changed.view_as(original)
 
     @staticmethod
     def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:

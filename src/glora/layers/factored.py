@@ -45,7 +45,8 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         What the plain layer returns, in its dtype.
     """
     support, config = play
-    if view.last and x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type):
+    plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
+    if view.last and plain and not torch._C._are_functorch_transforms_active():  # vmap and grad know no such Function
         return product(play, view, layer, x, w0, b0)
     if view.builds(config, support.is_matrix):
         with torch.autocast(x.device.type, enabled=False):

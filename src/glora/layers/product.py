@@ -59,7 +59,8 @@ def _apply(function: Any, *args: Any) -> Tensor:
 
 def _fresh(y: Tensor) -> Tensor:
     """y as no view: what follows the layer may change it in place."""
-    return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y  # type: ignore[no-any-return]
+    fresh: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
+    return fresh
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -99,6 +100,7 @@ class _Inputs(torch.autograd.Function):
         shape, dy = dy.shape, _rows(dy)
         dx = dy @ ctx.view.matrix(w0) if ctx.needs_input_grad[2] or a is not None else None
         if a is not None:
+            assert dx is not None
             both = (dx * _rows(x)).sum(0, keepdim=True)
             grads["a"] = both if a.numel() > 1 else both.sum(1, keepdim=True)
             dx = dx.addcmul_(dx, a.to(dx.dtype))
