@@ -141,10 +141,11 @@ class Adapted(NamedAdapters):
         """
         self._need_attached("hold")
         self.space.encode(genotype)
+        known: dict[nn.Parameter, Tensor] = {}
         with ExitStack() as stack:
             for layer in self._layers.values():
                 configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
-                stack.enter_context(layers.holding(layer, *configs))
+                stack.enter_context(layers.holding(layer, *configs, known=known))
             kept, self.active = self.active, genotype
             stack.callback(setattr, self, "active", kept)
             yield self.model
@@ -174,7 +175,8 @@ class Adapted(NamedAdapters):
         self._need_attached("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
-        played = {name: layers.effective(layer) for name, layer in self._layers.items()}
+        known: dict[nn.Parameter, Tensor] = {}
+        played = {name: layers.effective(layer, known) for name, layer in self._layers.items()}
         for name, numbers in played.items():
             if not layers.finite(numbers):
                 raise GloraError(

@@ -214,14 +214,23 @@ def detach(layer: nn.Module) -> None:
     layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
 
 
-def effective(layer: nn.Module) -> dict[str, Tensor | None]:
+def effective(layer: nn.Module, known: dict[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
     Computed in at least float32 and rounded once, without gradient.
+
+    Args:
+        layer: An attached layer.
+        known: Base parameters and what is played for them; one that several layers share is computed once.
     """
     lists: Any = layer.parametrizations
+    known = {} if known is None else known
+    played: dict[str, Tensor | None] = {}
     with torch.no_grad():
-        played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in lists}
+        for name, each in lists.items():
+            if each.original not in known:
+                known[each.original] = getattr(layer, name)
+            played[name] = known[each.original]
         for slot, adapter in adapters_of(layer).items():
             support, config = adapter.plays[0]
             if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
@@ -288,14 +297,20 @@ def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str
 
 
 @contextmanager
-def holding(layer: nn.Module, *configs: LayerConfig) -> Iterator[None]:
-    """Within it the layer plays these configurations, one per slot, with its effective weights built once."""
+def holding(layer: nn.Module, *configs: LayerConfig, known: dict[nn.Parameter, Tensor] | None = None) -> Iterator[None]:
+    """Within it the layer plays these configurations, one per slot, with its effective weights built once.
+
+    Args:
+        layer: An attached layer.
+        configs: What its weights play.
+        known: What `effective` takes.
+    """
     adapters = list(adapters_of(layer).values())
     kept = [(adapter.plays, adapter.held) for adapter in adapters]
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
     try:
-        played = effective(layer)
+        played = effective(layer, known)
         for adapter in adapters:
             name = adapter.view.bias
             weight, bias = played[adapter.view.weight], played.get(name, layer._parameters.get(name))

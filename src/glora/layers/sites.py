@@ -45,7 +45,7 @@ def plan_sites(
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "they have no floating-point weight of their own (quantized, parametrized, none, or made later)"
-        notes.append(f"Not adapted, {what}, or renormalise it (max_norm): {listed(odd)}.")
+        notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BIASED]:
         single = [name for name in bare if len(every[name]) == 1 and every[name][0].bias is None]
         called = called_layers(model, single, example) if new_bias else set()
