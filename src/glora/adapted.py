@@ -167,10 +167,11 @@ class Adapted(NamedAdapters):
         self._need_attached("hold")
         self._need_one("hold")
         self.space.encode(genotype)
+        known: dict[nn.Parameter, Tensor] = {}
         with ExitStack() as stack:
             for layer in self._layers.values():
                 configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
-                stack.enter_context(layers.holding(layer, *configs, train=train))
+                stack.enter_context(layers.holding(layer, *configs, train=train, known=known))
             kept, self.active = self.active, genotype
             stack.callback(setattr, self, "active", kept)
             yield self.model
@@ -214,7 +215,8 @@ class Adapted(NamedAdapters):
                 f"A merge would make quantised weights floating-point: {listed(floats)}; nothing was merged.",
                 remedy="Play the adapter unmerged, or accept the larger model: merge(dequantize=True).",
             )
-        played = {name: layers.effective(layer) for name, layer in self._layers.items()}
+        known: dict[nn.Parameter, Tensor] = {}
+        played = {name: layers.effective(layer, known=known) for name, layer in self._layers.items()}
         if broken := {site: 0 for name, layer in self._layers.items() for site in layers.broken(layer, played[name])}:
             raise GloraError(
                 f"The effective weight or bias of {listed(map(repr, broken))} has a NaN or infinity; "

@@ -187,15 +187,27 @@ def detach(layer: nn.Module) -> None:
     layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
 
 
-def effective(layer: nn.Module, train: bool = False) -> dict[str, Tensor | None]:
+def effective(
+    layer: nn.Module, *, train: bool = False, known: dict[nn.Parameter, Tensor] | None = None
+) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
-    Computed in at least float32 and rounded once, without gradient; with `train` all of them have one, and a new
-    bias that is not played is zero, so that every configuration looks the same to a compiler.
+    Computed in at least float32 and rounded once, without gradient.
+
+    Args:
+        layer: An attached layer.
+        train: All of them have a gradient, and a new bias that is not played is zero, so that every configuration
+            looks the same to a compiler.
+        known: Base parameters and what is played for them; one that several layers share is computed once.
     """
     lists: Any = layer.parametrizations
+    known = {} if known is None else known
+    played: dict[str, Tensor | None] = {}
     with torch.set_grad_enabled(train):
-        played: dict[str, Tensor | None] = {name: getattr(layer, name) for name in lists}
+        for name, each in lists.items():
+            if each.original not in known:
+                known[each.original] = getattr(layer, name)
+            played[name] = known[each.original]
         if train:
             return {name: _with_grad(value) for name, value in played.items()}
         for slot, adapter in adapters_of(layer).items():
@@ -293,10 +305,16 @@ def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str
 
 
 @contextmanager
-def holding(layer: nn.Module, *configs: LayerConfig, train: bool = False) -> Iterator[None]:
+def holding(
+    layer: nn.Module, *configs: LayerConfig, train: bool = False, known: dict[nn.Parameter, Tensor] | None = None
+) -> Iterator[None]:
     """Within it the layer plays these configurations, one per slot, with its effective weights built once.
 
-    With `train` gradients reach the support tensors in one backward pass.
+    Args:
+        layer: An attached layer.
+        configs: What its weights play.
+        train: Gradients reach the support tensors in one backward pass.
+        known: What `effective` takes.
     """
     adapters = list(adapters_of(layer).values())
     kept = [(adapter.plays, adapter.held) for adapter in adapters]
@@ -304,7 +322,7 @@ def holding(layer: nn.Module, *configs: LayerConfig, train: bool = False) -> Ite
         adapter.play([config])
     try:
         if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
-            _hold(layer, effective(layer, train))
+            _hold(layer, effective(layer, train=train, known=known))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

@@ -24,7 +24,9 @@ __all__ = ["Embedding"]
 class Embedding(View):
     """`nn.Embedding`: ids `(n, ...)` to `(n, ..., i)`; `nn.EmbeddingBag` plays through its weight.
 
-    With `max_norm` the layer writes into its weight whenever it is called: it is not adapted.
+    `sparse` and `scale_grad_by_freq` are about W0's gradient, which is frozen; the support tensors have an ordinary one.
+    Not adapted: with `max_norm` the layer writes into its weight whenever it is called; and where another forward
+    than this one asks for sparse gradients, torch cannot carry them on to the support tensors.
     """
 
     kind = "embedding"
@@ -32,11 +34,13 @@ class Embedding(View):
     def __init__(self, layer: Any) -> None:
         o, i = layer.weight.shape
         self.site = Site("embedding", o, i, bias=False, fixed=layer.padding_idx)
-        self.called = isinstance(layer, nn.Embedding) and not (layer.sparse or layer.scale_grad_by_freq)
+        self.called = isinstance(layer, nn.Embedding)
 
     @classmethod
     def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:
-        return super().of(layer, floats) if layer.max_norm is None else {}
+        forward: Any = type(layer).forward
+        fit = layer.max_norm is None and not (layer.sparse and forward is not nn.Embedding.forward)
+        return super().of(layer, floats) if fit else {}
 
     def tells_apart(self, x: Tensor, samples: int) -> bool:
         """Ids of positions may have any length: `(l,)` and `(l, l)` are taken for such, not for samples."""

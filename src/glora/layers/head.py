@@ -30,7 +30,7 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
     if head == "auto":
         names = _automatic_head(model)
         if tied := [name for name in names if _is_tied(model, name)]:
-            note = f"The head {listed(tied)} shares its weight with another layer and stays frozen."
+            note = f"The head {listed(tied)} shares its weight with another layer and is not trained whole."
             return tuple(name for name in names if name not in tied), [note]
         if quantized := [name for name in names if _is_quantized(model, name)]:
             note = f"The head {listed(quantized)} is quantised and cannot be trained whole: it is a layer like others."

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from glora import layers
@@ -24,6 +25,7 @@ class Place(NamedTuple):
         module: The layer's name in the model.
         slot: What the weight adds to it; `""` for a layer's only one.
         layer: The layer.
+        view: How it shows the weight.
         site: The weight's site, as the plain layer has it.
         weight: The weight's parameter, the frozen one of an adapted layer.
         bias: The same of the layer's bias, or None.
@@ -32,6 +34,7 @@ class Place(NamedTuple):
     module: str
     slot: str
     layer: nn.Module
+    view: layers.View
     site: Site
     weight: Any
     bias: Any
@@ -57,7 +60,7 @@ def places(model: nn.Module) -> dict[str, Place]:
         for slot, view in views.items():
             weight, bias = (layers.plain_parameter(layer, name) for name in (view.weight, view.bias))
             site = replace(view.site, bias=view.site.bias and owners[id(bias)] == 1)
-            place = Place(module, slot, layer, site, weight, bias)
+            place = Place(module, slot, layer, view, site, weight, bias)
             found[place.name] = place
     return found
 
@@ -85,10 +88,15 @@ def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
     found = {}
     for name, group in holders(model).items():
         alone = owners[id(group[0].weight)] == len(group) and not any(is_inside(p.module, head) for p in group)
-        alike = {replace(place.site, kind="", bias=False, fixed=None) for place in group}
-        if alone and len(alike) == 1:
+        if alone and (len(group) == 1 or len(set(map(_matrix, group))) == 1):
             found[name] = site_of(group)
     return found
+
+
+def _matrix(place: Place) -> tuple[Site, tuple[int, ...]]:
+    """Which matrix a place sees: its sizes, and where its numbers are in the weight."""
+    like = torch.empty_like(place.weight, device="meta")
+    return replace(place.site, kind="", bias=False, fixed=None), place.view.matrix(like).stride()
 
 
 def site_of(group: Sequence[Place]) -> Site:

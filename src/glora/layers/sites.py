@@ -47,7 +47,7 @@ def plan_sites(
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
-        notes.append(f"Not adapted, {what}, or they renormalise it (max_norm): {listed(odd)}.")
+        notes.append(f"Not adapted, {what}, or they renormalise it (max_norm) or want sparse gradients: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
         may = [name for name in bare if chosen[name].kind in BIASED]
         single = [name for name in may if len(every[name]) == 1 and every[name][0].bias is None]
