@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,19 @@ class TestWideLinear(TestLinear):
 
     def make_input(self, batch: int) -> Tensor:
         return torch.randn(batch, 2, 2, 17, generator=torch.Generator().manual_seed(7))
+
+
+class TestConv1D(TestLinear):
+    """The Linear of transformers that is stored the other way round."""
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+        if not bias:
+            pytest.skip("a Conv1D always has a bias")
+        layer = conv1d(10, 6)
+        nn.init.normal_(layer.weight, std=0.3)
+        nn.init.normal_(layer.bias, std=0.3)
+        return layer
 
 
 def test_every_row_of_the_table_loads_and_names_itself():
