@@ -65,9 +65,12 @@ def changed(w0: Tensor, a: Tensor | None, a_up: Tensor | None, b: Tensor | None,
     """
     w = w0.to(torch.promote_types(w0.dtype, torch.float32))
     if a is not None:
-        w = torch.addcmul(w, w, a if a_up is None else a @ a_up)
-    if b is not None:
-        w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
+        w = torch.addcmul(w, w, a) if a_up is None else (a @ a_up).to(w.dtype).mul_(w).add_(w)
+    if b is not None and b_up is None:
+        w = w + b if w is w0 else w.add_(b)  # in place where w is new
+    elif b is not None and b_up is not None:
+        b, b_up = b.to(w.dtype), b_up.to(w.dtype)
+        w = torch.addmm(w, b, b_up) if w is w0 else w.addmm_(b, b_up)
     return w.to(w0.dtype)
 
 
@@ -123,18 +126,21 @@ class Support(nn.Module):
         """What the configuration reads of one support tensor, contiguous and unscaled."""
         choice: Choice = getattr(config, tensor)
         shapes = factor_shapes(self.site, tensor, choice, self.space.product)
+        whole = self.whole(tensor) if shapes else {}
         # contiguous: a strided slice and its reloaded copy differ in the last bits of a product
         return {
-            side: factor[tuple(slice(n) for n in shapes[side])].contiguous()
-            for side, factor in self.whole(tensor).items()
-            if side in shapes
+            side: whole[side] if whole[side].shape == shape else whole[side][tuple(map(slice, shape))].contiguous()
+            for side, shape in shapes.items()
         }
 
     def factors(self, tensor: str, config: LayerConfig) -> tuple[Tensor | None, Tensor | None]:
         """The scaled `down` and the `up` that the configuration reads; None where it has none."""
+        choice = getattr(config, tensor)
+        if choice.kind == "none":
+            return None, None
         parts = self.slices(tensor, config)
         down, up = parts.get("down"), parts.get("up")
-        scale = self.scale(tensor, getattr(config, tensor))
+        scale = self.scale(tensor, choice)
         return (down if down is None or scale == 1.0 else down * scale), up
 
     def scale(self, tensor: str, choice: Choice) -> float:
@@ -180,7 +186,8 @@ class Support(nn.Module):
         places = w.reshape(len(w), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
         a = a.to(w.dtype)  # (W0 A_down) A_up, or W0 diag(a), for every place of a kernel
         change = places * a.T if a_up is None else (places @ a) @ a_up.to(w.dtype)
-        return changed(w + change.transpose(1, 2).flatten(1), None, None, b, b_up).to(w0.dtype)
+        w = w + change.transpose(1, 2).flatten(1)
+        return changed(w, None, None, b, b_up).to(w0.dtype)
 
     def bias(self, view: MatrixView, w0: Tensor, b0: Tensor | None, config: LayerConfig) -> Tensor | None:
         """The effective bias, Eq. 14, computed in at least float32 and rounded once.

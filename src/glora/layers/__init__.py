@@ -209,7 +209,9 @@ def effective(layer: nn.Module) -> dict[str, Tensor | None]:
 
 def finite(played: Mapping[str, Tensor | None]) -> bool:
     """Whether every number of an effective weight and bias is finite."""
-    return all(bool(value.isfinite().all()) for value in played.values() if value is not None)
+    values = (value for value in played.values() if value is not None)
+    # a sum is one pass and finite where every number is, unless it overflows
+    return all(bool(value.sum().isfinite()) or bool(value.isfinite().all()) for value in values)
 
 
 def merge(
@@ -243,7 +245,9 @@ def merge(
             if value is not None:
                 flag = plain is not None and plain.requires_grad
                 merged = None if plain is None else shared.get(plain)
-                merged = nn.Parameter(value.detach().clone(), requires_grad=flag) if merged is None else merged
+                if merged is None:  # a value that is the base itself must not share its numbers
+                    same = plain is not None and value.data_ptr() == plain.data_ptr()
+                    merged = nn.Parameter(value.detach().clone() if same else value.detach(), requires_grad=flag)
                 layer._parameters[name] = merged
                 if plain is not None:
                     shared[plain] = merged
