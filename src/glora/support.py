@@ -65,9 +65,12 @@ def changed(w0: Tensor, a: Tensor | None, a_up: Tensor | None, b: Tensor | None,
     """
     w = w0.to(torch.promote_types(w0.dtype, torch.float32))
     if a is not None:
-        w = torch.addcmul(w, w, a if a_up is None else a @ a_up)
-    if b is not None:
-        w = w + b if b_up is None else torch.addmm(w, b.to(w.dtype), b_up.to(w.dtype))
+        w = torch.addcmul(w, w, a) if a_up is None else (a @ a_up).to(w.dtype).mul_(w).add_(w)
+    if b is not None and b_up is None:
+        w = w + b if w is w0 else w.add_(b)  # in place where w is new
+    elif b is not None and b_up is not None:
+        b, b_up = b.to(w.dtype), b_up.to(w.dtype)
+        w = torch.addmm(w, b, b_up) if w is w0 else w.addmm_(b, b_up)
     return w.to(w0.dtype)
 
 
@@ -123,18 +126,21 @@ class Support(nn.Module):
         """What the configuration reads of one support tensor, contiguous and unscaled."""
         choice: Choice = getattr(config, tensor)
         shapes = factor_shapes(self.site, tensor, choice, self.space.product)
+        whole = self.whole(tensor) if shapes else {}
         # contiguous: a strided slice and its reloaded copy differ in the last bits of a product
         return {
-            side: factor[tuple(slice(n) for n in shapes[side])].contiguous()
-            for side, factor in self.whole(tensor).items()
-            if side in shapes
+            side: whole[side] if whole[side].shape == shape else whole[side][tuple(map(slice, shape))].contiguous()
+            for side, shape in shapes.items()
         }
 
     def factors(self, tensor: str, config: LayerConfig) -> tuple[Tensor | None, Tensor | None]:
         """The scaled `down` and the `up` that the configuration reads; None where it has none."""
+        choice = getattr(config, tensor)
+        if choice.kind == "none":
+            return None, None
         parts = self.slices(tensor, config)
         down, up = parts.get("down"), parts.get("up")
-        scale = self.scale(tensor, getattr(config, tensor))
+        scale = self.scale(tensor, choice)
         return (down if down is None or scale == 1.0 else down * scale), up
 
     def scale(self, tensor: str, choice: Choice) -> float:

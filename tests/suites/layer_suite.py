@@ -438,15 +438,17 @@ class LayerSuite:
             pytest.skip("this layer type has one way, its weight")
         layer, support = self.adapt("", product)
         view = layers.state_of(layer).view
-        x = self.make_input(3)
         for config in self.spread(support)[1:]:
             layers.activate(layer, [config])
             grads = []
             for way in range(2):
                 support.zero_grad()
+                x = self.make_input(3)
+                x.requires_grad_(x.is_floating_point())
                 out = view.plain(layer, x, layer.weight, getattr(layer, "bias", None)) if way else layer(x)
                 (out**3).sum().backward()
-                grads.append({n: p.grad.clone() for n, p in support.named_parameters() if p.grad is not None})
+                named = [("x", x), *support.named_parameters()]
+                grads.append({n: p.grad.clone() for n, p in named if p.grad is not None})
             assert grads[0].keys() == grads[1].keys()
             for name, grad in grads[0].items():
                 assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-4 * float(grad.abs().max())), name

@@ -235,7 +235,8 @@ def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
     for adapter in adapters_of(layer).values():
         weight, bias = _shown(adapter, layer, played)
         floats = [value for value in (weight, bias) if value is not None and not is_quantized(value)]
-        if not all(bool(value.isfinite().all()) for value in floats):
+        # a sum is one pass and finite where every number is, unless it overflows
+        if not all(bool(value.sum().isfinite()) or bool(value.isfinite().all()) for value in floats):
             names.append(adapter.name)
     return names
 
@@ -278,7 +279,9 @@ def merge(
                 merged = None if plain is None else shared.get(plain)
                 if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
                     merged = plain
-                merged = nn.Parameter(value.detach().clone(), requires_grad=flag) if merged is None else merged
+                if merged is None:  # a value that is the base itself must not share its numbers
+                    same = plain is not None and value.data_ptr() == plain.data_ptr()
+                    merged = nn.Parameter(value.detach().clone() if same else value.detach(), requires_grad=flag)
                 layer._parameters[name] = merged
                 if plain is not None:
                     shared[plain] = merged

@@ -99,15 +99,14 @@ class _Inputs(torch.autograd.Function):
         grads: dict[str, Tensor] = {}
         shape, dy = dy.shape, _rows(dy)
         dx = dy @ ctx.view.matrix(w0) if ctx.needs_input_grad[2] or a is not None else None
-        if a is not None:
-            assert dx is not None
+        if dx is not None and a is not None:
             both = (dx * _rows(x)).sum(0, keepdim=True)
             grads["a"] = both if a.numel() > 1 else both.sum(1, keepdim=True)
             dx = dx.addcmul_(dx, a.to(dx.dtype))
         if down is not None:
             _narrow_gradients(grads, dx, dy, x, down, up, z)
         bias = dy.sum(0) if ctx.needs_input_grad[4] else None
-        dx = None if dx is None else dx.view(*shape[:-1], -1)
+        dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
         return None, None, dx, None, bias, grads.get("a"), grads.get("down"), grads.get("up")
 
 
@@ -144,7 +143,7 @@ class _Outputs(torch.autograd.Function):
         da = (dy * _rows(plain)).sum(0)
         shift = dy.sum(0) if ctx.needs_input_grad[6] else None
         down, up = grads.get("down"), grads.get("up")
-        dx = None if dx is None else dx.view(*shape[:-1], -1)
+        dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
         return None, None, dx, None, None, da, shift, down, up
 
 
@@ -173,7 +172,7 @@ class _Built(torch.autograd.Function):
             d_up = down.T @ dw if ctx.needs_input_grad[8] else None
         dw *= w0
         bias = dy.sum(0) if ctx.needs_input_grad[4] else None
-        dx = None if dx is None else dx.view(*shape[:-1], -1)
+        dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
         return None, None, dx, None, bias, dw @ a_up.T, a.T @ dw, d_down, d_up
 
 

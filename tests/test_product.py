@@ -1,0 +1,135 @@
+"""The hand-made gradients of `layers/product.py`: little is saved, and what surrounds the layer works on."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glora import layers
+from glora.genotype import LayerConfig
+from suites.layer_suite import PRODUCTS, LayerSuite, difference
+from test_layers import TestLinear
+
+
+class TestFewRows(TestLinear):
+    """Fewer rows than make it worth while to add the low-rank part to the weight."""
+
+    def make_input(self, batch: int) -> Tensor:
+        return super().make_input(batch)[:, 0]
+
+
+class TestConv1D(LayerSuite):
+    biases = ("bias",)
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+        layer = pytorch_utils.Conv1D(10, 6)
+        nn.init.normal_(layer.bias)
+        return layer
+
+    def make_input(self, batch: int) -> Tensor:
+        return torch.randn(batch, 3, 6, generator=torch.Generator().manual_seed(7))
+
+
+EVERY = [
+    LayerConfig(A=a, B=b, E=e)
+    for a, b, e in itertools.product(("lora:2", "vector", "scalar", "none"), repeat=3)
+    if e != "lora:2"
+]
+
+
+def linear(product: str, suite: type[LayerSuite] = TestLinear) -> nn.Module:
+    return suite().adapt("bias", product)[0]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_gradients_are_those_of_the_effective_weight(product, rows):
+    layer = linear(product).double()
+    x = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
+    for config in EVERY:
+        layers.activate(layer, [config])
+        numbers = [x, *layers.state_of(layer).support.parameters()]
+        (found, wanted) = (
+            torch.autograd.grad((y**3).sum(), numbers, allow_unused=True)
+            for y in (layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        )
+        for mine, other in zip(found, wanted, strict=True):
+            assert (mine is None) == (other is None), config
+            assert mine is None or other is None or not other.any() or difference(mine, other) <= 1e-6, config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [(2,), (50,), (4, 50), (2, 3, 50), ()])
+def test_fresh_bits_do_not_depend_on_the_shape_or_the_strides_of_the_input(rows, dtype):
+    layer = TestLinear().make_layer(bias=True).to(dtype).requires_grad_(False)
+    x = torch.randn(*rows, 6).to(dtype)
+    turned = x.transpose(0, -2).contiguous().transpose(0, -2) if len(rows) > 1 else x
+    plain, plain_turned = layer(x), layer(turned)
+    support = linear("matrix").parametrizations.weight[0].support
+    for factor in support.down.values():
+        nn.init.zeros_(factor)
+    layers.attach(layer, support)
+    for config in EVERY:
+        layers.activate(layer, [config])
+        assert torch.equal(layer(x), plain), config
+        assert torch.equal(layer(turned), plain_turned), config
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_an_empty_batch_goes_through(product):
+    layer = linear(product)
+    x = torch.randn(0, 3, 6, requires_grad=True)
+    for config in EVERY:
+        layers.activate(layer, [config])
+        layer(x).sum().backward()
+        assert x.grad is not None and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_what_follows_may_change_the_output_in_place(product):
+    layer = linear(product)
+    x = torch.randn(5, 3, 6, requires_grad=True)
+    for config in EVERY:
+        layers.activate(layer, [config])
+        (apart,) = torch.autograd.grad(nn.functional.relu(layer(x)).sum(), x)
+        (in_place,) = torch.autograd.grad(nn.functional.relu(layer(x), inplace=True).sum(), x)
+        assert torch.equal(apart, in_place), config
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_saved_is_at_most_the_input_or_the_plain_output_and_small_numbers(product):
+    layer = linear(product, TestLinear)
+    x = torch.randn(100, 6, requires_grad=True)
+    own = {p.data_ptr() for p in layer.parameters()}
+    for config in EVERY:
+        layers.activate(layer, [config])
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            if tensor.data_ptr() not in own:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = layer(x)
+        sizes = sorted(kept.values(), reverse=True)
+        outputs = product == "elementwise" and config.A.kind == "vector"
+        narrow = config.B.kind == "lora" or config.A.kind in ("lora", "scalar") or (config.A.kind != "none" != outputs)
+        wanted = [y.numel()] * outputs + [x.numel()] * (config.B.kind == "lora" or (narrow and not outputs))
+        assert [size for size in sizes if size > len(x)] == sorted(wanted, reverse=True), config
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_under_checkpointing_the_gradients_are_the_same(product):
+    layer = linear(product)
+    x = torch.randn(5, 6, requires_grad=True)
+    for config in EVERY:
+        layers.activate(layer, [config])
+        (plain,) = torch.autograd.grad((layer(x) ** 2).sum(), x)
+        (again,) = torch.autograd.grad((checkpoint(layer, x, use_reentrant=False) ** 2).sum(), x)
+        assert torch.equal(plain, again), config
