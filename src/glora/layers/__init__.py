@@ -1,6 +1,6 @@
 """Which layers can be adapted, and attach, detach and merge of ONE of them.
 
-A layer type is one row of `TABLE` and one class that says how it shows its weight as an `(o, i)` matrix (`View`).
+A layer type is one row of `TABLE` (`table.py`) and one class that says how it shows its weight as a matrix (`View`).
 The effective weight is attached with `torch.nn.utils.parametrize`, so that whoever reads `layer.weight` sees it,
 and the layer's own `forward` takes the factored way where that is cheaper.
 """
