@@ -455,3 +455,24 @@ def test_sequences_first_refuse_several_genotypes():
     _, adapted = adapt("joint, sequence first")
     with pytest.raises(StateError, match="takes sequences first"):
         adapted.activate(random_ones(adapted, 2))
+
+
+# torch around it
+
+
+@pytest.mark.parametrize("form", ["joint", "separate"])
+def test_it_compiles_whole_and_checkpoints(form):
+    layer, adapted = adapt(form)
+    genotype = everywhere(adapted)
+    adapted.activate(genotype)
+    x, grads = inputs(form), []
+    compiled = torch.compile(layer.train(), backend="eager", fullgraph=True)
+    for run in (layer, compiled, lambda *a: torch.utils.checkpoint.checkpoint(layer, *a, use_reentrant=False)):
+        layer.zero_grad()
+        run(*x)[0].square().sum().backward()
+        grads.append([p.grad.clone() for s in adapted.supports.values() for p in s.parameters() if p.grad is not None])
+    assert len(grads[0]) > 0
+    for other in grads[1:]:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(grads[0], other, strict=True))
+    with torch.no_grad(), adapted.hold(genotype):
+        assert difference(compiled(*x)[0], layer(*x)[0]) < 1e-5
