@@ -295,9 +295,10 @@ def test_a_result_keeps_its_controls_and_their_words(searched: Run, tmp_path: Pa
     again = Result.read(run.folder.result)
     assert again == result
     assert set(again.controls) == {"random_mean", "random_best", "largest"}
-    told = [note for note in again.notes if note.startswith("The winner ")]
+    told = [line for line in again.verdict if line.startswith("The winner ")]
     assert len(told) == 3
-    assert all("paired" in note or "±" in note for note in told)
+    assert all("test images: accuracy" in line for line in told[1:])
+    assert any(line.startswith("Winner's curse, val minus set-aside") for line in again.verdict)
 
 
 # -- another budget, picked
@@ -354,8 +355,8 @@ def test_a_second_winner_is_tested_too_and_it_is_said_that_test_was_read_before(
     assert second.parameters == picked.parameters < first.parameters
     kept = folder / f"result-{Outcome.read(searched.folder.winner).number}.json"
     assert Result.read(kept) == first
-    assert any("Not the first look" in note and kept.name in note for note in second.notes)
-    assert not any("Not the first look" in note for note in first.notes)
+    assert any("Not the first look" in line and kept.name in line for line in second.verdict)
+    assert not any("Not the first look" in line for line in first.verdict)
     assert second.controls["random_best"]["parameters"] <= small + 1  # type: ignore[operator]
     run.search()  # back to the run's own winner, which was tested already
     assert run.evaluate() == first

@@ -120,7 +120,10 @@ class RunFolder:
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
         else:
-            remedy = f"`glora search {self.path}` continues its search; delete {self.journal} to search anew."
+            remedy = (
+                f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
+                f"scores; delete {self.journal} to search anew."
+            )
         raise RunError(
             f"{self.path} holds a run of other settings: "
             + listed(f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in differing)

@@ -17,7 +17,7 @@ from glora.files import sha256
 from glora.folds import FoldScorer, Part, load_parts
 from glora.genotype import TENSORS
 from glora.methods.glora import TunedAdapter
-from glora.outcome import Outcome, Row, verdict
+from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
 from glora.scoring import ValScorer
@@ -197,16 +197,12 @@ class Search:
         self.adapted.activate(genotype)
         save_adapter(self.adapted, folder.adapter, info=self.info)
         outcome.write(folder.winner)
-        for line in (outcome.choice, *self.verdict(outcome)):
+        for line in outcome.verdict:
             self.reporter.say(line)
         try:
             self._draw(outcome, found.trials, found.front, winner)
         except MissingExtraError as error:  # the search is done; its pictures can be had later
             self.reporter.say(f"No pictures: {error}")
-
-    def verdict(self, outcome: Outcome) -> list[str]:
-        """Whether the winner beats its controls, in words."""
-        return verdict(outcome.rows, fitness=outcome.fitness, budget=outcome.budget)
 
     def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
         folder, fitness = self.folder.plots, self.settings.fitness
