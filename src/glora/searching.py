@@ -206,6 +206,7 @@ class Search:
 
     def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
         folder, fitness = self.folder.plots, self.settings.fitness
-        plots.search_plot(trials, front, winner, folder / "search.svg", fitness=fitness, budget=outcome.budget)
+        facts: dict[str, Any] = {"fitness": fitness, "budget": outcome.budget, "controls": outcome.rows}
+        plots.search_plot(trials, front, winner, folder / "search.svg", **facts)
         plots.layer_plot(winner.genotype, self.space, folder / "layers.svg")
         plots.parameters_plot(winner.genotype, self.space, folder / "parameters.svg")
