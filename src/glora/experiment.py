@@ -269,7 +269,9 @@ class Run:
         else:
             retrain = self.experiment.search.control == "retrain"
             retrained = self._retrained(outcome) if retrain else None
-            rows = testing.searched(model, self._searching(), outcome, retrained=retrained)
+            search = self._searching()
+            rows = testing.searched(model, search, outcome, retrained=retrained)
+            outcome = search.complete(outcome, rows)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         result = self._result(winner, rows, outcome, seconds=seconds, latency=latency)
         result.write(self.folder.result)
@@ -300,7 +302,7 @@ class Run:
             seconds=seconds,
             latency=latency,
             notes=(*self.task.notes, *self.known.notes, *new_keys),
-            verdict=() if outcome is None else (*self._looks(), *replace(outcome, rows=rows).verdict),
+            verdict=() if outcome is None else (*self._looks(), *outcome.verdict),
             device=device_name(self.accelerator.device),
         )
 

@@ -67,10 +67,18 @@ class Outcome:
         return f"{self.scored:,} genotypes scored; the best on val won."
 
     @property
+    def told(self) -> str:
+        """What the search read of the winner on val, in a sentence."""
+        if self.score is None:
+            return "Its score on val was not finite."
+        value = self.score if self.fitness == "accuracy" else -self.score
+        return f"The winner's {self.fitness} on val, as the search read it: {value:.4f} ± {self.standard_error:.4f}."
+
+    @property
     def verdict(self) -> tuple[str, ...]:
         """How the winner was chosen, how much val flatters it, and whether it beats its controls, in words."""
         compared = verdict(self.rows, fitness=self.fitness, budget=self.budget)
-        return (self.choice, *filter(None, [bane(self.rows.get("winner", {}))]), *compared)
+        return (self.choice, self.told, *filter(None, [bane(self.rows.get("winner", {}))]), *compared)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, a key per field, and the verdict."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -119,6 +120,14 @@ class Search:
         """The winner and its controls on val and on the images set aside; what the sheet has is not measured again."""
         return compared(self.contender(winner), self.controls(budget=budget, min_budget=min_budget))
 
+    def complete(self, outcome: Outcome, rows: Mapping[str, Row]) -> Outcome:
+        """The outcome with all that was compared, in the folder and in the picture."""
+        outcome = replace(outcome, rows=rows)
+        outcome.write(self.folder.winner)
+        found = self._search(self._unfinished, None)
+        self._pictures(outcome, found, found.trials[outcome.number])
+        return outcome
+
     def contender(self, genome: Genome, splits: Splits | None = None) -> Contender:
         """One genotype of the supernet as a row of the comparison."""
         parameters = self.space.count(self.space.decode(genome))
@@ -130,8 +139,9 @@ class Search:
         wanted = settings.population if settings.controls is None else settings.controls
         if not wanted:
             return {}
-        self.reporter.say(f"Controls: {wanted:,} random genotypes and the largest")
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=self.seed)
+        if any(genome not in self.sheet for genome in sizes):
+            self.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
         return controls(self.space, self.sheet, sizes, fitness=settings.fitness, rescore=settings.rescore)
 
     def _search(self, score: Any, tell: Any) -> SearchResult:
@@ -199,6 +209,9 @@ class Search:
         outcome.write(folder.winner)
         for line in outcome.verdict:
             self.reporter.say(line)
+        self._pictures(outcome, found, winner)
+
+    def _pictures(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
         try:
             self._draw(outcome, found.trials, found.front, winner)
         except MissingExtraError as error:  # the search is done; its pictures can be had later
