@@ -16,8 +16,8 @@ __all__ = ["search_plot"]
 Fitness = Literal["accuracy", "loss", "score"]
 AXES: dict[str, tuple[str, float, str, str]] = {  # fitness -> axis title, score to what is shown, format, unit
     "accuracy": ("validation accuracy, %", 100, ".1f", " %"),
-    "loss": ("validation loss (lower is better)", -1, ".4g", ""),
-    "score": ("score (higher is better)", 1, ".4g", ""),
+    "loss": ("validation loss (lower is better)", -1, ".3g", ""),
+    "score": ("score (higher is better)", 1, ".3g", ""),
 }
 LOOKS = {  # control -> marker and colour
     "random_mean": ("D", "#0072B2"),
@@ -84,7 +84,7 @@ def search_plot(
         _aside(axes, winner, rows.get("winner", {}), fitness)
     _winner(axes, winner, factor, form, unit)
     if budget is not None:
-        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget: {budget:,} trainable numbers")
+        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget: {budget:,} numbers")
     if len({trial.generation for trial in trials}) > 1:
         drawing.colorbar(dots, ax=axes, label="generation", ticks=whole_numbers(), pad=0.02)
     axes.set(xlabel="trainable numbers, without the head", ylabel=label)
@@ -117,7 +117,7 @@ def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
             continue
         x, y = [trial.parameters for trial in group], [factor * trial.score.value for trial in group]
         style = {"s": 9, "alpha": 0.35, "marker": "."} if left else {"s": 20, "alpha": 0.75}
-        text = f"left the race, scored on part of val ({len(group):,})" if left else f"scored genotype ({len(group):,})"
+        text = f"left the race, on part of val ({len(group):,})" if left else f"scored genotype ({len(group):,})"
         found = axes.scatter(x, y, c=[t.generation for t in group], linewidths=0, label=text, **scale, **style)
         dots = dots or found
     return dots
@@ -139,7 +139,7 @@ def _controls(axes: Any, rows: Mapping[str, Row], fitness: str, reach: float) ->
         if value is None:
             continue
         marker, colour = LOOKS[name]
-        far = "" if _within(row, reach) else f", {row['parameters']:,.0f} numbers, beyond the edge"
+        far = "" if _within(row, reach) else f" ({row['parameters']:,.0f} numbers, off the scale)"
         style = {"marker": ">" if far else marker, "color": colour, "markersize": 7, "markeredgecolor": INK}
         x = right if far else row["parameters"]
         bars = {"yerr": factor * (error or 0), "capsize": 2, "elinewidth": 1, "linestyle": "none", "zorder": 4}
@@ -154,16 +154,16 @@ def _aside(axes: Any, winner: Scored, row: Row, fitness: str) -> None:
     value, error = (row.get(f"aside_{fitness}{end}") for end in ("", "_standard_error"))
     if value is None:
         return
-    factor, form, unit = (100, ".1f", " %") if fitness == "accuracy" else (1, ".4g", "")
-    label = f"winner on the images set aside: {factor * value:{form}} ± {factor * (error or 0):{form}}{unit}"
-    style = {"marker": "*", "markersize": 13, "color": "white", "markeredgecolor": FRONT, "linestyle": "none"}
-    axes.plot(winner.parameters, factor * value, label=label, zorder=5, **style)
+    factor, form, unit = (100, ".1f", " %") if fitness == "accuracy" else (1, ".3g", "")
+    label = f"winner, set-aside images: {factor * value:{form}} ± {factor * (error or 0):{form}}{unit}"
+    style = {"marker": "_", "markersize": 22, "markeredgewidth": 2, "color": INK, "linestyle": "none"}
+    axes.plot(winner.parameters, factor * value, label=label, zorder=7, **style)
 
 
 def _winner(axes: Any, winner: Scored, factor: float, form: str, unit: str) -> None:
     value, error = factor * winner.score.value, abs(factor) * winner.score.standard_error
     spread = f" ± {error:{form}}" if error else ""
-    label = f"winner: {value:{form}}{spread}{unit}, with {winner.parameters:,} trainable numbers"
+    label = f"winner: {value:{form}}{spread}{unit} ({winner.parameters:,} numbers)"
     star = {"fmt": "*", "markersize": 15, "color": FRONT, "markeredgecolor": INK}
     bar = {"yerr": error or None, "ecolor": INK, "elinewidth": 1, "capsize": 3}
     axes.errorbar(winner.parameters, value, label=label, zorder=6, **star, **bar)
