@@ -32,13 +32,13 @@ from glora.files import sha256
 from glora.genotype import Genotype
 from glora.latency import latency_ratio
 from glora.methods import Method, Tuned, get_method
-from glora.methods.glora import TunedAdapter
+from glora.methods.glora import GLoRA, TunedAdapter
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
 from glora.resume import train_in
 from glora.runfolder import RunFolder
-from glora.scoring import ValScorer
-from glora.searchers import SearchResult, Trial, new_searcher, search
+from glora.scoring import Recipe, ValScorer, shared_weights
+from glora.searchers import Racing, SearchResult, Trial, new_searcher, search
 from glora.train import Evaluation, Trainer, evaluate
 from glora.winner import load_winner
 
@@ -205,11 +205,16 @@ class Run:
         if not self.folder.journal.is_file():  # a search anew
             self.folder.adapter.unlink(missing_ok=True)
             self.folder.write_config(self.experiment)
+        racing = Racing(len(self.task.val), level=settings.racing_level, first=settings.racing_first)
         found = search(
-            self._scorer(),
+            self._recipe() if settings.workers else self._scorer(),
             self.adapter.adapted.space,
             seed=self.experiment.seed,
             **settings.arguments(),
+            racing=racing if settings.racing else None,
+            workers=settings.workers,
+            cluster=settings.cluster,
+            limit=settings.limit,
             journal=self.folder.journal,
             context={"data": self.task.fingerprint, "supernet": sha256(self.folder.supernet)},
             on_trial=tell,
@@ -224,6 +229,25 @@ class Run:
             self.task.val,
             fitness=settings.fitness,
             accelerator=self.accelerator,
+            batch_size=settings.batch_size,
+        )
+
+    def _recipe(self) -> Recipe:
+        settings = self.experiment.search
+        if self.accelerator.num_processes > 1:
+            raise RunError(
+                "Search workers are started by one process, not by several.",
+                remedy=f"Train with several, then: glora search {self.folder.path}",
+            )
+        assert isinstance(self.method, GLoRA)
+        return Recipe(
+            spec=self.backbone.spec,
+            classes=len(self.task.classes),
+            method=self.method,
+            weights=shared_weights(self.backbone.model),
+            val=self.task.val,
+            fitness=settings.fitness,
+            precision=self.experiment.train.precision,
             batch_size=settings.batch_size,
         )
 

@@ -21,6 +21,8 @@ from glora.results import append_jsonl, read_jsonl
 
 __all__ = ["RunFolder"]
 
+ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
+
 
 class RunFolder:
     """Names and checks of one run's files; making one writes nothing.
@@ -59,7 +61,8 @@ class RunFolder:
     def check(self, experiment: Experiment) -> None:
         """Nothing when a run of these settings may begin or go on here.
 
-        What concerns the search alone may still change as long as nothing was searched or tested.
+        What concerns the search alone may still change as long as nothing was searched or tested; who does the
+        scoring, at any time.
 
         Raises:
             RunError: The folder holds a run of other settings, or something else, or cannot be written.
@@ -68,7 +71,7 @@ class RunFolder:
             self._check_free()
             return
         theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        differing = [key for key in mine if mine[key] != theirs.get(key) and key not in ANY_TIME]
         only_search = all(key.startswith("search.") for key in differing)
         searched, tested = self.journal.is_file(), self.result.is_file()
         if not differing or (only_search and not searched and not tested):
