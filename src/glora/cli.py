@@ -40,6 +40,7 @@ from glora.options import (
     Targets,
     TrainSize,
     ValSize,
+    Workers,
     given,
 )
 
@@ -98,6 +99,7 @@ def fit(
     precision: Precision = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = None,
@@ -160,6 +162,7 @@ def search(
     min_budget: MinBudget = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
 ) -> None:
     """Search a trained supernet on val and save the winner's adapter; an interrupted search goes on.
 

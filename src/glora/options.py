@@ -35,6 +35,7 @@ __all__ = [
     "Targets",
     "TrainSize",
     "ValSize",
+    "Workers",
     "given",
 ]
 
@@ -52,6 +53,7 @@ Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable num
 MinBudget = Annotated[str | None, Option(metavar="NUMBER", help="Fewest trainable numbers.")]
 Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
 Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
+Workers = Annotated[int | None, Option(metavar="N", help="Processes that score; 0: this one.")]
 Targets = Annotated[
     list[str] | None,
     Option(metavar="NAME", help="Layers to adapt: linear, a regular expression, names (repeat it)."),
@@ -90,6 +92,7 @@ SETTINGS = {  # option -> setting
     "min_budget": "search.min_budget",
     "generations": "search.generations",
     "population": "search.population",
+    "workers": "search.workers",
     "preset": "preset",
     "seed": "seed",
 }
