@@ -219,6 +219,23 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     assert result.metrics["aside_loss"] == pytest.approx(aside.loss, rel=1e-5), "the winner plays the last supernet"
 
 
+def test_folds_go_with_racing_and_with_workers(photos: Path, tmp_path: Path) -> None:
+    data = {"source": str(photos), "folds": 2, "aside": 2}
+    search = {"racing": True, "racing_first": 4, "racing_level": 0.5, "population": 6, "generations": 2}
+    run = Run(tiny(photos, data=data, train={"epochs": 1}, search=search), tmp_path / "one", Recorder())
+    run.train()
+    folder = copy_of(run, tmp_path / "two")
+    alone = run.search()
+    both = Run.open(folder, Recorder(), search={"workers": 2}).search()
+    assert both == alone
+    scores = [
+        {(line["number"], line.get("piece")): line.get("values") for line in read_jsonl(path / "search.jsonl")[1:]}
+        for path in (run.folder.path, folder)
+    ]
+    assert scores[0] == scores[1]
+    assert any(trial.seen < 1 for trial in trials_of(run))
+
+
 def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> None:
     experiment = tiny(photos, data={"source": str(photos), "folds": 2}, train={"epochs": 2})
     whole = Run(experiment, tmp_path / "whole", Recorder())
@@ -310,7 +327,7 @@ def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
     folder = copy_of(searched, tmp_path / "run")
     trials = trials_of(searched)
     front = pareto_front(trials)
-    monkeypatch.setattr(ValScorer, "__call__", lambda *_: pytest.fail("a new score"))
+    monkeypatch.setattr(ValScorer, "__call__", lambda *_, **__: pytest.fail("a new score"))
     monkeypatch.setattr("glora.folds.evaluate", lambda *_, **__: pytest.fail("a new forward"))
     journal = (folder / "search.jsonl").read_bytes()
     for trial in front[1:]:

@@ -39,6 +39,7 @@ from glora.options import (
     Targets,
     TrainSize,
     ValSize,
+    Workers,
     given,
 )
 from glora.terminal import print_evaluation, print_results, reporting, search_or_pick, show
@@ -77,6 +78,7 @@ def fit(
     precision: Precision = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = None,
@@ -140,6 +142,7 @@ def search(
     min_budget: MinBudget = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
     control: Control = None,
     show_it: Show = False,
     as_json: AsJson = False,

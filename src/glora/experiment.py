@@ -220,6 +220,7 @@ class Run:
         return Search(
             self.known,
             self.adapter,
+            self.method,
             self.folder,
             self.experiment.search,
             seed=self.experiment.seed,

@@ -37,6 +37,7 @@ __all__ = [
     "Targets",
     "TrainSize",
     "ValSize",
+    "Workers",
     "given",
 ]
 
@@ -54,6 +55,7 @@ Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable num
 MinBudget = Annotated[str | None, Option(metavar="NUMBER", help="Fewest trainable numbers.")]
 Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
 Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
+Workers = Annotated[int | None, Option(metavar="N", help="Processes that score; 0: this one.")]
 Targets = Annotated[
     list[str] | None,
     Option(metavar="NAME", help="Layers to adapt: linear, a regular expression, names (repeat it)."),
@@ -97,6 +99,7 @@ SETTINGS = {  # option -> setting
     "generations": "search.generations",
     "population": "search.population",
     "control": "search.control",
+    "workers": "search.workers",
     "preset": "preset",
     "seed": "seed",
 }

@@ -49,7 +49,8 @@ class SearchView:
         self.done += 1
         row = self._rows.setdefault(trial.generation, _Row())
         row.scores.append(trial.score.value)
-        self._add_to_front(trial.parameters, trial.score.value)
+        if trial.seen == 1:  # what has left a race is on no front
+            self._add_to_front(trial.parameters, trial.score.value)
         loss = best.score.value < 0
         self.name = "loss" if loss else "accuracy"
         row.best = f"{abs(best.score.value):.4f} ± {best.score.standard_error:.4f}"

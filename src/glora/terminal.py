@@ -66,7 +66,9 @@ def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:
     folder = RunFolder(run)
     experiment = folder.experiment()
     wanted = experiment.with_(search={**experiment.search.model_dump(), **changes}).search
-    if folder.searched and changes.keys() <= {"budget", "min_budget"} and wanted != experiment.search:
+    own = experiment.search
+    another = (wanted.budget, wanted.min_budget) != (own.budget, own.min_budget)
+    if folder.searched and another and changes.keys() <= {"budget", "min_budget", "workers"}:
         return Run.open(run, reporter).pick(budget=wanted.budget, min_budget=wanted.min_budget)
     return Run.open(run, reporter, search=dict(changes)).search()
 

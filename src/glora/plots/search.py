@@ -37,6 +37,8 @@ class Scored(Protocol):
     def generation(self) -> int: ...
     @property
     def score(self) -> Any: ...
+    @property
+    def seen(self) -> float: ...
 
 
 def search_plot(
@@ -99,7 +101,7 @@ def search_plot(
 
 
 def _record(trial: Scored) -> dict[str, Any]:
-    record = {"parameters": trial.parameters, "score": trial.score.value, "seen": getattr(trial, "seen", 1.0)}
+    record = {"parameters": trial.parameters, "score": trial.score.value, "seen": trial.seen}
     return record | {"standard_error": trial.score.standard_error, "generation": trial.generation}
 
 
@@ -110,7 +112,7 @@ def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
     scale = {"cmap": "cividis", "vmin": min(every, default=0), "vmax": max(every, default=1)}
     groups = {False: [], True: []}  # type: dict[bool, list[Scored]]
     for trial in drawn:
-        groups[getattr(trial, "seen", 1.0) < 1].append(trial)
+        groups[trial.seen < 1].append(trial)
     dots = None
     for left, group in groups.items():
         if left and not group:
