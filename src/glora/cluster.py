@@ -30,7 +30,7 @@ class RayTeam(Team):
         self.shared = self.ray.put(build)
 
     def start(self) -> Worker:
-        return _Remote(self.ray, self.actor.remote(self.shared))
+        return _Remote(self.ray, self.actor.remote(), self.shared)
 
     def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message]]:
         remotes = {worker.answer: worker for worker in workers if isinstance(worker, _Remote)}
@@ -46,11 +46,8 @@ class RayTeam(Team):
 class _Actor:
     """What runs on the cluster."""
 
-    def __init__(self, build: Build) -> None:
-        self.build = build
-
-    def ready(self) -> Message:
-        self.score = self.build()
+    def ready(self, build: Build) -> Message:
+        self.score = build()
         return Message("ready")
 
     def work(self, arguments: tuple[Any, ...]) -> Message:
@@ -59,10 +56,10 @@ class _Actor:
 
 
 class _Remote(Worker):
-    def __init__(self, ray: Any, actor: Any) -> None:
+    def __init__(self, ray: Any, actor: Any, build: Any) -> None:
         self.ray = ray
         self.actor = actor
-        self.answer = actor.ready.remote()  # what it says next
+        self.answer = actor.ready.remote(build)  # what it says next
 
     def send(self, arguments: tuple[Any, ...]) -> None:
         self.answer = self.actor.work.remote(arguments)
@@ -73,7 +70,7 @@ class _Remote(Worker):
         except self.ray.exceptions.RayTaskError as error:
             return Message("failed", str(error))
         except self.ray.exceptions.RayError as error:
-            return Message("lost", str(error))
+            return Message("lost", str(error).partition("\n")[0])
 
     def stop(self) -> None:
         self.ray.kill(self.actor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -16,6 +16,9 @@ from glora.searchers.measure import Job, Measure
 from glora.searchers.trials import Score
 
 __all__ = ["Outcome", "Race", "Racing", "leaves", "mean_score"]
+
+
+GROWTH = 150  # of the number of examples seen, in per cent
 
 
 class Outcome(NamedTuple):
@@ -35,12 +38,12 @@ class Racing:
         examples: Number of examples that the score function knows.
         level: Of the one-sided paired test, in (0, 0.5]: about this share of the tests sends away wrongly. The
             larger, the cheaper.
-        first: Number of examples of the first piece; every piece doubles what was seen.
+        first: Number of examples of the first piece; with every further one half as many again are seen.
     """
 
     examples: int
-    level: float = 0.05
-    first: int = 20
+    level: float = 0.25
+    first: int = 10
 
     def __post_init__(self) -> None:
         if self.examples < 1 or self.first < 2:
@@ -51,13 +54,12 @@ class Racing:
         if not 0 < self.level <= 0.5:
             raise ConfigError(f"The level {self.level!r} of the race's test.", allowed="A number in (0, 0.5].")
 
-    def pieces(self, seed: int) -> list[tuple[int, ...]]:
-        """The examples' indices, shuffled once and cut: the same pieces for every candidate."""
-        order = list(range(self.examples))
-        random.Random(f"race {seed}").shuffle(order)
+    def pieces(self, rng: random.Random) -> list[tuple[int, ...]]:
+        """The examples' indices, shuffled and cut into pieces."""
+        order = rng.sample(range(self.examples), self.examples)
         ends = [0, min(self.first, self.examples)]
         while ends[-1] < self.examples:
-            ends.append(min(2 * ends[-1], self.examples))
+            ends.append(min(GROWTH * ends[-1] // 100, self.examples))
         return [tuple(order[begin:end]) for begin, end in pairwise(ends)]
 
 
@@ -66,6 +68,8 @@ class Race:
 
     After every piece each candidate is compared with the `elite`-th best of all that is still in, on the examples
     seen so far, and leaves when the test says that it is behind. Who is still in at the end has seen every example.
+    The candidates of a generation share their pieces; the next one has others, so that no search can learn by heart
+    which examples come first.
 
     Args:
         racing: How the race goes.
@@ -76,34 +80,34 @@ class Race:
     def __init__(self, racing: Racing, elite: int, seed: int) -> None:
         self.racing = racing
         self.elite = elite
-        self.pieces = racing.pieces(seed)
-        self.best: list[list[float]] = []  # the values of the best that have seen every example, in the pieces' order
+        self.rng = random.Random(f"race {seed}")
+        self.best: list[dict[int, float]] = []  # of the best that have seen every example, the value of each
 
     def run(self, genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcome]:
         """The outcome of every candidate, as soon as it has left or has seen every example."""
-        values: dict[int, list[float]] = {number: [] for number in genotypes}
+        rows: dict[int, dict[int, float]] = {number: {} for number in genotypes}
         seconds = dict.fromkeys(genotypes, 0.0)
-        for piece, indices in enumerate(self.pieces):
-            for done in measure([Job(number, genotypes[number], piece, indices) for number in values]):
+        for piece, indices in enumerate(self.racing.pieces(self.rng)):
+            for done in measure([Job(number, genotypes[number], piece, indices) for number in rows]):
                 assert isinstance(done.found, list)
-                values[done.job.number] += done.found
+                rows[done.job.number].update(zip(indices, done.found, strict=True))
                 seconds[done.job.number] += done.seconds
-            for number in self._leaving(values):
-                seen = values.pop(number)
+            for number in self._leaving(rows):
+                seen = rows.pop(number).values()
                 yield Outcome(number, mean_score(seen), seconds[number], len(seen) / self.racing.examples)
-        yield from (Outcome(number, mean_score(seen), seconds[number]) for number, seen in values.items())
-        self.best = sorted([*self.best, *values.values()], key=_mean, reverse=True)[: self.elite]
+        yield from (Outcome(number, mean_score(row.values()), seconds[number]) for number, row in rows.items())
+        ranked = sorted([*self.best, *rows.values()], key=lambda row: _mean(row.values()), reverse=True)
+        self.best = ranked[: self.elite]
 
-    def _leaving(self, values: Mapping[int, list[float]]) -> list[int]:
-        """Who leaves: nobody when all examples are seen."""
-        seen = max(map(len, values.values()), default=self.racing.examples)
-        if seen == self.racing.examples:
+    def _leaving(self, rows: Mapping[int, dict[int, float]]) -> list[int]:
+        """Who leaves: nobody when all examples are seen, or when there is room for all."""
+        seen = list(next(iter(rows.values()), ()))
+        if len(seen) in (0, self.racing.examples) or len(self.best) + len(rows) < self.elite:
             return []
-        field = sorted([*(row[:seen] for row in self.best), *values.values()], key=_mean, reverse=True)
-        if len(field) < self.elite:
-            return []
-        mark = field[self.elite - 1]
-        return [number for number, row in values.items() if leaves(row, mark, self.racing)]
+        runners = {number: [row[index] for index in seen] for number, row in rows.items()}
+        field = [*([row[index] for index in seen] for row in self.best), *runners.values()]
+        mark = sorted(field, key=_mean, reverse=True)[self.elite - 1]
+        return [number for number, row in runners.items() if leaves(row, mark, self.racing)]
 
 
 def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing) -> bool:
@@ -125,7 +129,7 @@ def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing) -> bool:
     return gap > NormalDist().inv_cdf(1 - racing.level) * error
 
 
-def mean_score(values: Sequence[float]) -> Score:
+def mean_score(values: Collection[float]) -> Score:
     """The mean of the values with its standard error; the worst score when one is not finite."""
     n, mean = len(values), _mean(values)
     if n < 2 or math.isinf(mean):
@@ -133,6 +137,6 @@ def mean_score(values: Sequence[float]) -> Score:
     return Score(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n))
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Collection[float]) -> float:
     """Exactly rounded, so that no order of the pieces changes it."""
     return math.fsum(values) / len(values)
