@@ -24,6 +24,7 @@ from rich.console import Console
 from glora import cli
 from glora.progress import ConsoleReporter
 from glora.results import read_jsonl
+from glora.searchers import Score, Trial
 from glora.train import Progress
 from suites.toy import MODEL, image_folder
 
@@ -274,9 +275,9 @@ def test_the_verbs_do_a_run_a_stage_at_a_time(glora: Any, trained: Path, tmp_pat
     found = glora("search", trained, "--budget", "300", "--population", "6", "--generations", "1")
     assert found.code == 0
     assert found.out == ""
-    assert all(record["parameters"] <= 300 for record in read_jsonl(trained / "search.jsonl")[1:])
-    refused = glora("search", trained, "--budget", "200")
-    assert_one_error(refused, "search.budget is 300 there, 200 here", "delete")
+    asks = [line for line in read_jsonl(trained / "search.jsonl") if line["event"] == "ask"]
+    assert max(line["parameters"] for line in asks) <= 300
+    assert_one_error(glora("search", trained, "--population", "5"), "search.population is 6 there, 5 here", "delete")
 
     tested = glora("eval", trained, "--json")
     assert tested.code == 0
@@ -288,7 +289,7 @@ def test_the_verbs_do_a_run_a_stage_at_a_time(glora: Any, trained: Path, tmp_pat
     other = glora("eval", trained, "--data", images)
     assert re.search(r"^accuracy \d+\.\d ± \d+\.\d % on the 40 images of ", other.out)
     assert json.loads(glora("eval", trained, "--data", images, "--json").out)["other_images"] == 40
-    assert_one_error(glora("search", trained, "--budget", "200"), "holds a run of other settings")
+    assert_one_error(glora("search", trained, "--control", "retrain"), "holds a run of other settings")
 
     merged = glora("merge", trained, "--out", tmp_path / "merged.safetensors")
     assert merged.out == f"{tmp_path / 'merged.safetensors'}\n"
@@ -297,6 +298,40 @@ def test_the_verbs_do_a_run_a_stage_at_a_time(glora: Any, trained: Path, tmp_pat
 
     plain = timm.create_model("test_vit", num_classes=2, img_size=32)
     assert plain.load_state_dict(load_file(tmp_path / "merged.safetensors")).missing_keys == []
+
+
+def test_a_finished_search_is_shown_and_picked_from(glora: Any, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "search.jsonl").unlink(missing_ok=True)
+    (run / "result.json").unlink(missing_ok=True)
+    (run / "winner.json").unlink(missing_ok=True)
+    assert_one_error(glora("search", "--show", run), "has no winner.json yet", f"Run `glora search {run}` first.")
+    searched = glora("search", run, "--population", "8", "--generations", "2")
+    assert "genotypes scored; the best 10 were scored again" in searched.err
+    assert "The winner" in searched.err
+    shown = glora("search", "--show", run, "--json")
+    assert shown.err == ""
+    whole = json.loads(shown.out)
+    assert sum(site["numbers"] for site in whole["sites"].values()) == whole["parameters"]
+    assert whole["verdict"][0].startswith(f"{whole['scored']} genotypes scored")
+    text = glora("search", run, "--show").out
+    assert max(map(len, text.splitlines())) <= 80
+    for site, cells in whole["sites"].items():
+        line = next(line for line in text.splitlines() if line.startswith(site))
+        assert line.split()[1:] == [
+            *({None: "·", "none": "–"}.get(cells[tensor], cells[tensor]) for tensor in "ABCDE"), f"{cells['numbers']:,}"
+        ]  # fmt: skip
+    sizes = [record["parameters"] for record in read_jsonl(run / "search.jsonl") if "parameters" in record]
+    budget = sorted(sizes)[len(sizes) // 2]
+    picked = glora("search", run, "--budget", budget, "--json")
+    assert f"of {whole['scored']} scored genotypes" in picked.err
+    assert json.loads(picked.out)["parameters"] <= budget
+    refused = glora("search", run, "--budget", min(sizes) - 1)
+    assert_one_error(refused, f"has at most {min(sizes) - 1:,} trainable", "Ask for what there is")
+    assert f"The smallest has {min(sizes):,}" in refused.err
+    glora("search", run)
+    assert json.loads(glora("search", "--show", run, "--json").out) == whole, "without a budget its own winner is back"
 
 
 def test_options_become_settings(glora: Any, photos: Path, tmp_path: Path) -> None:
@@ -418,6 +453,44 @@ def test_elsewhere_there_are_plain_lines_and_not_too_many() -> None:
         "train 1000/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
     ]
     assert "\x1b" not in file.getvalue()
+
+
+def made_trials(n: int, generation_size: int) -> list[Trial]:
+    space: Any = None
+    scores = [Score(-1.0 / (1 + k), 0.01) for k in range(n)]
+    return [
+        Trial(k, (), 1000 - k, score, k // generation_size, "random", None, space, 1.0)
+        for k, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize("width", [45, 80])
+def test_the_search_is_a_table_with_a_row_per_generation(width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    trials = made_trials(60, 5)
+    with ConsoleReporter(console) as reporter:
+        for k, trial in enumerate(trials):
+            reporter.trial(trial, trial, 60, saved=k / 100)
+            time.sleep(0.01)
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", file.getvalue())) if line.strip()]
+    assert all(len(line) <= width for line in lines), lines
+    *table, spinner = lines[-10:]
+    assert spinner.endswith("working")
+    assert table[0].split() == ["gen", "best", "val", "loss", "median", "front", "saved"]
+    assert [int(line.split()[0]) for line in table[1:]] == list(range(4, 12)), "the last eight"
+    assert table[-1].split()[1:] == ["0.0167", "±", "0.0100", "0.0172", "1", "59", "%"]
+
+
+def test_elsewhere_a_search_is_a_few_plain_lines() -> None:
+    file = io.StringIO()
+    with ConsoleReporter(Console(file=file, width=80)) as reporter:
+        for trial in made_trials(60, 5):
+            reporter.trial(trial, trial, 60)
+    first, last = file.getvalue().splitlines()
+    assert first.startswith("search 1/60  generation 0  best val loss 1.0000 ± 0.0100  median 1.0000  front 1  ")
+    assert last.startswith("search 60/60  generation 11  best val loss 0.0167 ± 0.0100  median 0.0172  front 1  ")
+    assert last.endswith(" left")
 
 
 def test_check_tells_wrong_names_with_wrong_values(glora: Any, tmp_path: Path) -> None:

@@ -219,6 +219,23 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     assert result.metrics["aside_loss"] == pytest.approx(aside.loss, rel=1e-5), "the winner plays the last supernet"
 
 
+def test_folds_go_with_racing_and_with_workers(photos: Path, tmp_path: Path) -> None:
+    data = {"source": str(photos), "folds": 2, "aside": 2}
+    search = {"racing": True, "racing_first": 4, "racing_level": 0.5, "population": 6, "generations": 2}
+    run = Run(tiny(photos, data=data, train={"epochs": 1}, search=search), tmp_path / "one", Recorder())
+    run.train()
+    folder = copy_of(run, tmp_path / "two")
+    alone = run.search()
+    both = Run.open(folder, Recorder(), search={"workers": 2}).search()
+    assert both == alone
+    scores = [
+        {(line["number"], line.get("piece")): line.get("values") for line in read_jsonl(path / "search.jsonl")[1:]}
+        for path in (run.folder.path, folder)
+    ]
+    assert scores[0] == scores[1]
+    assert any(trial.seen < 1 for trial in trials_of(run))
+
+
 def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> None:
     experiment = tiny(photos, data={"source": str(photos), "folds": 2}, train={"epochs": 2})
     whole = Run(experiment, tmp_path / "whole", Recorder())
@@ -295,9 +312,10 @@ def test_a_result_keeps_its_controls_and_their_words(searched: Run, tmp_path: Pa
     again = Result.read(run.folder.result)
     assert again == result
     assert set(again.controls) == {"random_mean", "random_best", "largest"}
-    told = [note for note in again.notes if note.startswith("The winner ")]
+    told = [line for line in again.verdict if line.startswith("The winner ")]
     assert len(told) == 3
-    assert all("paired" in note or "±" in note for note in told)
+    assert all("test images: accuracy" in line for line in told[1:])
+    assert any(line.startswith("Winner's curse, val minus set-aside") for line in again.verdict)
 
 
 # -- another budget, picked
@@ -309,7 +327,7 @@ def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
     folder = copy_of(searched, tmp_path / "run")
     trials = trials_of(searched)
     front = pareto_front(trials)
-    monkeypatch.setattr(ValScorer, "__call__", lambda *_: pytest.fail("a new score"))
+    monkeypatch.setattr(ValScorer, "__call__", lambda *_, **__: pytest.fail("a new score"))
     monkeypatch.setattr("glora.folds.evaluate", lambda *_, **__: pytest.fail("a new forward"))
     journal = (folder / "search.jsonl").read_bytes()
     for trial in front[1:]:
@@ -354,8 +372,8 @@ def test_a_second_winner_is_tested_too_and_it_is_said_that_test_was_read_before(
     assert second.parameters == picked.parameters < first.parameters
     kept = folder / f"result-{Outcome.read(searched.folder.winner).number}.json"
     assert Result.read(kept) == first
-    assert any("Not the first look" in note and kept.name in note for note in second.notes)
-    assert not any("Not the first look" in note for note in first.notes)
+    assert any("Not the first look" in line and kept.name in line for line in second.verdict)
+    assert not any("Not the first look" in line for line in first.verdict)
     assert second.controls["random_best"]["parameters"] <= small + 1  # type: ignore[operator]
     run.search()  # back to the run's own winner, which was tested already
     assert run.evaluate() == first

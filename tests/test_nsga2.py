@@ -30,7 +30,7 @@ from glora.errors import ConfigError
 from glora.genotype import Genotype, Site
 from glora.results import read_jsonl
 from glora.searchers import SEARCHERS, Candidate, Score, Trial, new_searcher, pareto_front, search
-from glora.searchers.nsga2 import NSGA2, NSGA2Settings, crowding_distances, nondominated_fronts
+from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
 from glora.space import BoundSpace, SearchSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 from suites.toy import image_folder
@@ -53,7 +53,9 @@ class TestNSGA2ByRejection(SearcherSuite):
 
 
 def searcher_of(space: BoundSpace, *, budget: int | None = None, seed: int = 0, **options: Any) -> NSGA2:
-    return NSGA2(space, budget=budget, min_budget=0, settings=NSGA2Settings(**options), rng=random.Random(seed))
+    asker = new_searcher(space, searcher="nsga2", budget=budget, min_budget=0, settings=options, seed=seed)
+    assert isinstance(asker, NSGA2)
+    return asker
 
 
 def trials_of(space: BoundSpace, asked: list[Candidate], scores: Iterable[float], first: int = 0) -> list[Trial]:
@@ -302,7 +304,7 @@ def test_the_command_line_searches_with_it(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    header, *scores = read_jsonl(run / "search.jsonl")
+    header, *lines = read_jsonl(run / "search.jsonl")
     assert header["searcher"] == "nsga2"
     assert set(header["settings"]) == {"population", "generations", "mutation_probability", "legalize"}
-    assert len(scores) == 12
+    assert [line["event"] for line in lines].count("score") == 12

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora.errors import ConfigError, RunError, UnknownNameError
-from glora.genotype import Site
+from glora.results import read_jsonl
 from glora.searchers import SEARCHERS, Score, Trial, pareto_front, search
-from glora.searchers.evolution import Evolution, EvolutionSettings
-from glora.space import SearchSpace
 from suites.searcher_suite import SearcherSuite, legal, toy_score, toy_space
 
+SOURCE = str(Path(sys.modules["glora"].__file__ or "").parent.parent)
 FEW = {"population": 6, "generations": 3, "parents": 3}
 
 
@@ -47,6 +46,14 @@ class TestRandomSearch(SearcherSuite):
 def test_every_searcher_of_the_table_has_a_suite() -> None:
     importlib.import_module("test_nsga2")  # its suite is in a file of its own
     assert {suite.searcher for suite in SearcherSuite.__subclasses__()} == set(SEARCHERS)
+
+
+def test_a_diverged_genotype_is_never_on_the_front() -> None:
+    space = toy_space(1)
+    scores = [(0, -math.inf), (5, 0.1), (9, 0.2)]
+    trials = [Trial(n, (n,), size, Score(value), 0, "random", None, space) for n, (size, value) in enumerate(scores)]
+    assert [trial.number for trial in pareto_front(trials)] == [1, 2]
+    assert pareto_front(trials[:1]) == ()
 
 
 # The loop
@@ -174,6 +181,10 @@ def test_rejection_ends_under_a_budget_that_no_random_genotype_keeps() -> None:
 # The journal
 
 
+def lines_of(path: Path, event: str) -> list[dict[str, Any]]:
+    return [record for record in read_jsonl(path) if record["event"] == event]
+
+
 def journaled(path: Path, **options: Any) -> Any:
     space = options.pop("space", toy_space(4))
     return search(toy_score(space), space, **{"settings": FEW, "budget": 400, "journal": path} | options)
@@ -206,6 +217,7 @@ def test_an_edited_or_damaged_journal_is_refused(tmp_path: Path) -> None:
     record["genome"] = [0] * len(record["genome"])
     for wrong, message in (
         ([*lines[:5], json.dumps(record), *lines[6:]], "trial 4 is another genotype"),
+        ([*lines[:5], json.dumps(record | {"parameters": 1}), *lines[6:]], "trial 4 is another genotype"),
         ([*lines[:5], "{nonsense", *lines[6:]], "line 6, is damaged"),
         ([*lines, json.dumps(record | {"number": 99})], "has trial 99, but the search ends after 24"),
     ):
@@ -226,15 +238,15 @@ def test_the_journal_writes_the_genes_that_changed_and_tells_every_genome(tmp_pa
     path = tmp_path / "search.jsonl"
     result = journaled(path)
     genomes: list[list[int]] = []
-    for line in path.read_text().splitlines()[1:]:
-        record = json.loads(line)
+    for record in lines_of(path, "ask"):
         genome = record.get("genome") or list(genomes[record["parent"]])
         for gene, option in zip(record.get("changed", [])[::2], record.get("changed", [])[1::2], strict=True):
             assert genome[gene] != option
             genome[gene] = option
         genomes.append(genome)
         trial = result.trials[record["number"]]
-        assert (record["parameters"], record["score"]) == (trial.parameters, trial.score.value)
+        facts = [trial.parameters, trial.generation, trial.origin, trial.parent]
+        assert [record[key] for key in ("parameters", "generation", "origin", "parent")] == facts
     assert genomes == [list(trial.genome) for trial in result.trials]
     assert any(trial.parent is not None for trial in result.trials)
 
@@ -251,30 +263,41 @@ def test_a_score_that_fails_loses_nothing_that_was_scored(tmp_path: Path) -> Non
     options: dict[str, Any] = {"settings": FEW, "budget": 400}
     with pytest.raises(KeyboardInterrupt):
         search(failing, space, journal=path, **options)
-    assert len(path.read_text().splitlines()) == 18
+    assert [line["number"] for line in lines_of(path, "score")] == list(range(17))
     assert search(score, space, journal=path, **options) == search(score, space, **options)
 
 
 # Size and reach
 
 
-@pytest.mark.parametrize("share", [1, 4])
-def test_a_thousand_sites_are_asked_and_told_quickly(share: int) -> None:
-    site = Site("linear", 4096, 4096, True)
-    space = SearchSpace(variant="paper").bind({f"layers.{k}.fc": site for k in range(1_000)})
-    budget = space.count(space.largest) // share
-    start, number, worth = time.perf_counter(), 0, random.Random(0)
-    settings = EvolutionSettings(generations=19)
-    searcher = Evolution(space, budget=budget, min_budget=0, settings=settings, rng=random.Random(0))
-    while asked := searcher.ask():
-        told = [
-            Trial(number + k, c.genome, c.parameters, Score(worth.random()), 0, c.origin, c.parent, space)
-            for k, c in enumerate(asked)
-        ]
-        searcher.tell(told)
-        number += len(asked)
-    assert number == 1_000
-    assert time.perf_counter() - start < 6  # 0.5 to 0.8 s on one 2026 core; the slack is for a busy machine
+THOUSAND_SITES = """
+import random, resource, sys, time
+from glora.searchers import Score, Trial, new_searcher
+from glora.space import SearchSpace, Site
+space = SearchSpace(variant="paper").bind({f"layers.{k}.fc": Site("linear", 4096, 4096, True) for k in range(1_000)})
+settings = {"candidates": 1_000} if sys.argv[1] == "random" else {"generations": 19}
+largest, worth = space.count(space.largest), random.Random(0)
+for share in (1, 4, 200):
+    start, trials = time.process_time(), []
+    asker = new_searcher(space, searcher=sys.argv[1], budget=largest // share, min_budget=0, settings=settings, seed=0)
+    while asked := asker.ask():
+        told = [Trial(n, *c[:2], Score(worth.random()), 0, *c[2:], space) for n, c in enumerate(asked, len(trials))]
+        asker.tell(told)
+        trials += told
+    print(len(trials), time.process_time() - start)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_a_thousand_sites_are_asked_and_told_quickly_and_in_little_memory(searcher: str) -> None:
+    words = [sys.executable, "-c", THOUSAND_SITES, searcher]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": SOURCE}, stdout=subprocess.PIPE, check=True)
+    *runs, kilobytes = done.stdout.decode().splitlines()
+    for line in runs:
+        assert line.split()[0] == "1000"
+        assert float(line.split()[1]) < 6  # 0.6 to 1.1 s on one 2026 core; the slack is for a busy machine
+    assert int(kilobytes) < 200_000
 
 
 def test_the_best_under_a_budget_is_the_best_of_all_that_keep_it() -> None:
@@ -288,5 +311,4 @@ def test_the_best_under_a_budget_is_the_best_of_all_that_keep_it() -> None:
 def test_the_searchers_never_import_torch() -> None:
     rooms = "glora.searchers.evolution, glora.searchers.random_search, glora.results, glora.tables, glora.plots"
     code = f"import sys, {rooms}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
-    source = str(Path(sys.modules["glora"].__file__ or "").parent.parent)
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=True)
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": SOURCE}, check=True)

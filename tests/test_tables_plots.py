@@ -159,6 +159,27 @@ def test_the_search_plot_has_every_trial(found: SearchResult, tmp_path: Path) ->
     assert data["winner"] in data["front"]
 
 
+@pytest.mark.parametrize("fitness", ["accuracy", "loss"])
+def test_the_search_plot_has_the_controls_and_the_images_set_aside(
+    fitness: Any, found: SearchResult, tmp_path: Path
+) -> None:
+    metrics = {f"{split}_{name}": 0.5 for split in ("val", "aside") for name in ("accuracy", "loss")}
+    rows: Any = {
+        "winner": {**metrics, "parameters": 400.0},
+        "random_mean": {**metrics, "parameters": 300.0, "genotypes": 50.0},
+        "random_best": {**metrics, "parameters": 350.0, "genotypes": 50.0},
+        "largest": {**metrics, "parameters": 1e6, "genotypes": 1.0},
+        "retrained": {"test_loss": 0.5, "parameters": 400.0},  # with folds it has seen val
+    }
+    path = tmp_path / "a.svg"
+    data = plots.search_plot(found.trials, found.front, found.best, path, fitness=fitness, controls=rows)
+    assert data["controls"] == rows
+    texts = "".join(ElementTree.fromstring(path.read_bytes()).itertext()) + path.read_text()
+    for words in ("mean of 50 random", "best of 50 random", "off the scale", "winner, set-aside images"):
+        assert words in texts, words
+    assert "winner trained alone" not in texts
+
+
 def test_the_layer_plot_tells_every_choice(genotype: Genotype, space: BoundSpace, tmp_path: Path) -> None:
     data = plots.layer_plot(genotype, space, tmp_path / "a.svg")
     assert data["parameters"] == space.count(genotype)

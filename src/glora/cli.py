@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +17,7 @@ from glora.options import (
     Budget,
     Checkpoint,
     Config,
+    Control,
     Data,
     Epochs,
     Generations,
@@ -36,12 +34,15 @@ from glora.options import (
     Pretrained,
     RunFolder,
     Seed,
+    Show,
     Skip,
     Targets,
     TrainSize,
     ValSize,
+    Workers,
     given,
 )
+from glora.terminal import print_evaluation, print_results, reporting, search_or_pick, show
 
 __all__ = ["app", "main"]
 
@@ -65,27 +66,6 @@ def _run(options: Mapping[str, Any], reporter: Any) -> Any:
     return Run(load_experiment(config, overrides, values), options["out"], reporter)
 
 
-@contextmanager
-def _reporting() -> Iterator[Any]:
-    logging.getLogger("glora").addHandler(logging.NullHandler())
-    from glora.progress import ConsoleReporter
-
-    with ConsoleReporter() as reporter:
-        yield reporter
-
-
-def _print_results(*results: Any, as_json: bool) -> None:
-    from rich.console import Console
-
-    from glora.tables import rich_table
-
-    if as_json:
-        plain = [result.to_json() for result in results]
-        typer.echo(json.dumps(plain if len(plain) > 1 else plain[0]))
-    else:
-        Console().print(rich_table(results))
-
-
 @app.command()
 def fit(
     data: Data = None,
@@ -98,6 +78,7 @@ def fit(
     precision: Precision = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
     image_size: ImageSize = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = None,
@@ -106,6 +87,7 @@ def fit(
     train_size: TrainSize = None,
     val_size: ValSize = None,
     on_bad_image: OnBadImage = None,
+    control: Control = None,
     preset: Preset = None,
     seed: Seed = None,
     config: Config = None,
@@ -116,9 +98,9 @@ def fit(
 
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
-    with _reporting() as reporter:
+    with reporting() as reporter:
         result = _run(locals(), reporter).fit()
-    _print_results(result, as_json=as_json)
+    print_results(result, as_json=as_json)
     typer.echo(f"{out}: adapter.safetensors, result.json, plots/. Next: glora merge {out}", err=True)
 
 
@@ -148,7 +130,7 @@ def train(
 
     Example: glora train --model dinov2_vits14 --data digits --out run --epochs 1
     """
-    with _reporting() as reporter:
+    with reporting() as reporter:
         (run := _run(locals(), reporter)).train()
     typer.echo(f"{out}: supernet.safetensors. Next: glora {'search' if run.searches else 'eval'} {out}", err=True)
 
@@ -160,19 +142,25 @@ def search(
     min_budget: MinBudget = None,
     generations: Generations = None,
     population: Population = None,
+    workers: Workers = None,
+    control: Control = None,
+    show_it: Show = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search a trained supernet on val and save the winner's adapter; an interrupted search goes on.
 
-    The options change the run's own settings, as long as it was not searched yet.
+    The options change the run's own settings, as long as it was not searched yet. Of a finished search --budget picks
+    the best genotype that it has scored; without it the run's own winner is back.
 
     Example: glora search run --budget 0.3M
     """
     changes = {key.removeprefix("search."): value for key, value in given(locals()).items()}
-    with _reporting() as reporter:
-        from glora.experiment import Run
-
-        found = Run.open(run, reporter, search=changes).search()
-    typer.echo(f"{run}: adapter.safetensors, {found.parameters:,} numbers. Next: glora eval {run}", err=True)
+    if changes or not show_it:
+        with reporting() as reporter:
+            found = search_or_pick(run, changes, reporter)
+        typer.echo(f"{run}: adapter.safetensors, {found.parameters:,} numbers. Next: glora eval {run}", err=True)
+    if show_it or as_json:
+        show(run, as_json=as_json)
 
 
 @app.command("eval")
@@ -185,7 +173,7 @@ def evaluate(
 
     Example: glora eval run
     """
-    with _reporting() as reporter:
+    with reporting() as reporter:
         from glora.results import Result
         from glora.runfolder import RunFolder
 
@@ -201,17 +189,9 @@ def evaluate(
             else:
                 result = load_winner(RunFolder(run)).evaluate_on(data, reporter)
     if data is None:
-        _print_results(result, as_json=as_json)
+        print_results(result, as_json=as_json)
     else:
-        _print_evaluation(result, data, as_json=as_json)
-
-
-def _print_evaluation(found: Any, data: Path, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(found.metrics("other")))
-        return
-    error = 100 * found.accuracy_standard_error
-    typer.echo(f"accuracy {100 * found.accuracy:.1f} ± {error:.1f} % on the {len(found.losses):,} images of {data}")
+        print_evaluation(result, data, as_json=as_json)
 
 
 @app.command()
@@ -223,7 +203,7 @@ def merge(
 
     Example: glora merge run --out merged.safetensors
     """
-    with _reporting() as reporter:
+    with reporting() as reporter:
         from glora.runfolder import RunFolder
         from glora.winner import load_winner
 
@@ -276,7 +256,7 @@ def table(
     if as_markdown:
         typer.echo(markdown(found))
     else:
-        _print_results(*found, as_json=as_json)
+        print_results(*found, as_json=as_json)
 
 
 @app.command()
@@ -290,11 +270,11 @@ def demo(
 
     Example: glora demo --quick --out demo-quick
     """
-    with _reporting() as reporter:
+    with reporting() as reporter:
         from glora.demo import run_demo, verdict
 
         results = run_demo(out, reporter, quick=quick, seed=seed)
-    _print_results(*results, as_json=as_json)
+    print_results(*results, as_json=as_json)
     typer.echo(verdict(results), err=True)
     typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
 

@@ -137,6 +137,14 @@ class SearchSettings(_Settings):
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; a population if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
+    racing: bool = Field(False, description="Candidates leave when some val images have told that they cannot win.")
+    racing_level: float = Field(0.25, gt=0, le=0.5, description="Of the race's one-sided paired test.")
+    racing_first: int = Field(
+        10, ge=2, description="Images of the race's first piece; then half as many again, and so on."
+    )
+    workers: int = Field(0, ge=0, description="Processes that score, a thread each; 0: this one, with its threads.")
+    cluster: Literal["ray"] | None = Field(None, description="Where the workers are; not given: on this machine.")
+    limit: float = Field(600, gt=0, description="Seconds until a worker that says nothing is replaced.")
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
@@ -147,6 +155,10 @@ class SearchSettings(_Settings):
         crossovers = half if self.crossovers is None else self.crossovers
         if mutations + crossovers > self.population:
             raise ValueError(f"mutations={mutations} and crossovers={crossovers} exceed population={self.population}")
+        if self.racing and self.searcher == "nsga2":
+            raise ValueError("racing=True: nsga2 looks at more than the best, so that none may leave a race")
+        if self.cluster and not self.workers:
+            raise ValueError(f"cluster={self.cluster} needs workers of at least 1")
         return self
 
     @property

@@ -24,7 +24,7 @@ from glora.errors import ConfigError, RunError
 from glora.latency import latency_ratio
 from glora.methods import Method, Tuned
 from glora.methods.glora import TunedAdapter
-from glora.outcome import Outcome, Row, verdict
+from glora.outcome import Outcome, Row
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
 from glora.runfolder import RunFolder
@@ -220,6 +220,7 @@ class Run:
         return Search(
             self.known,
             self.adapter,
+            self.method,
             self.folder,
             self.experiment.search,
             seed=self.experiment.seed,
@@ -269,7 +270,9 @@ class Run:
         else:
             retrain = self.experiment.search.control == "retrain"
             retrained = self._retrained(outcome) if retrain else None
-            rows = testing.searched(model, self._searching(), outcome, retrained=retrained)
+            search = self._searching()
+            rows = testing.searched(model, search, outcome, retrained=retrained)
+            outcome = search.complete(outcome, rows)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         result = self._result(winner, rows, outcome, seconds=seconds, latency=latency)
         result.write(self.folder.result)
@@ -286,11 +289,7 @@ class Run:
     ) -> Result:
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in self.backbone.head for p in winner.model.get_submodule(name).parameters()]
-        notes = (*self.task.notes, *self.known.notes)
-        notes += tuple(f"A new key of the merged model: {key}" for key in winner.new_keys)
-        if outcome is not None:
-            told = verdict(rows, fitness=outcome.fitness, budget=outcome.budget)
-            notes += (outcome.choice, *self._looks(), *told)
+        new_keys = (f"A new key of the merged model: {key}" for key in winner.new_keys)
         return Result.stamped(
             method=self.experiment.method,
             task=self.task.name,
@@ -303,7 +302,8 @@ class Run:
             controls={name: row for name, row in rows.items() if name != "winner"},
             seconds=seconds,
             latency=latency,
-            notes=notes,
+            notes=(*self.task.notes, *self.known.notes, *new_keys),
+            verdict=() if outcome is None else (*self._looks(), *outcome.verdict),
             device=device_name(self.accelerator.device),
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
@@ -16,14 +16,14 @@ from glora.data import ImageSet
 from glora.data.known import Known
 from glora.genotype import Genotype
 from glora.runfolder import RunFolder
-from glora.scoring import score_of
+from glora.scoring import Recipe, score_of, values_of
 from glora.searchers import Score
 from glora.sheet import joined
 from glora.state import AdapterState
 from glora.supernet import Supernet
 from glora.train import Evaluation, evaluate
 
-__all__ = ["FoldScorer", "Part", "StoredSupernet", "copied", "load_parts"]
+__all__ = ["FoldRecipe", "FoldScorer", "Part", "StoredSupernet", "copied", "load_parts"]
 
 
 class StoredSupernet(Supernet):
@@ -75,7 +75,7 @@ def load_parts(adapted: Adapted, known: Known, folder: RunFolder) -> tuple[tuple
     folders = [folder.fold(place) for place in range(len(known.folds))]
     for each in (*folders, folder):
         each.need(each.supernet, f"glora train --out {folder.path}")
-    stored = []
+    stored: list[StoredSupernet] = []
     for each in (*folders, folder):
         load_supernet(adapted, each.supernet)
         stored.append(StoredSupernet(adapted, copied(adapted)))
@@ -99,15 +99,54 @@ class FoldScorer:
         self.accelerator = accelerator
         self.batch_size = batch_size
 
-    def __call__(self, genotype: Genotype) -> Score:
-        """The genotype's score with its standard error; higher is better."""
-        return score_of(self.evaluation(genotype), self.fitness)
+    def __call__(self, genotype: Genotype, indices: Sequence[int] | None = None) -> Score | list[float]:
+        """The genotype's score with its standard error, higher is better; for some images one value each.
+
+        The images are numbered part after part.
+        """
+        if indices is None:
+            return score_of(self.evaluation(genotype), self.fitness)
+        values: dict[int, float] = {}
+        start = 0
+        for part in self.parts:
+            mine = [index for index in indices if start <= index < start + len(part.images)]
+            if mine:
+                found = self.on(part, genotype, [index - start for index in mine])
+                values |= dict(zip(mine, values_of(found, self.fitness), strict=True))
+            start += len(part.images)
+        return [values[index] for index in indices]
 
     def evaluation(self, genotype: Genotype) -> Evaluation:
         """What the genotype does on every image of val, part after part."""
         return joined(self.on(part, genotype) for part in self.parts)
 
-    def on(self, part: Part, genotype: Genotype) -> Evaluation:
-        """What the genotype does on the images of one part."""
+    def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
+        """What the genotype does on the images of one part, or on some of them."""
+        how: dict[str, Any] = {"accelerator": self.accelerator, "batch_size": self.batch_size, "indices": indices}
         with part.supernet.hold(genotype) as model:
-            return evaluate(model, part.images, accelerator=self.accelerator, batch_size=self.batch_size)
+            return evaluate(model, part.images, **how)
+
+
+@dataclass(frozen=True)
+class FoldRecipe:
+    """How a worker makes a `FoldScorer` of its own.
+
+    Attributes:
+        recipe: How it makes the network.
+        states: The numbers of each fold's supernet.
+        scoring: The images that each scores.
+    """
+
+    recipe: Recipe
+    states: tuple[AdapterState, ...]
+    scoring: tuple[ImageSet, ...]
+
+    def build(self) -> FoldScorer:
+        """The scorer, in this process; what a fold changes is its own, the base is shared."""
+        one = self.recipe.build()
+        adapted = one.supernet.adapted
+        for tensor in (*adapted.parameters(), *adapted.model.buffers()):
+            tensor.data = tensor.data.clone()
+        stored = [StoredSupernet(adapted, state) for state in self.states]
+        how: dict[str, Any] = {"fitness": one.fitness, "accelerator": one.accelerator, "batch_size": one.batch_size}
+        return FoldScorer(tuple(map(Part, stored, self.scoring)), **how)

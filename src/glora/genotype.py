@@ -131,6 +131,9 @@ class Genotype(Mapping[str, LayerConfig]):
             self._hash = hash(frozenset(self._configs.items()))
         return self._hash
 
+    def __reduce__(self) -> tuple[type[Genotype], tuple[dict[str, LayerConfig]]]:
+        return Genotype, (self._configs,)  # without the hash, which another process has its own of
+
     def __repr__(self) -> str:
         return f"Genotype({len(self)} sites)"
 

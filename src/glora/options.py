@@ -15,6 +15,7 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "Config",
+    "Control",
     "Data",
     "Epochs",
     "Generations",
@@ -31,10 +32,12 @@ __all__ = [
     "Pretrained",
     "RunFolder",
     "Seed",
+    "Show",
     "Skip",
     "Targets",
     "TrainSize",
     "ValSize",
+    "Workers",
     "given",
 ]
 
@@ -52,6 +55,7 @@ Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable num
 MinBudget = Annotated[str | None, Option(metavar="NUMBER", help="Fewest trainable numbers.")]
 Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
 Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
+Workers = Annotated[int | None, Option(metavar="N", help="Processes that score; 0: this one.")]
 Targets = Annotated[
     list[str] | None,
     Option(metavar="NAME", help="Layers to adapt: linear, a regular expression, names (repeat it)."),
@@ -67,8 +71,12 @@ Pretrained = Annotated[bool | None, Option("--pretrained/--no-pretrained", help=
 TrainSize = Annotated[int | None, Option(metavar="N", help="Training images of the seeded split.")]
 ValSize = Annotated[int | None, Option(metavar="N", help="Validation images of the seeded split.")]
 OnBadImage = Annotated[str | None, Option(metavar="error|skip", help="What to do with unreadable images.")]
+Control = Annotated[
+    str | None, Option(metavar="retrain", help="Also train the winner alone, to compare with; it costs a training.")
+]
 Preset = Annotated[str | None, Option(metavar="NAME", help="paper: the method as published.")]
 Seed = Annotated[int | None, Option(metavar="N", help="Of everything random.")]
+Show = Annotated[bool, Option("--show", help="Print the winner site by site; alone it searches nothing.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 SETTINGS = {  # option -> setting
@@ -90,6 +98,8 @@ SETTINGS = {  # option -> setting
     "min_budget": "search.min_budget",
     "generations": "search.generations",
     "population": "search.population",
+    "control": "search.control",
+    "workers": "search.workers",
     "preset": "preset",
     "seed": "seed",
 }

@@ -11,15 +11,15 @@ from typing import Any
 from glora.errors import RunError
 from glora.results import write_json
 
-__all__ = ["CONTROLS", "Outcome", "Row", "title", "verdict"]
+__all__ = ["SPLITS", "Outcome", "Row", "bane", "row_title", "verdict"]
 
 Row = Mapping[str, float | None]
-CONTROLS = {  # name of a row -> what it is, in words
-    "winner": "the winner",
-    "random_mean": "the mean of {genotypes:,.0f} random genotypes",
-    "random_best": "the best of {genotypes:,.0f} random genotypes",
-    "largest": "the largest subnet",
-    "retrained": "the winner trained alone",
+TITLES = {  # name of a row -> what it is
+    "winner": "winner",
+    "random_mean": "mean of {:,.0f} random",
+    "random_best": "best of {:,.0f} random",
+    "largest": "largest subnet",
+    "retrained": "winner trained alone",
 }
 SPLITS = {"test": "test", "aside": "set-aside", "val": "val"}  # from the most to the least honest
 LEVEL = 2.0  # paired standard errors between "beats" and "does not beat"
@@ -66,9 +66,27 @@ class Outcome:
             return f"{self.scored:,} genotypes scored; {how}."
         return f"{self.scored:,} genotypes scored; the best on val won."
 
+    @property
+    def told(self) -> str:
+        """What the search read of the winner on val, in a sentence."""
+        if self.score is None:
+            return "Its score on val was not finite."
+        value = self.score if self.fitness == "accuracy" else -self.score
+        return f"The winner's {self.fitness} on val, as the search read it: {value:.4f} ± {self.standard_error:.4f}."
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """How the winner was chosen, how much val flatters it, and whether it beats its controls, in words."""
+        compared = verdict(self.rows, fitness=self.fitness, budget=self.budget)
+        return (self.choice, self.told, *filter(None, [bane(self.rows.get("winner", {}))]), *compared)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, a key per field, and the verdict."""
+        return {**asdict(self), "verdict": list(self.verdict)}
+
     def write(self, path: Path) -> None:
         """The file holds this outcome, whole or not at all."""
-        write_json(path, asdict(self))
+        write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Outcome:
@@ -86,9 +104,9 @@ class Outcome:
             raise RunError(f"{path} cannot be read: {error}.", remedy=remedy) from error
 
 
-def title(name: str, row: Row) -> str:
-    """What a row is, in words."""
-    return CONTROLS[name].format(genotypes=row.get("genotypes") or 0)
+def row_title(name: str, row: Row) -> str:
+    """What a row is, for a table."""
+    return TITLES[name].format(row.get("genotypes") or 0)
 
 
 def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None) -> list[str]:
@@ -110,8 +128,21 @@ def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None) -> lis
         beyond = f" ({size:,.0f} numbers, above the budget)" if budget is not None and size > budget else ""
         images = f"{row[f'{split}_images']:,.0f} {SPLITS[split]} images"
         flattered = ", which also chose it" if split == "val" else ""
-        lines.append(f"The winner {word} {title(name, row)}{beyond} on the {images}{flattered}: {numbers}.")
+        what = row_title(name, row) + (" genotypes" if name.startswith("random") else "")
+        lines.append(f"The winner {word} the {what}{beyond} on the {images}{flattered}: {numbers}.")
     return lines
+
+
+def bane(row: Row) -> str:
+    """The winner's curse in a sentence; empty where nothing was set aside."""
+    if row.get("curse_accuracy") is None or row.get("curse_loss") is None:
+        return ""
+    points, points_error = (100 * (row[f"curse_accuracy{end}"] or 0) for end in ("", "_standard_error"))
+    loss, loss_error = (row[f"curse_loss{end}"] or 0 for end in ("", "_standard_error"))
+    return (
+        f"Winner's curse, val minus set-aside: accuracy {points:+.1f} ± {points_error:.1f} points, "
+        f"loss {-loss:+.3f} ± {loss_error:.3f}."
+    )
 
 
 def _word(gap: float | None, error: float | None) -> str:

@@ -6,8 +6,12 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.status import Status
+from rich.text import Text
+
+from glora.searchview import SearchView
 
 if TYPE_CHECKING:  # it is on the screen before torch is loaded
     from glora.searchers import Trial
@@ -36,7 +40,8 @@ class ConsoleReporter:
         self._open = False  # a bar is on the line of the cursor
         self._stage = ""
         self._last = 0.0
-        self._seconds = 0.0  # of the trials told
+        self._live: Live | None = None
+        self._search = SearchView()
 
     def __enter__(self) -> ConsoleReporter:
         self._spin("loading")
@@ -64,24 +69,29 @@ class ConsoleReporter:
         ]
         self._show("train", progress.step, progress.steps, parts)
 
-    def trial(self, trial: Trial, best: Trial, total: int) -> None:
-        """Best score, its numbers and time left of the search."""
-        done = trial.number + 1
-        self._seconds = trial.seconds + (self._seconds if trial.number else 0.0)
-        left = self._seconds / done * max(0, total - done)
-        name, value = ("loss", -best.score.value) if best.score.value < 0 else ("accuracy", best.score.value)
-        parts = [
-            f"best val {name} {value:.4f} ± {best.score.standard_error:.4f}",
-            f"{_clock(left)} left",
-            f"{best.parameters:,} numbers",
-            f"generation {trial.generation}",
-        ]
-        self._show("search", done, max(done, total), parts)
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
+        """The search so far: a table on a terminal, a row per generation."""
+        if self._stage != "search":
+            self._search = SearchView()
+        self._search.add(trial, best, saved)
+        done = self._search.done
+        if not self._due("search", done, total):
+            return
+        left = f"{_clock(self._search.seconds_left(total))} left"
+        if not self.console.is_terminal:
+            self.console.print(GAP.join([f"search {done}/{total}", *self._search.words(), left]), soft_wrap=True)
+        else:
+            if self._live is None:
+                self._close()
+                self._live = Live(console=self.console, auto_refresh=False)
+                self._live.start()
+            line = _line("search", done, max(done, total), [left], self.console.width - 1, colour=True)
+            self._live.update(Group(Text.from_ansi(line), self._search.table()), refresh=True)
+        self._told("search", done, total)
 
     def _show(self, stage: str, done: int, total: int, parts: list[str]) -> None:
         """The stage's line; `parts` come in the order of their worth, the last are left out where room is short."""
-        every = DRAW_EVERY if self.console.is_terminal else PLAIN_EVERY
-        if stage == self._stage and done < total and time.perf_counter() - self._last < every:
+        if not self._due(stage, done, total):
             return
         if not self.console.is_terminal:
             self.console.print(GAP.join([f"{stage} {done}/{total}", *parts]), soft_wrap=True, markup=False)
@@ -93,6 +103,14 @@ class ConsoleReporter:
             line = _line(stage, done, total, parts, self.console.width - 1, colour=colour)
             self.console.file.write(f"\r{line}")  # at once: of what rich buffers, Ctrl-C may leave a second copy
             self.console.file.flush()
+        self._told(stage, done, total)
+
+    def _due(self, stage: str, done: int, total: int) -> bool:
+        """Whether it is time to show something again; a stage's first and last are always shown."""
+        every = DRAW_EVERY if self.console.is_terminal else PLAIN_EVERY
+        return stage != self._stage or done >= total or time.perf_counter() - self._last >= every
+
+    def _told(self, stage: str, done: int, total: int) -> None:
         self._stage, self._last = stage, time.perf_counter()
         if done >= total:
             self._close()
@@ -108,7 +126,9 @@ class ConsoleReporter:
             self._spinner.stop()
         if self._open:
             self.console.file.write("\n")
-        self._spinner, self._open = None, False
+        if self._live is not None:
+            self._live.stop()
+        self._spinner, self._live, self._open = None, None, False
 
 
 def _line(stage: str, done: int, total: int, parts: list[str], width: int, *, colour: bool) -> str:

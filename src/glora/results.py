@@ -101,6 +101,7 @@ class Result:
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.
+        verdict: Of a search: how the winner was chosen, and whether it beats its controls, in words.
         versions: Version of Python and of the packages that decide the numbers.
         commit: The git commit of the working folder, or None.
         device: What it ran on, in words.
@@ -120,6 +121,7 @@ class Result:
     memory_bytes: int | None = None
     latency: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    verdict: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
     device: str = "cpu"
@@ -141,6 +143,7 @@ class Result:
         seconds: Mapping[str, float] | None = None,
         latency: Mapping[str, float] | None = None,
         notes: Iterable[str] = (),
+        verdict: Iterable[str] = (),
         device: str = "cpu",
     ) -> Result:
         """The record of a run that ends now, with versions, commit, peak memory and UTC time filled in."""
@@ -158,11 +161,17 @@ class Result:
             memory_bytes=_peak_memory(),
             latency=None if latency is None else _plain(latency),
             notes=tuple(notes),
+            verdict=tuple(verdict),
             versions=_versions(),
             commit=_commit(),
             device=device,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
+
+    @property
+    def rows(self) -> dict[str, Mapping[str, float | None]]:
+        """`winner` and what it was compared with -> its metrics and `parameters`."""
+        return {"winner": {**self.metrics, "parameters": self.parameters}, **self.controls}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, a key per field and the format version."""
@@ -201,7 +210,7 @@ class Result:
             if name in data and not isinstance(data[name], kind):
                 raise RunError(f"The result's {name} is {data[name]!r}.", allowed=f"Allowed: a JSON {kind.__name__}.")
         values = {name: value for name, value in data.items() if name != "format"}
-        return cls(**values | {"notes": tuple(values.get("notes", ()))})
+        return cls(**values | {name: tuple(values.get(name, ())) for name in ("notes", "verdict")})
 
     def write(self, path: str | Path) -> None:
         """`path` holds this result, whole or not at all."""

@@ -23,6 +23,7 @@ from glora.results import append_jsonl, read_jsonl
 __all__ = ["RunFolder"]
 
 COMPARISON = {"search.controls", "search.control"}  # settings that change no score
+ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
 class RunFolder:
@@ -101,7 +102,7 @@ class RunFolder:
         """Nothing when a run of these settings may begin or go on here.
 
         What concerns the search alone may still change as long as nothing was searched or tested; what its winner
-        is compared with, as long as nothing was tested.
+        is compared with, as long as nothing was tested; who does the scoring, at any time.
 
         Raises:
             RunError: The folder holds a run of other settings, or something else, or cannot be written.
@@ -110,7 +111,7 @@ class RunFolder:
             self._check_free()
             return
         theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        differing = [key for key in mine if mine[key] != theirs.get(key) and key not in ANY_TIME]
         if not differing:
             return
         only_search = all(key.startswith("search.") for key in differing)
@@ -120,7 +121,10 @@ class RunFolder:
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
         else:
-            remedy = f"`glora search {self.path}` continues its search; delete {self.journal} to search anew."
+            remedy = (
+                f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
+                f"scores; delete {self.journal} to search anew."
+            )
         raise RunError(
             f"{self.path} holds a run of other settings: "
             + listed(f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in differing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,14 +15,15 @@ from glora.controls import Contender, best_again, compared, controls, random_gen
 from glora.data.known import Known
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
-from glora.folds import FoldScorer, Part, load_parts
+from glora.folds import FoldRecipe, FoldScorer, Part, StoredSupernet, load_parts
 from glora.genotype import TENSORS
-from glora.methods.glora import TunedAdapter
-from glora.outcome import Outcome, Row, verdict
+from glora.methods import Method
+from glora.methods.glora import GLoRA, TunedAdapter
+from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
-from glora.scoring import ValScorer
-from glora.searchers import Score, SearchResult, Trial, search
+from glora.scoring import Recipe, ValScorer, shared_weights
+from glora.searchers import Racing, Score, SearchResult, Trial, search
 from glora.sheet import Genome, Sheet, Splits
 from glora.space import numbers
 
@@ -34,6 +36,7 @@ class Search:
     Args:
         known: The images, without test.
         tuned: The supernet, on its device; its numbers are read from the folder.
+        method: What made it, so that workers can make it too.
         folder: The run folder.
         settings: Searcher, budget, and what comes after the search.
         seed: The run's.
@@ -49,6 +52,7 @@ class Search:
         self,
         known: Known,
         tuned: TunedAdapter,
+        method: Method,
         folder: RunFolder,
         settings: SearchSettings,
         *,
@@ -58,6 +62,8 @@ class Search:
         info: Mapping[str, Any],
     ) -> None:
         self.known = known
+        self.method = method
+        self.accelerator = accelerator
         self.adapted = tuned.adapted
         self.space = tuned.adapted.space
         self.folder = folder
@@ -65,10 +71,10 @@ class Search:
         self.seed = seed
         self.reporter = reporter
         self.info = info
-        parts, self.final = load_parts(self.adapted, known, folder)
+        self.parts, self.final = load_parts(self.adapted, known, folder)
         how = {"fitness": settings.fitness, "accelerator": accelerator, "batch_size": settings.batch_size}
-        self.all_parts = FoldScorer(parts, **how)
-        self.scorer: Any = self.all_parts if known.folds else ValScorer(parts[0].supernet, parts[0].images, **how)
+        self.all_parts = FoldScorer(self.parts, **how)
+        self.scorer: Any = self.all_parts if known.folds else ValScorer(*self.parts[0], **how)
         files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
         self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
         header = {"event": "images", **self.context, "winner": sha256(folder.supernet)}
@@ -78,11 +84,15 @@ class Search:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
         best: list[Trial] = []
 
+        seen: list[float] = []
+
         def tell(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
-            self.reporter.trial(trial, best[0], self.settings.candidates)
+            seen.append(trial.seen)
+            saved = 1 - sum(seen) / len(seen) if self.settings.racing else None
+            self.reporter.trial(trial, best[0], self.settings.candidates, saved)
 
-        found = self._search(self.scorer, tell)
+        found = self._search(self.scorer, tell, workers=self.settings.workers)
         winner, rescored = self._chosen(found)
         budget, least = self.settings.budget, self.settings.min_budget
         rows = self.rows(winner.genome, budget=budget, min_budget=least)
@@ -119,6 +129,14 @@ class Search:
         """The winner and its controls on val and on the images set aside; what the sheet has is not measured again."""
         return compared(self.contender(winner), self.controls(budget=budget, min_budget=min_budget))
 
+    def complete(self, outcome: Outcome, rows: Mapping[str, Row]) -> Outcome:
+        """The outcome with all that was compared, in the folder and in the picture."""
+        outcome = replace(outcome, rows=rows)
+        outcome.write(self.folder.winner)
+        found = self._search(self._unfinished, None)
+        self._pictures(outcome, found, found.trials[outcome.number])
+        return outcome
+
     def contender(self, genome: Genome, splits: Splits | None = None) -> Contender:
         """One genotype of the supernet as a row of the comparison."""
         parameters = self.space.count(self.space.decode(genome))
@@ -130,22 +148,52 @@ class Search:
         wanted = settings.population if settings.controls is None else settings.controls
         if not wanted:
             return {}
-        self.reporter.say(f"Controls: {wanted:,} random genotypes and the largest")
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=self.seed)
+        if any(genome not in self.sheet for genome in sizes):
+            self.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
         return controls(self.space, self.sheet, sizes, fitness=settings.fitness, rescore=settings.rescore)
 
-    def _search(self, score: Any, tell: Any) -> SearchResult:
+    def _search(self, score: Any, tell: Any, *, workers: int = 0) -> SearchResult:
+        settings = self.settings
+        racing = Racing(len(self.known.val), level=settings.racing_level, first=settings.racing_first)
         return search(
-            score,
+            self._recipe() if workers else score,
             self.space,
             seed=self.seed,
-            **self.settings.arguments(),
+            **settings.arguments(),
+            racing=racing if settings.racing else None,
+            workers=workers,
+            cluster=settings.cluster if workers else None,
+            limit=settings.limit,
             journal=self.folder.journal,
             context=self.context,
             on_trial=tell,
         )
 
-    def _unfinished(self, genotype: object) -> Score:
+    def _recipe(self) -> Recipe | FoldRecipe:
+        """How worker processes make the scorer."""
+        if self.accelerator.num_processes > 1:
+            raise RunError(
+                "Search workers are started by one process, not by several.",
+                remedy=f"Train with several, then: glora search {self.folder.path}",
+            )
+        assert isinstance(self.method, GLoRA)
+        recipe = Recipe(
+            spec=self.info["backbone"],
+            classes=len(self.known.classes),
+            method=self.method,
+            weights=shared_weights(self.adapted.model),
+            val=self.known.val,
+            fitness=self.settings.fitness,
+            precision=self.accelerator.mixed_precision,
+            batch_size=self.settings.batch_size,
+        )
+        if not self.known.folds:
+            return recipe
+        states = [part.supernet.state for part in self.parts if isinstance(part.supernet, StoredSupernet)]
+        return FoldRecipe(recipe, tuple(states), self.known.scoring)
+
+    def _unfinished(self, *_: object) -> Score:
         raise RunError(
             f"The search in {self.folder.path} is not finished.", remedy=f"Continue it: glora search {self.folder.path}"
         )
@@ -197,19 +245,19 @@ class Search:
         self.adapted.activate(genotype)
         save_adapter(self.adapted, folder.adapter, info=self.info)
         outcome.write(folder.winner)
-        for line in (outcome.choice, *self.verdict(outcome)):
+        for line in outcome.verdict:
             self.reporter.say(line)
+        self._pictures(outcome, found, winner)
+
+    def _pictures(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
         try:
             self._draw(outcome, found.trials, found.front, winner)
         except MissingExtraError as error:  # the search is done; its pictures can be had later
             self.reporter.say(f"No pictures: {error}")
 
-    def verdict(self, outcome: Outcome) -> list[str]:
-        """Whether the winner beats its controls, in words."""
-        return verdict(outcome.rows, fitness=outcome.fitness, budget=outcome.budget)
-
     def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
         folder, fitness = self.folder.plots, self.settings.fitness
-        plots.search_plot(trials, front, winner, folder / "search.svg", fitness=fitness, budget=outcome.budget)
+        facts: dict[str, Any] = {"fitness": fitness, "budget": outcome.budget, "controls": outcome.rows}
+        plots.search_plot(trials, front, winner, folder / "search.svg", **facts)
         plots.layer_plot(winner.genotype, self.space, folder / "layers.svg")
         plots.parameters_plot(winner.genotype, self.space, folder / "parameters.svg")

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from glora.genotype import TENSORS
+from glora.outcome import SPLITS, Outcome, Row, row_title
 from glora.results import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["CAPTION", "markdown", "rich_table", "rows", "trainable"]
+__all__ = ["CAPTION", "comparison_table", "markdown", "rich_table", "rows", "trainable", "winner_table"]
 
 CAPTION = (
     "val, test: accuracy; ± is the standard error on the images counted, or with several seeds the standard deviation "
     "between them. val also chose the configuration of a searched method and flatters it. Trainable numbers are "
     "without the head. Latency: merged model / plain backbone."
 )
+COMPARED = (
+    "Accuracy ± its standard error. val chose the winner; the images set aside chose among the best few only, of the "
+    "random genotypes too; test chose nothing. Below, ± of a difference is paired: image by image."
+)
+CHOICES = "– none, · not offered. A scales and B shifts the weight, C is a prompt, D scales and E shifts the bias."
 MISSING = "–"
 TITLES = {"task": "task", "model": "model"}  # columns shown only when the results differ in them
 
@@ -87,6 +94,43 @@ def rich_table(results: Iterable[Result], *, title: str = "") -> Table:
     for line in lines:
         table.add_row(*line.values())
     return table
+
+
+def comparison_table(compared: Mapping[str, Row]) -> Table:
+    """The winner of a search and its controls for a terminal: accuracy on every split that was looked at."""
+    from rich.table import Table
+
+    table = Table(caption=COMPARED, caption_justify="left")
+    splits = [
+        split for split in ("val", "aside", "test") if any(f"{split}_accuracy" in row for row in compared.values())
+    ]
+    for column in ("", "trainable", *(f"{SPLITS[split]}, %" for split in splits)):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in compared.items():
+        table.add_row(
+            row_title(name, row), trainable(row["parameters"] or 0), *(_percent(row, split) for split in splits)
+        )
+    return table
+
+
+def winner_table(outcome: Outcome) -> Table:
+    """The winner site by site for a terminal: the choice of every support tensor, and its trainable numbers."""
+    from rich.table import Table
+
+    budget = "no budget" if outcome.budget is None else f"budget {outcome.budget:,}"
+    heading = f"The winner, trial {outcome.number}: {outcome.parameters:,} trainable numbers, {budget}"
+    table = Table(title=heading, caption=CHOICES, caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("site", *TENSORS, "numbers"):
+        table.add_column(column, justify="right" if column == "numbers" else "left", overflow="fold")
+    for site, cells in outcome.sites.items():
+        looks = {None: "·", "none": MISSING}
+        table.add_row(site, *(looks.get(cells[tensor], cells[tensor]) for tensor in TENSORS), f"{cells['numbers']:,}")
+    return table
+
+
+def _percent(row: Row, split: str) -> str:
+    accuracy, error = (row.get(f"{split}_accuracy{end}") for end in ("", "_standard_error"))
+    return MISSING if accuracy is None else f"{100 * accuracy:.1f} ± {100 * (error or 0):.1f}"
 
 
 def _row(group: Sequence[Result], differing: Sequence[str], many_seeds: bool) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,20 +257,29 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: ImageSet, *, accelerator: Accelerator, batch_size: int) -> Evaluation:
-    """The model's losses and hits on all images, in their order; it is left in eval mode.
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    accelerator: Accelerator,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+) -> Evaluation:
+    """The model's losses and hits on the images, in their order; it is left in eval mode.
 
     Args:
         model: Images `(b, 3, h, w)` to logits `(b, classes)`.
         images: Prepared images.
         accelerator: Device and precision; every process evaluates all images, without waiting for another.
         batch_size: Images per forward pass.
+        indices: Which images; None for all.
     """
     model.eval()
-    found = torch.zeros(2, len(images), device=accelerator.device)
-    for first in range(0, len(images), batch_size):
-        batch = list(range(first, min(first + batch_size, len(images))))
-        x, y = images.batch(batch)
+    chosen = range(len(images)) if indices is None else indices
+    found = torch.zeros(2, len(chosen), device=accelerator.device)
+    for first in range(0, len(chosen), batch_size):
+        batch = slice(first, first + batch_size)
+        x, y = images.batch(chosen[batch])
         y = y.to(accelerator.device)
         with accelerator.autocast():
             logits = model(x.to(accelerator.device)).float()

@@ -70,7 +70,7 @@ class Recorder:
         if self.kill_step is not None and progress.step >= self.kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def trial(self, trial: Trial, best: Trial, total: int) -> None:
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
         self.trials.append(trial)
         if trial.number == self.kill_trial:
             os.kill(os.getpid(), signal.SIGKILL)

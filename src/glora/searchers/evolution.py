@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from glora.errors import ConfigError
-from glora.searchers import Candidate, Origin, Trial
 from glora.searchers.operators import Genome, Pool, crossover, mutate
-from glora.space import BoundSpace
+from glora.searchers.trials import Candidate, Origin, Trial
 
 __all__ = ["Evolution", "EvolutionSettings"]
 
@@ -70,26 +68,18 @@ class Evolution:
     to the smaller genotype (theirs: to the older), and every generation is ranked (theirs forgets the last).
 
     Args:
-        space: The search space.
-        budget: Most trainable numbers; None for no limit.
-        min_budget: Fewest trainable numbers.
+        pool: Where genomes and randomness come from.
         settings: See `EvolutionSettings`.
-        rng: Where the randomness comes from.
-
-    Raises:
-        BudgetError: No genotype keeps the budget.
 
     Source: arXiv 2306.07967, Sec. 2.3, "Evolutionary search".
     """
 
     Settings: ClassVar = EvolutionSettings
 
-    def __init__(
-        self, space: BoundSpace, *, budget: int | None, min_budget: int, settings: EvolutionSettings, rng: random.Random
-    ) -> None:
+    def __init__(self, pool: Pool, settings: EvolutionSettings) -> None:
+        self.pool = pool
         self.settings = settings
-        self.rng = rng
-        self.pool = Pool(space.costs, budget, min_budget, rng, legalize=settings.legalize)
+        self.elite = settings.parents
         self.top: list[Trial] = []
         self.generation = 0
 
@@ -115,13 +105,13 @@ class Evolution:
         for _ in range(TRIES * wanted):
             if len(children) == wanted:
                 break
-            parent = self.rng.choice(self.top)
+            parent = self.pool.rng.choice(self.top)
             if fresh := self.pool.admit(make(parent)):
                 children.append(Candidate(*fresh, origin, parent.number))
         return children
 
     def _mutant(self, parent: Trial) -> Genome:
-        return mutate(parent.genome, self.pool.sizes, self.settings.mutation_probability, self.rng)
+        return mutate(parent.genome, self.pool.wheels, self.settings.mutation_probability, self.pool.rng)
 
     def _crossed(self, parent: Trial) -> Genome:
-        return crossover(parent.genome, self.rng.choice(self.top).genome, self.rng)
+        return crossover(parent.genome, self.pool.rng.choice(self.top).genome, self.pool.rng)

@@ -1,14 +1,16 @@
-"""The search journal: an append-only file with one JSON line per score, from which a killed search goes on.
+"""The search journal: an append-only file from which a killed search goes on to the same end.
 
-The first line is the header: the space's hash, the searcher, its settings, the seed, the budget. A genome is
-written whole (`"genome"`), or as the genes that differ from its parent's (`"changed"`: gene, option, gene, ...).
+One JSON line each: first the header (the space's hash, the searcher, its settings, the seed, the budget), then an
+`ask` for every candidate, a `start` for every job handed out, a `score` for every job done. A job is one candidate on
+all examples, or on one `piece` of them in a race. A genome is written whole (`"genome"`), or as the genes that differ
+from its parent's (`"changed"`: gene, option, gene, ...). With several workers the order of the lines may differ from
+run to run; the lines do not, up to `seconds`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +20,10 @@ from glora.errors import RunError
 from glora.results import append_jsonl, read_jsonl
 from glora.space import BoundSpace
 
-__all__ = ["Journal", "space_hash"]
+__all__ = ["Journal", "genes", "space_hash"]
 
-FORMAT = 1
+FORMAT = 2
+AGAIN = "It was written by another version of glora, or edited: start on a new journal."
 
 
 def space_hash(space: BoundSpace) -> str:
@@ -30,8 +33,16 @@ def space_hash(space: BoundSpace) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def genes(genome: Sequence[int], base: Sequence[int] | None) -> dict[str, list[int]]:
+    """The genome as a journal has it: whole, or what differs from the parent's genome."""
+    if base is None:
+        return {"genome": list(genome)}
+    pairs = enumerate(zip(genome, base, strict=True))
+    return {"changed": [number for gene, (new, old) in pairs if new != old for number in (gene, new)]}
+
+
 class Journal:
-    """The scores that a search has made, kept in a file; without a path it keeps none.
+    """What a search has said so far, each line once; without a path it forgets.
 
     Args:
         path: The file; made when missing, continued when it is there.
@@ -44,40 +55,35 @@ class Journal:
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
         self.path = None if path is None else Path(path)
         self.header = {"event": "search", "format": FORMAT, **json.loads(json.dumps(header))}
-        self._scores: dict[int, dict[str, Any]] = {}
+        self._lines: dict[tuple[str, int, int | None], dict[str, Any]] = {}
         if self.path is None:
             return
         records = read_jsonl(self.path)
         if records:
             self._check(records[0])
-            self._scores = {record["number"]: record for record in records[1:] if record.get("event") == "score"}
+            self._lines = {_key(record): record for record in records[1:]}
         else:
             self._check_unfinished(self.path)
             append_jsonl(self.path, self.header)
 
-    def recall(
-        self, number: int, genome: Sequence[int], base: Sequence[int] | None
-    ) -> tuple[float, float, float] | None:
-        """Score, standard error and seconds of the trial, or None when it was not scored yet.
+    def recall(self, event: str, number: int, piece: int | None = None) -> dict[str, Any] | None:
+        """The line that the journal began with, or None."""
+        return self._lines.get((event, number, piece))
+
+    def write(self, event: str, number: int, **record: Any) -> None:
+        """The line is in the file, flushed and fsynced, and there only once.
 
         Raises:
-            RunError: The journal has another genome under this number.
+            RunError: The journal began with another line in its place.
         """
-        record = self._scores.get(number)
-        if record is None:
-            return None
-        if not _genes(genome, base).items() <= record.items():
-            raise RunError(
-                f"{self.path}: trial {number} is another genotype than the searcher asks for now.",
-                remedy="It was written by another version of glora, or edited: start on a new journal.",
-            )
-        score, error, seconds = record["score"], record["standard_error"], record["seconds"]
-        return (-math.inf if score is None else score), error, seconds  # JSON has no -inf
-
-    def write(self, number: int, genome: Sequence[int], base: Sequence[int] | None, record: Mapping[str, Any]) -> None:
-        """The trial's line is in the file, flushed and fsynced."""
-        if self.path is not None:
-            append_jsonl(self.path, {"event": "score", "number": number, **record, **_genes(genome, base)})
+        if self.path is None:
+            return
+        line = {"event": event, "number": number, **record}
+        found = self._lines.get(_key(line))
+        if found is None:
+            append_jsonl(self.path, line)
+        elif found != line:
+            raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=AGAIN)
 
     def finish(self, trials: int) -> None:
         """Nothing when the journal holds no trial beyond the search's end.
@@ -85,11 +91,8 @@ class Journal:
         Raises:
             RunError: It does: it was edited, or written by another version.
         """
-        if extra := sorted(number for number in self._scores if number >= trials):
-            raise RunError(
-                f"{self.path} has trial {extra[0]}, but the search ends after {trials}.",
-                remedy="It was written by another version of glora, or edited: start on a new journal.",
-            )
+        if extra := sorted(number for _, number, _ in self._lines if number >= trials):
+            raise RunError(f"{self.path} has trial {extra[0]}, but the search ends after {trials}.", remedy=AGAIN)
 
     def _check(self, found: Mapping[str, Any]) -> None:
         for key in self.header.keys() | found.keys():
@@ -108,8 +111,5 @@ class Journal:
             raise RunError(f"{path} is no search journal.", remedy="Use another journal path.")
 
 
-def _genes(genome: Sequence[int], base: Sequence[int] | None) -> dict[str, list[int]]:
-    if base is None:
-        return {"genome": list(genome)}
-    pairs = enumerate(zip(genome, base, strict=True))
-    return {"changed": [number for gene, (new, old) in pairs if new != old for number in (gene, new)]}
+def _key(line: Mapping[str, Any]) -> tuple[str, int, int | None]:
+    return str(line.get("event")), int(line.get("number", -1)), line.get("piece")

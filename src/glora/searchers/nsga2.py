@@ -7,16 +7,14 @@ IEEE Transactions on Evolutionary Computation 6(2), 2002.
 from __future__ import annotations
 
 import math
-import random
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from glora.errors import ConfigError
-from glora.searchers import Candidate, Trial
 from glora.searchers.operators import Pool, crossover, mutate
-from glora.space import BoundSpace
+from glora.searchers.trials import Candidate, Trial
 
 __all__ = ["NSGA2", "NSGA2Settings", "crowding_distances", "nondominated_fronts"]
 
@@ -77,27 +75,19 @@ class NSGA2:
     so that ties crowd nothing out; a diverged trial (score -inf) never survives.
 
     Args:
-        space: The search space.
-        budget: Most trainable numbers; None for no limit.
-        min_budget: Fewest trainable numbers.
+        pool: Where genomes and randomness come from.
         settings: See `NSGA2Settings`.
-        rng: Where the randomness comes from.
-
-    Raises:
-        BudgetError: No genotype keeps the budget.
 
     Source: Deb, Sec. III.
     """
 
     Settings: ClassVar = NSGA2Settings
+    elite = None  # every size counts
 
-    def __init__(
-        self, space: BoundSpace, *, budget: int | None, min_budget: int, settings: NSGA2Settings, rng: random.Random
-    ) -> None:
+    def __init__(self, pool: Pool, settings: NSGA2Settings) -> None:
+        self.pool = pool
         self.settings = settings
-        self.rng = rng
-        self.pool = Pool(space.costs, budget, min_budget, rng, legalize=settings.legalize)
-        choices = sum(size > 1 for size in self.pool.sizes)
+        choices = sum(len(options) > 1 for options in pool.window.costs)
         given = settings.mutation_probability
         self.mutation_probability = 1 / max(1, choices) if given is None else given
         self.members: list[_Member] = []
@@ -134,16 +124,16 @@ class NSGA2:
         for _ in range(tries):
             parent = self._winner()
             genome = parent.genome
-            crossed = self.rng.random() < CROSSOVER
+            crossed = self.pool.rng.random() < CROSSOVER
             if crossed:
-                genome = crossover(genome, self._winner().genome, self.rng)
-            genome = mutate(genome, self.pool.sizes, self.mutation_probability, self.rng)
+                genome = crossover(genome, self._winner().genome, self.pool.rng)
+            genome = mutate(genome, self.pool.wheels, self.mutation_probability, self.pool.rng)
             if fresh := self.pool.admit(genome):
                 yield Candidate(*fresh, "crossover" if crossed else "mutation", parent.number)
 
     def _winner(self) -> Trial:
         """Of two random members the better in the crowded-comparison order (Deb, Sec. III-C and III-D)."""
-        first, second = self.rng.choice(self.members), self.rng.choice(self.members)
+        first, second = self.pool.rng.choice(self.members), self.pool.rng.choice(self.members)
         return min(first, second, key=lambda member: member.key).trial
 
 

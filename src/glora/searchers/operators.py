@@ -8,64 +8,47 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from glora.errors import BudgetError
 
-__all__ = ["Genome", "Pool", "Window", "crossover", "mutate", "random_genome", "repair"]
+__all__ = ["Genome", "Pool", "Window", "crossover", "mutate", "random_genome", "repair", "wheels"]
 
 Genome = tuple[int, ...]
 Costs = Sequence[Sequence[int]]
-GeneMoves = tuple[tuple[tuple[int, int], ...], ...]  # option -> the cheaper (or costlier) options and the change
-Moves = list[GeneMoves]
+Wheel = tuple[float, ...]  # of a gene: the cumulative probabilities of its options, without the last, which is 1
 
-ROUNDS = 40  # of walks down and up before a repair gives up
-PROBES = 100  # repairs tried before a narrow window counts as empty
-REDRAWS = 1_000  # legal random genomes met in a row that were all seen: the space is counted as exhausted
+STEEPEST = 50.0  # a tilt at which every gene takes its cheapest option: counts are whole numbers
+KICKS = 16  # tries of a repair; before each one random steps, twice as many as the last time
+PROBES = 10_000  # genes repaired before a narrow window counts as empty
+REDRAWS = 1_000  # refused random genomes in a row: rejection gives up, or the space counts as exhausted
 ENUMERABLE = 100_000  # a space of at most this many genotypes is listed rather than guessed
 
 
-def random_genome(sizes: Sequence[int], rng: random.Random) -> Genome:
-    """A genome drawn uniformly, every gene on its own.
-
-    Args:
-        sizes: Number of options per gene.
-        rng: Where the randomness comes from.
-    """
+def random_genome(wheels: Sequence[Wheel], rng: random.Random) -> Genome:
+    """A genome drawn gene by gene, each from its wheel."""
     draw = rng.random
-    return tuple([int(draw() * size) for size in sizes])
+    return tuple([bisect(wheel, draw()) for wheel in wheels])
 
 
-def mutate(genome: Genome, sizes: Sequence[int], probability: float, rng: random.Random) -> Genome:
-    """The genome with every gene drawn anew with the given probability; a new draw may give the old option.
-
-    Args:
-        genome: The parent.
-        sizes: Number of options per gene.
-        probability: Of drawing a gene anew, in [0, 1].
-        rng: Where the randomness comes from.
-    """
-    if probability <= 0:
-        return genome
-    genes, draw = list(genome), rng.random
-    scale = 1 / math.log1p(-probability) if probability < 1 else 0.0
-    gene = -1
-    while True:
-        gene += 1 + int(math.log1p(-draw()) * scale)  # the genes kept in between are geometrically distributed
-        if gene >= len(genes):
-            return tuple(genes)
-        genes[gene] = int(draw() * sizes[gene])
+def mutate(genome: Genome, wheels: Sequence[Wheel], probability: float, rng: random.Random) -> Genome:
+    """The genome with every gene drawn anew with the given probability; a new draw may give the old option."""
+    draw = rng.random
+    genes = zip(genome, wheels, strict=True)
+    return tuple([bisect(wheel, draw()) if draw() < probability else gene for gene, wheel in genes])
 
 
 def crossover(first: Genome, second: Genome, rng: random.Random) -> Genome:
     """The child of two genomes: every gene from one of them, by a fair coin."""
-    coins = f"{rng.getrandbits(len(first)):0{len(first)}b}"
-    return tuple([a if coin == "1" else b for a, b, coin in zip(first, second, coins, strict=True)])
+    draw = rng.random
+    return tuple([a if draw() < 0.5 else b for a, b in zip(first, second, strict=True)])
 
 
 class Window:
-    """The counts that are allowed, and for every gene the options that lead down or up.
+    """The counts that are allowed.
 
     Args:
         costs: Trainable numbers of every option of every gene.
@@ -88,14 +71,18 @@ class Window:
             raise self.error(f"min_budget={min_budget:,} is above budget={budget:,}.")
         if self.low > self.largest:
             raise self.error(f"min_budget={self.low:,} is above the largest genotype.")
-        known = {options: _moves(options) for options in set(map(tuple, costs))}
-        self.cheaper: Moves = [known[tuple(options)][0] for options in costs]
-        self.costlier: Moves = [known[tuple(options)][1] for options in costs]
-        self._probe()
+        if self.distance(self.smallest) and self.distance(self.largest):
+            rng, near = random.Random(0), wheels(self)  # a narrow window may have no genome at all
+            if not any(repair(random_genome(near, rng), self, rng) for _ in range(2 + PROBES // len(costs))):
+                raise self.error(f"No genotype was found with between {self.low:,} and {self.high:,} numbers.")
 
     def count(self, genome: Sequence[int]) -> int:
         """Trainable numbers of the genome."""
         return sum([options[gene] for options, gene in zip(self.costs, genome, strict=True)])
+
+    def distance(self, count: int) -> int:
+        """How far the count is outside of what is allowed; 0 inside."""
+        return max(self.low - count, count - self.high, 0)
 
     def error(self, cause: str) -> BudgetError:
         """A BudgetError with the smallest and the largest possible count."""
@@ -105,92 +92,94 @@ class Window:
             remedy="Change budget or min_budget, or the ranks, variant or targets of the space.",
         )
 
-    def _probe(self) -> None:
-        if self.low <= self.largest <= self.high or self.low <= self.smallest <= self.high:
-            return
-        rng, sizes = random.Random(0), list(map(len, self.costs))
-        if not any(repair(random_genome(sizes, rng), self, rng) for _ in range(PROBES)):
-            raise self.error(f"No genotype was found with between {self.low:,} and {self.high:,} trainable numbers.")
+
+def wheels(window: Window) -> list[Wheel]:
+    """For every gene the wheel it is drawn from: a uniform one where uniform genomes have the right mean count.
+
+    Otherwise an option of cost c has a probability proportional to exp(-tilt c), with the tilt at which the mean
+    count is the window's nearest edge: of all distributions with this mean the one of the largest entropy, and
+    nearly that of uniform genomes drawn until one is in the window.
+    """
+    tables = Counter(map(tuple, window.costs))
+
+    def mean(tilt: float) -> float:
+        return sum(
+            genes * chance * cost
+            for options, genes in tables.items()
+            for chance, cost in zip(_chances(options, tilt), options, strict=True)
+        )
+
+    tilt, uniform = 0.0, mean(0.0)
+    if not window.low <= uniform <= window.high:
+        edge = window.high if uniform > window.high else window.low
+        below, above = -STEEPEST, STEEPEST
+        for _ in range(60):
+            tilt = (below + above) / 2
+            below, above = (tilt, above) if mean(tilt) > edge else (below, tilt)
+    known = {options: tuple(itertools.accumulate(_chances(options, tilt)))[:-1] for options in tables}
+    return [known[tuple(options)] for options in window.costs]
 
 
-def _moves(options: tuple[int, ...]) -> tuple[GeneMoves, GeneMoves]:
-    """For every option the cheaper and the costlier ones, each with the change in numbers."""
-    every = list(enumerate(options))
-    down = tuple(tuple((new, old - cost) for new, cost in every if cost < old) for old in options)
-    up = tuple(tuple((new, cost - old) for new, cost in every if cost > old) for old in options)
-    return down, up
+def _chances(options: Sequence[int], tilt: float) -> list[float]:
+    """Probabilities proportional to exp(-tilt cost)."""
+    lightest = min(tilt * cost for cost in options)
+    weights = [math.exp(lightest - tilt * cost) for cost in options]
+    return [weight / sum(weights) for weight in weights]
 
 
 def repair(genome: Genome, window: Window, rng: random.Random) -> tuple[Genome, int] | None:
     """The genome moved into the window, and its count; None when no way was found.
 
-    Random genes move to random cheaper (or costlier) options, one at a time, until the count fits. Then every
-    moved gene that can go back within the window does, so that as much as possible is kept.
+    Random genes move to random options that bring the count nearer, one at a time, until it fits. Then every moved
+    gene that can go back within the window does, so that as much as possible is kept.
 
     Args:
         genome: Any genome of the space; one inside the window comes back as it is.
         window: The allowed counts.
         rng: Where the randomness comes from.
     """
-    count, width = window.count(genome), window.high - window.low
-    if window.low <= count <= window.high:
-        return genome, count
-    genes = list(genome)
+    genes, count = list(genome), window.count(genome)
     moved: dict[int, None] = {}
-    for _ in range(ROUNDS):
-        if count > window.high:
-            count = window.high + _walk(genes, count - window.high, width, window.cheaper, moved, rng)
-        elif count < window.low:
-            count = window.low - _walk(genes, window.low - count, width, window.costlier, moved, rng)
-        else:
+    for kick in range(KICKS):
+        for _ in range(min(2**kick, len(genes)) if kick else 0):  # out of a dead end before a narrow window
+            gene = rng.randrange(len(genes))
+            old, new = genes[gene], rng.randrange(len(window.costs[gene]))
+            count += window.costs[gene][new] - window.costs[gene][old]
+            genes[gene], moved[gene] = new, None
+        count = _approach(genes, count, window, moved, rng)
+        if not window.distance(count):
             break
-    if not window.low <= count <= window.high:
+    if window.distance(count):
         return None
-    low, high = window.low - count, window.high - count  # what the count may still change by
     for gene in moved:
-        options, old = window.costs[gene], genome[gene]
-        change = options[old] - options[genes[gene]]
-        if low <= change <= high:
-            genes[gene] = old
-            count, low, high = count + change, low - change, high - change
+        back = count + window.costs[gene][genome[gene]] - window.costs[gene][genes[gene]]
+        if not window.distance(back):
+            genes[gene], count = genome[gene], back
     return tuple(genes), count
 
 
-def _walk(genes: list[int], excess: int, width: int, moves: Moves, moved: dict[int, None], rng: random.Random) -> int:
-    """What is left of the excess (0 or less: inside) after moving random genes in place, one at a time.
+def _approach(genes: list[int], count: int, window: Window, moved: dict[int, None], rng: random.Random) -> int:
+    """The count after moving random genes in place, each nearer to the window, until it is inside or none can.
 
-    A move that would leave the window on its other side is made only when no other is left, and once.
+    A move gains at least the mean of what all genes together must gain, so that cheap choices are not spent in vain.
     """
-    draw = rng.random
-    free = [gene for gene, option in enumerate(genes) if moves[gene][option]]
-    left = len(free)
-    past: list[tuple[int, int, int]] = []
-    while left and excess > 0:
-        place = draw() * left
-        slot = int(place)
-        gene = free[slot]
-        options = moves[gene][genes[gene]]
-        new, change = options[int((place - slot) * len(options))]  # the fraction is a second random number
-        if change > excess + width:
-            inside = [option for option in options if option[1] <= excess + width]
-            if not inside:
-                past.append((gene, new, change))
-                left -= 1
-                free[slot] = free[left]
-                continue
-            new, change = inside[int(draw() * len(inside))]
-        genes[gene] = new
-        excess -= change
-        moved[gene] = None
-        if not moves[gene][new]:
-            left -= 1
-            free[slot] = free[left]
-    if past and excess > 0:
-        gene, new, change = past[int(draw() * len(past))]
-        genes[gene] = new
-        excess -= change
-        moved[gene] = None
-    return excess
+    draw, before = rng.random, -1
+    while count != before:
+        before, free = count, list(range(len(genes)))
+        while free and (far := window.distance(count)):
+            place = int(draw() * len(free))
+            gene = free[place]
+            options = window.costs[gene]
+            rest, reach = count - options[genes[gene]], far - max(1, far // len(genes))
+            nearer = [option for option, cost in enumerate(options) if window.distance(rest + cost) <= reach]
+            if nearer:
+                genes[gene] = nearer[int(draw() * len(nearer))]
+                count = rest + options[genes[gene]]
+                moved[gene] = None
+            else:
+                free[place] = free[-1]
+                free.pop()
+    return count
 
 
 class Pool:
@@ -201,7 +190,8 @@ class Pool:
         budget: Most trainable numbers; None for no limit.
         min_budget: Fewest trainable numbers.
         rng: Where the randomness comes from.
-        legalize: `"repair"` moves a genome that is out of the window into it; `"reject"` refuses it.
+        legalize: `"repair"` draws genes that suit the window and moves what is still outside into it; `"reject"`
+            draws them uniformly and refuses what is outside.
 
     Raises:
         BudgetError: No genome is in the window.
@@ -217,49 +207,46 @@ class Pool:
         legalize: Literal["repair", "reject"] = "repair",
     ) -> None:
         self.window = Window(costs, budget, min_budget)
-        self.sizes = list(map(len, costs))
         self.rng = rng
         self.legalize = legalize
+        self.near = wheels(self.window)
+        self.wheels = wheels(Window(costs)) if legalize == "reject" else self.near
         self.seen: set[Genome] = set()
+        self._rest: list[tuple[Genome, int]] | None = None
 
     def admit(self, genome: Genome) -> tuple[Genome, int] | None:
         """The genome in its legal form and its count, now marked as seen; None when refused or seen before."""
-        if self.legalize == "reject":
-            count = self.window.count(genome)
-            legal = (genome, count) if self.window.low <= count <= self.window.high else None
-        else:
-            legal = repair(genome, self.window, self.rng)
-        return self._unseen(legal)
+        if self.legalize == "repair":
+            return self._unseen(repair(genome, self.window, self.rng))
+        count = self.window.count(genome)
+        return None if self.window.distance(count) else self._unseen((genome, count))
 
     def draw(self) -> tuple[Genome, int] | None:
         """A random legal genome not seen before and its count; None when there is none left.
 
-        A genome is drawn uniformly, then repaired. Under `reject` it is drawn again, and after 1,000 refusals
-        repaired: the authors' loop would not end.
+        Under `reject`, after 1,000 refusals, it is drawn as under `repair`: the authors' loop would not end.
         """
-        for attempt in range(2 * REDRAWS):
-            genome = random_genome(self.sizes, self.rng)
-            if attempt < REDRAWS:
-                fresh = self.admit(genome)
-            else:
-                fresh = self._unseen(repair(genome, self.window, self.rng))
-            if fresh:
+        for _ in range(REDRAWS if self._rest is None else 0):
+            if fresh := self.admit(random_genome(self.wheels, self.rng)):
                 return fresh
-            if attempt >= REDRAWS // 10 and self._enumerable:
-                return self._listed()
+        if math.prod(map(len, self.window.costs)) <= ENUMERABLE:
+            return self._listed()
+        for _ in range(REDRAWS if self.legalize == "reject" else 0):
+            if fresh := self._unseen(repair(random_genome(self.near, self.rng), self.window, self.rng)):
+                return fresh
         return None
 
-    @property
-    def _enumerable(self) -> bool:
-        return math.prod(self.sizes) <= ENUMERABLE
-
     def _listed(self) -> tuple[Genome, int] | None:
-        left = [
-            (genome, count)
-            for genome in itertools.product(*map(range, self.sizes))
-            if self.window.low <= (count := self.window.count(genome)) <= self.window.high and genome not in self.seen
-        ]
-        return self._unseen(self.rng.choice(left)) if left else None
+        """The next legal genome of a small space, listed once and shuffled."""
+        if self._rest is None:
+            every = itertools.product(*map(range, map(len, self.window.costs)))
+            counted = [(genome, self.window.count(genome)) for genome in every]
+            self._rest = [pair for pair in counted if not self.window.distance(pair[1])]
+            self.rng.shuffle(self._rest)
+        while self._rest:
+            if fresh := self._unseen(self._rest.pop()):
+                return fresh
+        return None
 
     def _unseen(self, legal: tuple[Genome, int] | None) -> tuple[Genome, int] | None:
         if legal is None or legal[0] in self.seen:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from glora.errors import ConfigError
-from glora.searchers import Candidate, Trial
 from glora.searchers.operators import Pool
-from glora.space import BoundSpace
+from glora.searchers.trials import Candidate, Trial
 
 __all__ = ["RandomSearch", "RandomSettings"]
 
@@ -31,26 +29,19 @@ class RandomSettings:
 
 
 class RandomSearch:
-    """Genotypes drawn uniformly, repaired into the budget, none twice, all asked at once.
+    """Random genotypes within the budget, none twice, all asked at once.
 
     Args:
-        space: The search space.
-        budget: Most trainable numbers; None for no limit.
-        min_budget: Fewest trainable numbers.
+        pool: Where genomes and randomness come from.
         settings: See `RandomSettings`.
-        rng: Where the randomness comes from.
-
-    Raises:
-        BudgetError: No genotype keeps the budget.
     """
 
     Settings: ClassVar = RandomSettings
+    elite = 1
 
-    def __init__(
-        self, space: BoundSpace, *, budget: int | None, min_budget: int, settings: RandomSettings, rng: random.Random
-    ) -> None:
+    def __init__(self, pool: Pool, settings: RandomSettings) -> None:
+        self.pool = pool
         self.left = settings.candidates
-        self.pool = Pool(space.costs, budget, min_budget, rng)
 
     def ask(self) -> list[Candidate]:
         """All candidates, fewer when the space has fewer; empty the second time."""

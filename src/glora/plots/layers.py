@@ -1,105 +1,23 @@
-"""The pictures of a search and of its winner, each with its data as JSON beside it (no torch).
-
-Every function writes the figure in the format of the path's suffix (`.svg`, `.png`), writes the numbers drawn
-to the same path with the suffix `.json`, and returns them. Colours are Okabe and Ito's and cividis: both can be
-told apart by the colour-blind.
-"""
+"""The pictures of a winner: its choice at every site, and its numbers per layer type (no torch)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from glora.errors import ConfigError
-from glora.files import atomic
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
-from glora.registry import optional_import
-from glora.results import write_json
+from glora.plots.figures import INK, count_axis, figure, patches, save
 from glora.space import BoundSpace, numbers
 
-__all__ = ["layer_plot", "parameters_plot", "search_plot"]
+__all__ = ["layer_plot", "parameters_plot"]
 
-SUFFIXES = (".svg", ".png", ".pdf")
+NOTHING = "#EDEDED"
 ROLES = {"A": "scales weight", "B": "shifts weight", "C": "prompt", "D": "scales bias", "E": "shifts bias"}
 TENSOR_COLOURS = {"A": "#0072B2", "B": "#E69F00", "C": "#009E73", "D": "#CC79A7", "E": "#56B4E9"}
-FRONT, INK, NOTHING = "#D55E00", "#222222", "#EDEDED"
 RANK_BLUES = ("#08306B", "#2171B5", "#6BAED6", "#C6DBEF")  # lora, from the largest rank down
 KIND_COLOURS = {"vector": "#F0C75E", "scalar": "#FBEBC0", "none": NOTHING}
 PANELS = 4  # panels of the layer plot in a row
-Fitness = Literal["accuracy", "loss", "score"]
-AXES: dict[str, tuple[str, float, str, str]] = {  # fitness -> axis title, score to what is shown, format, unit
-    "accuracy": ("validation accuracy, %", 100, ".1f", " %"),
-    "loss": ("validation loss (lower is better)", -1, ".4g", ""),
-    "score": ("score (higher is better)", 1, ".4g", ""),
-}
-
-
-class Scored(Protocol):
-    """What a plot reads of a trial: `glora.searchers.Trial` is one."""
-
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def score(self) -> Any: ...
-
-
-def search_plot(
-    trials: Sequence[Scored],
-    front: Sequence[Scored],
-    winner: Scored,
-    path: str | Path,
-    *,
-    fitness: Fitness = "score",
-    budget: int | None = None,
-    title: str = "",
-) -> dict[str, Any]:
-    """Every scored genotype, score against trainable numbers, with the front and the winner.
-
-    Args:
-        trials: What the search scored; trials without a finite score are counted but not drawn.
-        front: The trials that no other beats in both.
-        winner: The trial chosen.
-        path: The figure's file, `.svg`, `.png` or `.pdf`.
-        fitness: What the score is: `"accuracy"` is shown in %, `"loss"` (a negative score) as the loss itself.
-        budget: Drawn as a line when given.
-        title: Instead of the plot's own title.
-
-    Returns:
-        The numbers drawn; scores as the search knew them.
-
-    Raises:
-        ConfigError: The suffix or the fitness is unknown.
-        MissingExtraError: matplotlib is not installed.
-    """
-    if fitness not in AXES:
-        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(AXES)}.")
-    label, factor, form, unit = AXES[fitness]
-    drawn = [trial for trial in trials if math.isfinite(trial.score.value)]
-    figure = _figure(7.6, 4.8)
-    axes = figure.subplots()
-    x, y = [trial.parameters for trial in drawn], [factor * trial.score.value for trial in drawn]
-    style = {"c": [trial.generation for trial in drawn], "cmap": "cividis", "s": 20, "alpha": 0.75, "linewidths": 0}
-    dots = axes.scatter(x, y, label=f"scored genotype ({len(drawn):,})", **style)
-    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], factor)
-    _winner(axes, winner, factor, form, unit)
-    if budget is not None:
-        axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget: {budget:,} trainable numbers")
-    if len({trial.generation for trial in drawn}) > 1:
-        whole = optional_import("matplotlib.ticker", extra="plot", purpose="A figure").MaxNLocator(integer=True)
-        figure.colorbar(dots, ax=axes, label="generation", ticks=whole, pad=0.02)
-    axes.set(xlabel="trainable numbers, without the head", ylabel=label)
-    axes.set_title(title or f"Every genotype of the search: {len(trials):,} scored, {len(front)} on the front")
-    _counts(axes.xaxis)
-    axes.margins(0.06)
-    axes.grid(alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    data: dict[str, Any] = {"fitness": fitness, "budget": budget, "winner": _record(winner)}
-    data |= {"trials": [_record(trial) for trial in trials], "front": [_record(trial) for trial in front]}
-    return _save(figure, path, data)
 
 
 def layer_plot(
@@ -131,8 +49,8 @@ def layer_plot(
     longest = sum(
         max(len(text) for name in list(groups)[k::columns] for text in groups[name].values()) for k in range(columns)
     )
-    figure = _figure(max(2.2 * columns + 0.075 * longest, 6.6), 1.7 + sum(0.27 * height + 0.75 for height in heights))
-    panels = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    drawing = figure(max(2.2 * columns + 0.075 * longest, 6.6), 1.7 + sum(0.27 * height + 0.75 for height in heights))
+    panels = drawing.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for line, row, height in zip(lines, panels, heights, strict=True):
         for axes in row[len(line) :]:
             axes.set_visible(False)
@@ -141,10 +59,10 @@ def layer_plot(
             axes.set_title(name, fontsize=10, fontweight="bold")
         if any(site != label for site, label in groups[line[0]].items()):
             row[0].set_ylabel("site number", fontsize=9)
-    figure.suptitle(title or f"Layer-wise configuration: {total:,} trainable numbers", fontsize=12)
+    drawing.suptitle(title or f"Layer-wise configuration: {total:,} trainable numbers", fontsize=12)
     roles = "support tensors: " + ", ".join(f"{tensor} {role}" for tensor, role in ROLES.items())
     style = {"ncols": 4, "frameon": False, "fontsize": 9, "title": roles, "title_fontsize": 9}
-    figure.legend(handles=_choice_legend(space), loc="outside lower center", **style)
+    drawing.legend(handles=_choice_legend(space), loc="outside lower center", **style)
     data = {
         "parameters": total,
         "sites": {
@@ -153,7 +71,7 @@ def layer_plot(
             for site in group
         },
     }
-    return _save(figure, path, data)
+    return save(drawing, path, data)
 
 
 def parameters_plot(
@@ -183,8 +101,8 @@ def parameters_plot(
         kinds[kind] = {"sites": len(group)} | {
             tensor: sum(_numbers(site, tensor, genotype, space) for site in group) for tensor in TENSORS
         }
-    figure = _figure(max(5.2, 1.6 + 0.95 * len(kinds)), 4.4)
-    axes = figure.subplots()
+    drawing = figure(max(5.2, 1.6 + 0.95 * len(kinds)), 4.4)
+    axes = drawing.subplots()
     heights = [0] * len(kinds)
     for tensor in TENSORS:
         share = [kind[tensor] for kind in kinds.values()]
@@ -199,57 +117,11 @@ def parameters_plot(
     axes.set_xticks(range(len(kinds)), labels, fontsize=9)
     axes.set(xlabel="layer type", ylabel="trainable numbers", ylim=(0, max(1, *heights) * 1.1))
     axes.set_title(title or f"Trainable numbers per layer type: {total:,} in all")
-    _counts(axes.yaxis)
+    count_axis(axes.yaxis)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, title="support tensor")
-    return _save(figure, path, {"parameters": total, "layer_types": kinds})
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure of its own: no pyplot, no global state."""
-    module = optional_import("matplotlib.figure", extra="plot", purpose="A figure")
-    return module.Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def _save(figure: Any, path: str | Path, data: dict[str, Any]) -> dict[str, Any]:
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(
-            f"{path.name}: {path.suffix!r} is no figure format.", allowed=f"Allowed: {', '.join(SUFFIXES)}."
-        )
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:])
-    write_json(path.with_suffix(".json"), data)
-    return data
-
-
-def _counts(axis: Any) -> None:
-    """Trainable numbers on the axis in one unit."""
-    ticker = optional_import("matplotlib.ticker", extra="plot", purpose="A figure")
-    axis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    axis.set_major_locator(ticker.MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _record(trial: Scored) -> dict[str, Any]:
-    record = {"parameters": trial.parameters, "score": trial.score.value}
-    return record | {"standard_error": trial.score.standard_error, "generation": trial.generation}
-
-
-def _front(axes: Any, front: Sequence[Scored], factor: float) -> None:
-    ordered = sorted(front, key=lambda trial: trial.parameters)
-    x, y = [trial.parameters for trial in ordered], [factor * trial.score.value for trial in ordered]
-    style = {"color": FRONT, "linewidth": 1.4, "marker": "o", "markersize": 5, "markerfacecolor": "none"}
-    axes.plot(x, y, drawstyle="steps-post", label=f"front ({len(front)})", zorder=3, **style)
-
-
-def _winner(axes: Any, winner: Scored, factor: float, form: str, unit: str) -> None:
-    value, error = factor * winner.score.value, abs(factor) * winner.score.standard_error
-    spread = f" ± {error:{form}}" if error else ""
-    label = f"winner: {value:{form}}{spread}{unit}, with {winner.parameters:,} trainable numbers"
-    star = {"fmt": "*", "markersize": 15, "color": FRONT, "markeredgecolor": INK}
-    bar = {"yerr": error or None, "ecolor": INK, "elinewidth": 1, "capsize": 3}
-    axes.errorbar(winner.parameters, value, label=label, zorder=4, **star, **bar)
+    drawing.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, title="support tensor")
+    return save(drawing, path, {"parameters": total, "layer_types": kinds})
 
 
 def _groups(sites: Mapping[str, Any], *, gather: bool = False) -> dict[str, dict[str, str]]:
@@ -277,11 +149,11 @@ def _panel(
     axes: Any, group: Mapping[str, str], genotype: Mapping[str, LayerConfig], space: BoundSpace, height: int
 ) -> None:
     """One layer type: a row per site, a column per support tensor."""
-    patches = optional_import("matplotlib.patches", extra="plot", purpose="A figure")
+    shapes = patches()
     for row, site in enumerate(group):
         for column, tensor in enumerate(TENSORS):
             text, colour = _cell(site, tensor, genotype, space)
-            cell = patches.Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, facecolor=colour, linewidth=0)
+            cell = shapes.Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, facecolor=colour, linewidth=0)
             axes.add_patch(cell)
             ink = "white" if colour in RANK_BLUES[:2] else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
@@ -309,16 +181,14 @@ def _look(choice: Choice, space: BoundSpace) -> tuple[str, str]:
 
 
 def _choice_legend(space: BoundSpace) -> list[Any]:
-    patches = optional_import("matplotlib.patches", extra="plot", purpose="A figure")
+    shapes = patches()
     choices = [*(Choice("lora", rank) for rank in space.rules.ranks), Choice("vector"), Choice("scalar"), NONE]
     handles = []
     for choice in choices:
         text, colour = _look(choice, space)
         label = f"{text}: {choice}" if text else f"empty: {choice}"
-        handles.append(patches.Patch(facecolor=colour, edgecolor="#AAAAAA", linewidth=0.5, label=label))
-    handles.append(
-        patches.Patch(facecolor="white", edgecolor="#AAAAAA", linewidth=0.5, label="·: only none is offered")
-    )
+        handles.append(shapes.Patch(facecolor=colour, edgecolor="#AAAAAA", linewidth=0.5, label=label))
+    handles.append(shapes.Patch(facecolor="white", edgecolor="#AAAAAA", linewidth=0.5, label="·: only none is offered"))
     return handles
 
 

@@ -1,0 +1,142 @@
+"""Racing: candidates are scored on growing pieces of the examples and leave when they cannot win any more."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import NormalDist
+from typing import NamedTuple
+
+from glora.errors import ConfigError
+from glora.genotype import Genotype
+from glora.searchers.measure import Job, Measure
+from glora.searchers.trials import Score
+
+__all__ = ["Outcome", "Race", "Racing", "leaves", "mean_score"]
+
+
+GROWTH = 150  # of the number of examples seen, in per cent
+
+
+class Outcome(NamedTuple):
+    """What came out for one candidate."""
+
+    number: int
+    score: Score
+    seconds: float
+    seen: float = 1.0
+
+
+@dataclass(frozen=True)
+class Racing:
+    """How a race goes.
+
+    Attributes:
+        examples: Number of examples that the score function knows.
+        level: Of the one-sided paired test, in (0, 0.5]: about this share of the tests sends away wrongly. The
+            larger, the cheaper.
+        first: Number of examples of the first piece; with every further one half as many again are seen.
+    """
+
+    examples: int
+    level: float = 0.25
+    first: int = 10
+
+    def __post_init__(self) -> None:
+        if self.examples < 1 or self.first < 2:
+            raise ConfigError(
+                f"A race over {self.examples} examples, the first piece of {self.first}.",
+                allowed="At least 1 example; a first piece of at least 2, for a test needs a spread.",
+            )
+        if not 0 < self.level <= 0.5:
+            raise ConfigError(f"The level {self.level!r} of the race's test.", allowed="A number in (0, 0.5].")
+
+    def pieces(self, rng: random.Random) -> list[tuple[int, ...]]:
+        """The examples' indices, shuffled and cut into pieces."""
+        order = rng.sample(range(self.examples), self.examples)
+        ends = [0, min(self.first, self.examples)]
+        while ends[-1] < self.examples:
+            ends.append(min(GROWTH * ends[-1] // 100, self.examples))
+        return [tuple(order[begin:end]) for begin, end in pairwise(ends)]
+
+
+class Race:
+    """Scores generation after generation; the best so far run along.
+
+    After every piece each candidate is compared with the `elite`-th best of all that is still in, on the examples
+    seen so far, and leaves when the test says that it is behind. Who is still in at the end has seen every example.
+    The candidates of a generation share their pieces; the next one has others, so that no search can learn by heart
+    which examples come first.
+
+    Args:
+        racing: How the race goes.
+        elite: Number of best candidates that matter.
+        seed: Shuffles the examples.
+    """
+
+    def __init__(self, racing: Racing, elite: int, seed: int) -> None:
+        self.racing = racing
+        self.elite = elite
+        self.rng = random.Random(f"race {seed}")
+        self.best: list[dict[int, float]] = []  # of the best that have seen every example, the value of each
+
+    def run(self, genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcome]:
+        """The outcome of every candidate, as soon as it has left or has seen every example."""
+        rows: dict[int, dict[int, float]] = {number: {} for number in genotypes}
+        seconds = dict.fromkeys(genotypes, 0.0)
+        for piece, indices in enumerate(self.racing.pieces(self.rng)):
+            for done in measure([Job(number, genotypes[number], piece, indices) for number in rows]):
+                assert isinstance(done.found, list)
+                rows[done.job.number].update(zip(indices, done.found, strict=True))
+                seconds[done.job.number] += done.seconds
+            for number in self._leaving(rows):
+                seen = rows.pop(number).values()
+                yield Outcome(number, mean_score(seen), seconds[number], len(seen) / self.racing.examples)
+        yield from (Outcome(number, mean_score(row.values()), seconds[number]) for number, row in rows.items())
+        ranked = sorted([*self.best, *rows.values()], key=lambda row: _mean(row.values()), reverse=True)
+        self.best = ranked[: self.elite]
+
+    def _leaving(self, rows: Mapping[int, dict[int, float]]) -> list[int]:
+        """Who leaves: nobody when all examples are seen, or when there is room for all."""
+        seen = list(next(iter(rows.values()), ()))
+        if len(seen) in (0, self.racing.examples) or len(self.best) + len(rows) < self.elite:
+            return []
+        runners = {number: [row[index] for index in seen] for number, row in rows.items()}
+        field = [*([row[index] for index in seen] for row in self.best), *runners.values()]
+        mark = sorted(field, key=_mean, reverse=True)[self.elite - 1]
+        return [number for number, row in runners.items() if leaves(row, mark, self.racing)]
+
+
+def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing) -> bool:
+    """Whether the candidate's mean over all examples is below the mark's, by a one-sided paired test.
+
+    The examples seen are a random part of all: the standard error of the mean difference is corrected for that
+    (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where all are seen.
+
+    Args:
+        row: The candidate's values on the examples seen so far, at least 2.
+        mark: The values on the same examples of the one to reach.
+        racing: Level of the test and number of all examples.
+    """
+    if math.isinf(_mean(row)):
+        return math.isfinite(_mean(mark))
+    gaps = [theirs - mine for mine, theirs in zip(row, mark, strict=True)]
+    gap, error = mean_score(gaps)
+    error *= math.sqrt(1 - len(row) / racing.examples)
+    return gap > NormalDist().inv_cdf(1 - racing.level) * error
+
+
+def mean_score(values: Collection[float]) -> Score:
+    """The mean of the values with its standard error; the worst score when one is not finite."""
+    n, mean = len(values), _mean(values)
+    if n < 2 or math.isinf(mean):
+        return Score(mean)
+    return Score(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n))
+
+
+def _mean(values: Collection[float]) -> float:
+    """Exactly rounded, so that no order of the pieces changes it."""
+    return math.fsum(values) / len(values)

@@ -1,0 +1,62 @@
+"""Workers on a real Ray cluster of this machine; skipped only where Ray is not installed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glora.errors import RunError
+from suites.scores import Trouble, score
+from suites.searcher_suite import SOURCE, TESTS
+from test_workers import lines, run, told
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        paths = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(TESTS), str(SOURCE)])}}
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env=paths)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> tuple[Any, set[str]]:
+    """What this process finds, and its journal."""
+    journal = tmp_path / "alone.jsonl"
+    return told(run(journal=journal)), lines(journal)
+
+
+def test_ray_workers_make_the_same_search_and_lose_nothing_when_one_dies(
+    tmp_path: Path, alone: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = tmp_path / "search.jsonl"
+    trouble = Trouble(tmp_path, "kill", times=1)
+    assert told(run(trouble, workers=2, cluster="ray", journal=journal)) == alone[0]
+    assert lines(journal) == alone[1]
+    assert caplog.text.count("A worker was lost") == 1
+
+
+def test_a_ray_worker_that_hangs_is_replaced(tmp_path: Path, alone: Any) -> None:
+    trouble = Trouble(tmp_path, "hang", times=1)
+    assert told(run(trouble, workers=1, cluster="ray", limit=20)) == alone[0]
+
+
+def test_a_score_that_fails_on_ray_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="this genotype cannot be scored"):
+        run(Trouble(tmp_path, "raise", times=1), workers=1, cluster="ray")
+    with pytest.raises(RunError, match="no weights here"):
+        run("suites.scores:cannot_build", workers=1, cluster="ray")
+
+
+def test_a_search_does_not_end_a_cluster_that_it_has_not_started() -> None:
+    run(score, workers=1, cluster="ray")
+    assert ray.is_initialized()

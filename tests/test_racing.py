@@ -1,0 +1,173 @@
+"""Racing: what leaves, what stays, what it costs, and that no kill changes it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glora.errors import ConfigError
+from glora.genotype import Genotype
+from glora.results import read_jsonl
+from glora.searchers import Racing, search
+from glora.searchers.measure import Done, Job
+from glora.searchers.racing import Race, leaves
+from suites.scores import EXAMPLES, SPACE, score, values
+from suites.searcher_suite import told
+
+RACING = Racing(EXAMPLES, first=10)
+SETTINGS = {"population": 12, "generations": 3, "parents": 3}
+TABLE = Path(__file__).parent / "data" / "digits_losses.npz"  # benchmarks/racing.py --record
+
+
+def run(score: Any = values, **options: Any) -> Any:
+    return search(score, SPACE, **{"settings": SETTINGS, "racing": RACING} | options)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_papers_search_costs_a_quarter_and_its_winner_is_among_the_best(seed: int) -> None:
+    """1,050 genotypes of a real supernet on 200 real images, in the order in which a full search asked for them."""
+    table = -np.load(TABLE)["losses"].astype(np.float64)
+    assert table.shape == (1_050, 200)
+    race, found = Race(Racing(200), elite=10, seed=seed), []
+
+    def measure(jobs: Iterable[Job]) -> Iterator[Done]:
+        for job in jobs:
+            yield Done(job, [float(table[job.number, index]) for index in job.indices], 0.0)
+
+    for first in range(0, len(table), 50):
+        found += race.run(dict.fromkeys(range(first, first + 50), Genotype({})), measure)
+    assert sum(outcome.seen for outcome in found) <= len(table) / 4
+    full = table.mean(axis=1)
+    winner = max((outcome for outcome in found if outcome.seen == 1), key=lambda outcome: outcome.score).number
+    assert (full > full[winner]).sum() < 0.01 * len(table)
+    gaps = table[full.argmax()] - table[winner]
+    assert gaps.mean() <= gaps.std(ddof=1) / math.sqrt(len(gaps))
+
+
+def test_who_is_still_in_has_the_full_score_and_who_left_the_score_of_what_it_saw(tmp_path: Path) -> None:
+    result = run(journal=tmp_path / "race.jsonl")
+    seen: dict[int, dict[str, list[float]]] = {}
+    for line in read_jsonl(tmp_path / "race.jsonl"):
+        if line["event"] == "score":
+            seen.setdefault(line["number"], {})[line["piece"]] = line["values"]
+    for trial in result.trials:
+        told_of = [value for piece in seen[trial.number].values() for value in piece]
+        assert trial.score.value == math.fsum(told_of) / len(told_of)
+        assert trial.seen == len(told_of) / EXAMPLES
+        if trial.seen == 1:
+            assert trial.score.value == math.fsum(values(trial.genotype, range(EXAMPLES))) / EXAMPLES
+    complete = [trial for trial in result.trials if trial.seen == 1]
+    assert 3 <= len(complete) < 30
+    assert result.best == min(complete, key=lambda trial: (-trial.score.value, trial.parameters))
+    assert set(result.front) <= set(complete)
+
+
+def test_only_what_has_seen_everything_is_a_parent() -> None:
+    trials = run().trials
+    assert all(trials[trial.parent].seen == 1 for trial in trials if trial.parent is not None)
+    assert any(trial.seen < 1 for trial in trials)
+
+
+def test_a_race_in_one_piece_is_the_full_search() -> None:
+    def mean(genotype: Genotype) -> float:
+        return math.fsum(values(genotype, range(EXAMPLES))) / EXAMPLES
+
+    assert told(run(racing=Racing(EXAMPLES, first=EXAMPLES))) == told(run(mean, racing=None))
+
+
+def test_a_race_finds_the_optimum_where_the_examples_agree() -> None:
+    def exact(genotype: Genotype, indices: Sequence[int]) -> list[float]:
+        return [score(genotype)] * len(indices)
+
+    raced = run(exact)
+    assert raced.best.genome == run(score, racing=None).best.genome
+    assert statistics.fmean(trial.seen for trial in raced.trials) < 0.7
+
+
+@pytest.mark.parametrize("searcher", ["evolution", "random"])
+def test_a_race_killed_anywhere_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searcher: str
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    options: dict[str, Any] = {"searcher": searcher, "racing": Racing(EXAMPLES, first=20)}
+    options["settings"] = {"candidates": 20} if searcher == "random" else {**SETTINGS, "generations": 1}
+    expected = told(run(journal=whole, **options))
+    lines = whole.read_bytes().splitlines(keepends=True)
+
+    def timeless(path: Path) -> list[Any]:
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in read_jsonl(path)]
+
+    for kept in range(0, len(lines), 7):
+        part.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+        assert told(run(journal=part, **options)) == expected
+        assert timeless(part) == timeless(whole)
+    scored = {json.loads(line)["number"] for line in lines[1:]}
+    assert scored == set(range(len(expected[2])))
+
+
+def test_the_journal_of_another_race_is_refused(tmp_path: Path) -> None:
+    run(journal=tmp_path / "race.jsonl")
+    with pytest.raises(Exception, match="another search: its racing is"):
+        run(journal=tmp_path / "race.jsonl", racing=Racing(EXAMPLES, level=0.1))
+
+
+def test_every_generation_has_pieces_of_its_own_that_grow_and_cover_all() -> None:
+    rng = random.Random(0)
+    first, second = RACING.pieces(rng), RACING.pieces(rng)
+    for pieces in (first, second):
+        assert sorted(index for piece in pieces for index in piece) == list(range(EXAMPLES))
+        seen = np.cumsum([len(piece) for piece in pieces]).tolist()
+        assert seen == [10, 15, 22, 33, 49, 60]
+    assert first != second
+
+
+def test_the_test_sends_an_equal_away_as_often_as_its_level_says() -> None:
+    """The examples not seen yet are part of the truth: without the correction for that, it would be less often."""
+    rng, racing, gone = random.Random(1), Racing(100, level=0.1), 0
+    for _ in range(2_000):
+        gaps = [rng.gauss(0, 1) for _ in range(100)]
+        middle = statistics.fmean(gaps)
+        gone += leaves([0.0] * 60, [gap - middle for gap in gaps[:60]], racing)  # equal over all 100
+    assert gone / 2_000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_with_all_examples_but_one_seen_only_what_is_behind_leaves() -> None:
+    racing = Racing(11, level=0.25)
+    assert leaves([0.0] * 10, [0.1] * 9 + [0.2], racing)
+    assert not leaves([0.1] * 9 + [0.2], [0.0] * 10, racing)
+    assert not leaves([0.1] * 10, [0.1] * 10, racing)
+
+
+def test_what_diverged_leaves_first_and_never_wins() -> None:
+    def score(genotype: Genotype, indices: Sequence[int]) -> list[float]:
+        own = values(genotype, indices)
+        return [math.nan, *own[1:]] if SPACE.count(genotype) % 2 else own
+
+    trials = run(score).trials
+    diverged = [trial for trial in trials if trial.score.value == -math.inf]
+    assert diverged
+    assert max(trial.seen for trial in diverged) < 0.5
+    assert max(trials, key=lambda trial: trial.seen == 1 and trial.score.value).score.value > -math.inf
+
+
+def test_a_searcher_that_looks_at_more_than_the_best_refuses_to_race() -> None:
+    with pytest.raises(ConfigError, match=r"'nsga2' looks at more than its best.*racing off"):
+        run(searcher="nsga2", settings={"population": 6})
+
+
+def test_wrong_races_are_told() -> None:
+    for wrong in ({"examples": 0}, {"examples": 9, "first": 1}, {"examples": 9, "level": 0.6}):
+        with pytest.raises(ConfigError, match="race"):
+            Racing(**wrong)
+    with pytest.raises(ConfigError, match="returned 3 values for 10 examples"):
+        run(lambda genotype, indices: [0.0] * 3)
