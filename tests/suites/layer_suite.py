@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from glora import layers
 from glora.errors import GloraError
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
-from glora.layers.quantized import plain_parts
+from glora.layers.quantized import is_quantized, plain_parts
 from glora.space import SearchSpace, numbers
 from glora.support import Support
 
@@ -83,7 +83,9 @@ def exact_plain(layer: nn.Module, support: Support) -> tuple[nn.Module, Merged]:
     layers.detach(plain)
     for parameter in numbers.parameters():
         parameter.data = parameter.data.double()
-    w64, b64 = w0.double(), None if b0 is None else b0.double()
+    w64 = (w0.dequantize() if is_quantized(w0) else w0).double()
+    b64 = None if b0 is None else b0.double()
+    plain._parameters[view.weight] = nn.Parameter(w64, requires_grad=False)
     plain_bias = None if b0 is None else getattr(plain, view.bias).shape
 
     @torch.no_grad()
@@ -183,6 +185,11 @@ class LayerSuite:
             return choice if choice in offered else vector if choice.kind == "lora" and vector in offered else NONE
 
         return [LayerConfig(*map(nearest, config, options)) for config in SPREAD]
+
+    def plain_error(self, plain: nn.Module, values: dict[str, Tensor | None], x: Tensor, truth: Tensor) -> float:
+        """The plain layer's own error with these values, root mean square."""
+        dtype = x.dtype if x.is_floating_point() else next(plain.parameters()).dtype
+        return rms(showing(plain, values, dtype)(x).double() - truth)
 
     def shift(self, support: Support, place: int = 0) -> LayerConfig:
         """B alone: the largest that this site has, or the one at that place."""
@@ -297,7 +304,7 @@ class LayerSuite:
             for config in self.options(bias, (4,), product):
                 values = merged(config)
                 truth = showing(exact, values, torch.float64)(x.double() if x.is_floating_point() else x)
-                own = rms(showing(plain, values, dtype)(x).double() - truth)
+                own = self.plain_error(plain, values, x, truth)
                 layers.activate(layer, [config])
                 assert rms(layer(x).double() - truth) <= 2 * own, config
                 with layers.holding(layer, config):

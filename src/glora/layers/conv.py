@@ -112,7 +112,7 @@ class Conv(View):
 
     def stretched(self, x: Tensor, a: Tensor) -> Tensor:
         every = a if a.shape[-1] == 1 else a.repeat(*[1] * (a.dim() - 1), self.groups)
-        return x * (1 + self.spread(None, every, x)).to(x.dtype)
+        return (x * (1 + self.spread(None, every, x))).to(x.dtype)
 
     def mixed(self, x: Tensor, down: Tensor, up: Tensor, mask: Tensor | None = None) -> Tensor:
         z = self._masked(self._pointwise(x, up.repeat(self.groups, 1)), mask)

@@ -60,26 +60,30 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         if a is not None:
             scaled = view.stretched(x, a.squeeze(-1)) if a_up is None else view.mixed(x, a, a_up)
         y = view.plain(layer, scaled, w0, bias)
+        dtype = y.dtype
     else:  # scale the plain output, so that a fresh adapter changes no bit
         with torch.autocast(x.device.type, enabled=False):
             shift = support.shift(view, w0, b0, config)
-        scale = a.squeeze(-1)
-        y = _scaled(view, layer, view.plain(layer, x, w0, b0), scale, b0, shift)
+        y0 = view.plain(layer, x, w0, b0)
+        y, dtype = _scaled(view, layer, y0, a.squeeze(-1), b0, shift), y0.dtype
+    if b is not None:
+        y = y.to(torch.promote_types(dtype, b.dtype))  # rounded once, at the end
     if b is not None and b_up is None:
-        y = y + (view.total(layer, x) * view.spread(layer, b.squeeze(-1), y)).to(y.dtype)
+        y = y + view.total(layer, x) * view.spread(layer, b.squeeze(-1), y)
     elif b is not None and b_up is not None:
-        y = view.widened(y, view.narrow(layer, x, b_up), b)
-    return y
+        z = view.narrow(layer, x, b_up)
+        with torch.autocast(x.device.type, enabled=False):
+            y = view.widened(y, z, b)
+    return y.to(dtype)
 
 
 def _scaled(view: View, layer: Any, y0: Tensor, scale: Tensor, b0: Tensor | None, shift: Tensor | None) -> Tensor:
-    """`(1 + scale) (y0 - b0) + b0 + shift`, with `1 + scale` applied to the whole of y0."""
+    """`(1 + scale) (y0 - b0) + b0 + shift` in at least float32, with `1 + scale` applied to the whole of y0."""
     if b0 is not None:
         shift = (0 if shift is None else shift) - scale * b0
     factor = view.spread(layer, 1 + scale, y0)
     exact = y0.to(torch.promote_types(y0.dtype, factor.dtype))
-    y = exact * factor if shift is None else torch.addcmul(view.spread(layer, shift, y0), exact, factor)
-    return y.to(y0.dtype)
+    return exact * factor if shift is None else torch.addcmul(view.spread(layer, shift, y0), exact, factor)
 
 
 def per_sample(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -109,19 +113,22 @@ def per_sample(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Ten
         down, up, mask = columns
         scaled = view.mixed(scaled, down, up, of_samples(mask, range(len(plays))))
     y = _grouped(plays, view, layer, scaled, w0, b0)
+    dtype = y.dtype  # rounded once, at the end
     with torch.autocast(device.type, enabled=False):
         shifts = _shifts(plays, view, w0, b0)
     shift = None if shifts is None else of_samples(*shifts)
     if found := _vectors(plays, "A", is_matrix=False):
         y = _scaled(view, layer, y, of_samples(*found), b0, shift)
     elif shift is not None:
-        y = y + view.spread(layer, shift, y).to(y.dtype)
+        y = y + view.spread(layer, shift, y)
     if found := _vectors(plays, "B"):
-        y = y + (view.total(layer, x) * view.spread(layer, of_samples(*found), y)).to(y.dtype)
+        y = y + view.total(layer, x) * view.spread(layer, of_samples(*found), y)
     if columns := _columns(plays, "B"):
         down, up, mask = columns
-        y = view.widened(y, view.narrow(layer, x, up, of_samples(mask, range(len(plays)))), down)
-    return y
+        z = view.narrow(layer, x, up, of_samples(mask, range(len(plays))))
+        with torch.autocast(device.type, enabled=False):
+            y = view.widened(y.to(torch.promote_types(dtype, down.dtype)), z, down)
+    return y.to(dtype)
 
 
 def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = None) -> tuple[Tensor, list[int]] | None:

@@ -45,7 +45,7 @@ class Linear(View):
         return flat.view(y.shape)
 
     def stretched(self, x: Tensor, a: Tensor) -> Tensor:
-        return x * (1 + self.spread(None, a, x)).to(x.dtype)
+        return (x * (1 + self.spread(None, a, x))).to(x.dtype)
 
     def mixed(self, x: Tensor, down: Tensor, up: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.widened(x, self.narrow(None, x, up, mask), down)

@@ -72,10 +72,6 @@ class Quantized(Linear):
         """The plain layer's product with a quantised weight."""
         return F.linear(x, weight, bias)
 
-    def widened(self, y: Tensor, z: Tensor, down: Tensor) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):  # which some kernels do not follow
-            return super().widened(y, z, down)
-
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
         with torch.autocast(column.device.type, enabled=False):
             return F.linear(column.to(weight.dtype).unsqueeze(0), weight).squeeze(0).to(column.dtype)
