@@ -20,7 +20,6 @@ from glora.space import SearchSpace, numbers
 from glora.support import Support
 
 PRODUCTS = ("elementwise", "matrix")
-BIASES = ("bias", "bare", "new")  # the plain layer has one, has none, has none and gets one
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
 NEAR = 1e-5  # max|difference| / max|output| between the two ways of computing one layer, float32
 
@@ -76,7 +75,7 @@ class LayerSuite:
 
     forms: ClassVar = {  # the forms it has -> how many configurations at the ranks (4,) and (4, 2)
         "bias": (432, 900),
-        "new": (144, 300),
+        "new": (144, 300),  # the plain layer has no bias and gets one
         "bare": (16, 25),
     }
     called: ClassVar = True  # its forward is known: samples may play different configurations
@@ -90,6 +89,11 @@ class LayerSuite:
         raise NotImplementedError
 
     # help
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """A test with an argument `bias` runs for every form."""
+        if "bias" in metafunc.fixturenames:
+            metafunc.parametrize("bias", list(self.forms))
 
     def input(self, batch: int, dtype: torch.dtype) -> Tensor:
         """The input in another type, where it is no integer."""
@@ -137,7 +141,6 @@ class LayerSuite:
 
     @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_fresh_it_is_the_plain_layer_bit_for_bit(self, bias, product, dtype):
         layer, support = self.adapt(bias, product, dtype=dtype)
         fresh = Support(support.site, support.space, support.space.options(support.site), generator=torch.Generator())
@@ -154,7 +157,6 @@ class LayerSuite:
                 assert torch.equal(layer(x), plain), config
 
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_with_none_of_the_support_tensors_it_is_the_plain_layer(self, bias, product):
         layer, _ = self.adapt(bias, product)
         x = self.make_input(3)
@@ -169,7 +171,6 @@ class LayerSuite:
 
     @pytest.mark.parametrize("ranks", [(4,), (4, 2)], ids=["432", "900"])
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_merged_is_held_bit_for_bit_and_factored_within_rounding(self, bias, product, ranks):
         layer, support = self.adapt(bias, product, ranks)
         x = self.make_input(3)
@@ -189,7 +190,6 @@ class LayerSuite:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_other_types_keep_the_two_ways_together(self, bias, product, dtype):
         layer, support = self.adapt(bias, product, dtype=dtype)
         x = self.input(3, dtype)
@@ -226,7 +226,6 @@ class LayerSuite:
     # back again
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("bias", BIASES)
     def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
         layer, support = self.adapt(bias, dtype=dtype)
         layers.detach(layer)
@@ -244,7 +243,6 @@ class LayerSuite:
         assert list(layer._modules) == modules
         assert same(layer, before)
 
-    @pytest.mark.parametrize("bias", BIASES)
     def test_merged_it_has_the_plain_class_and_keys_in_their_order(self, bias):
         layer, support = self.adapt(bias)
         layers.detach(layer)
@@ -358,7 +356,6 @@ class LayerSuite:
 
     # living in a model
 
-    @pytest.mark.parametrize("bias", BIASES)
     def test_a_deepcopy_lives_on_its_own(self, bias):
         layer, support = self.adapt(bias)
         layers.activate(layer, [self.spread(support)[1]])
@@ -374,7 +371,6 @@ class LayerSuite:
         layer.weight.sum()
         layers.detach(layer)
 
-    @pytest.mark.parametrize("bias", BIASES)
     def test_its_state_dict_goes_round(self, bias):
         layer, support = self.adapt(bias)
         other, _ = self.adapt(bias)
@@ -387,7 +383,6 @@ class LayerSuite:
         assert torch.equal(layer(x), other(x))
 
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_under_autocast_it_returns_what_the_plain_layer_returns(self, bias, product):
         layer, support = self.adapt(bias, product)
         x = self.make_input(3)
@@ -421,7 +416,6 @@ class LayerSuite:
     # one configuration per sample
 
     @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("bias", BIASES)
     def test_per_sample_equals_each_sample_alone(self, bias, product):
         if not self.called:
             pytest.skip("this layer type plays one configuration a batch")
