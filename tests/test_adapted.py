@@ -128,6 +128,12 @@ def test_the_head_is_found_named_or_none(vit):
     assert any("No head" in note for note in headless.notes)
 
 
+def test_a_space_that_offers_nothing_at_a_layer_says_so(vit):
+    lora = SearchSpace(only=LayerConfig(B="lora:8"))
+    notes = glora.inject(vit(), lora, targets="all").notes
+    assert any("offers nothing" in note and "norm1" in note and "fc1" not in note for note in notes)
+
+
 def test_a_single_layer_is_a_model_too():
     layer = nn.Linear(6, 5)
     x = torch.randn(3, 6)

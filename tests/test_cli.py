@@ -22,6 +22,7 @@ import pytest
 from rich.console import Console
 
 from glora import cli
+from glora.listing import listing
 from glora.progress import ConsoleReporter
 from glora.results import read_jsonl
 from glora.searchers import Score, Trial
@@ -363,6 +364,12 @@ def test_ls_tells_what_there_is(glora: Any, words: list[str], line: str) -> None
     told = glora("ls", *words)
     assert told.code == 0
     assert line in told.out.splitlines()
+
+
+def test_ls_layers_tells_their_kinds() -> None:
+    lines = listing("layers", "vit_tiny_patch16_224", image_size=32)
+    assert "blocks.0.attn.qkv  linear 576 x 192" in lines
+    assert "blocks.0.norm1  norm 192" in lines
 
 
 def test_ls_of_something_else_is_told(glora: Any) -> None:

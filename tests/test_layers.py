@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from glora import layers
+from glora import inject, layers
+from glora.genotype import LayerConfig
 from glora.registry import load
-from suites.layer_suite import LayerSuite
+from glora.space import SearchSpace
+from glora.support import Support
+from suites.layer_suite import LayerSuite, everything, view_of
 
 
 class TestLinear(LayerSuite):
@@ -139,6 +143,98 @@ class TestInstanceNorm(TestBatchNorm):
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         return self.randomized(nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
+
+
+class TestTimmLayerNorm(TestLayerNorm):
+    """A forward of its own, which is known."""
+
+    forms: ClassVar = {"bias": (81, 81)}
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return self.randomized(pytest.importorskip("timm").layers.LayerNorm(6))
+
+
+class TestLayerNorm2d(TestBatchNorm):
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return self.randomized(pytest.importorskip("timm").layers.LayerNorm2d(6))
+
+
+class TestBatchNormAct2d(TestInstanceNorm):
+    """An activation within: only its weight is affine."""
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return self.randomized(pytest.importorskip("timm").layers.BatchNormAct2d(6))
+
+
+class TestOwnRMSNorm(TestRMSNorm):
+    called: ClassVar = False
+
+    class CenteredRMSNorm(nn.Module):
+        """Gemma's: the factor is 1 + w. Known by its name."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.rms_norm(x, x.shape[-1:], None, 1e-6) * (1 + self.weight)
+
+    def make_layer(self, *, bias: bool) -> nn.Module:
+        return self.randomized(self.CenteredRMSNorm(6))
+
+
+@pytest.mark.parametrize("x", [torch.randn(4, 6), torch.randn(4, 3, 6), torch.randn(4, 3, 2, 6)], ids=lambda x: x.dim())
+def test_a_norm_takes_inputs_of_any_rank_one_genotype_per_sample(x):
+    suite = TestLayerNorm()
+    layer, support = suite.adapt()
+    configs = suite.spread(support)[1:5]
+    layers.activate(layer, configs)
+    together = layer(x)
+    for sample, config in enumerate(configs):
+        layers.activate(layer, [config])
+        assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5)
+
+
+def test_an_input_without_samples_plays_the_first_genotype(caplog):
+    for suite, x in ((TestLayerNormOfImages(), torch.randn(3, 6)), (TestLinear(), torch.randn(6))):
+        layer, support = suite.adapt()
+        configs = suite.spread(support)[1:4]
+        layers.activate(layer, configs)
+        caplog.clear()
+        mixed = layer(x)
+        assert "cannot be told apart" in caplog.text
+        layers.activate(layer, configs[:1])
+        assert torch.equal(mixed, layer(x))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_is_the_plain_one_in_every_mode(momentum, track, training):
+    plain = nn.BatchNorm2d(6, momentum=momentum, track_running_stats=track).train(training)
+    layer = nn.BatchNorm2d(6, momentum=momentum, track_running_stats=track).train(training)
+    site = view_of(layer).site
+    space = everything((4,), "elementwise")
+    layers.attach(layer, Support(site, space, space.options(site), generator=torch.Generator()))
+    for step in range(3):
+        x = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(step))
+        if step == 2:
+            layers.activate(layer, [LayerConfig(A="vector", B="vector", E="vector"), LayerConfig()] * 2)
+        assert torch.equal(layer(x), plain(x))
+        for (name, mine), (_, theirs) in zip(layer.named_buffers(), plain.named_buffers(), strict=True):
+            assert torch.equal(mine, theirs), name
+    with pytest.raises(ValueError, match="expected 4D"):
+        layer(torch.randn(4, 6))
+
+
+def test_a_norm_has_neither_lora_nor_c_nor_a_new_bias():
+    for layer in (nn.LayerNorm(6), nn.RMSNorm(6)):
+        site = replace(view_of(layer).site, new_bias=False)
+        options = dict(zip("ABCDE", everything((4, 2), "matrix").options(site), strict=True))
+        assert {choice.kind for choices in options.values() for choice in choices} <= {"vector", "scalar", "none"}
+        assert {choice.kind for choice in options["C"]} == {"none"}
+    adapted = inject(nn.RMSNorm(6), SearchSpace.paper(), targets="norm", head=None, example=torch.randn(2, 6))
+    assert not any(site.new_bias for site in adapted.sites.values())
 
 
 # embeddings

@@ -132,6 +132,15 @@ def test_running_statistics_of_a_frozen_base_stay(name: str) -> None:
     assert model[1].num_batches_tracked == 1 + (name not in FROZEN_BASE), "merged, the model is the user's own again"
 
 
+@pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
+def test_running_statistics_are_trained_where_asked(name: str) -> None:
+    model = Normed().eval()
+    tuned = get_method(name, {**SETTINGS.get(name, {}), "statistics": True}).apply(model, head=("4",), seed=0)
+    step(tuned, batch(size=8))
+    assert model[1].num_batches_tracked == 1
+    assert any("running_mean" in key for key in tuned.state())
+
+
 def test_full_fine_tuning_keeps_its_statistics_in_its_state() -> None:
     first, second = (get_method("full", {}).apply(build("test_resnet"), head=("fc",), seed=0) for _ in range(2))
     x = batch(size=64)

@@ -24,9 +24,9 @@ __all__ = ["Embedding"]
 class Embedding(View):
     """`nn.Embedding`: ids `(n, ...)` to `(n, ..., i)`; `nn.EmbeddingBag` plays through its weight.
 
-    `sparse` and `scale_grad_by_freq` are about the gradient of W0, which is frozen.
-    Not adapted: with `max_norm` the layer writes into its weight whenever it is called; and where another forward
-    than this one asks for sparse gradients, torch cannot carry them on to the support tensors.
+    `sparse` and `scale_grad_by_freq` are about the gradient of W0, which is frozen; the support tensors have an
+    ordinary one. Not adapted: with `max_norm` the layer writes into its weight whenever it is called; and where
+    another forward than this one asks for sparse gradients, torch cannot carry them on to the support tensors.
     """
 
     kind = "embedding"

@@ -99,6 +99,7 @@ class BatchNorm(GroupNorm):
     """`nn.BatchNorm1d`, `2d`, `3d`: `(n, o, ...)`; `statistics.py` tells what becomes of the running ones."""
 
     def plain(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        layer._check_input_dim(x)
         momentum = layer.momentum or 0.0
         if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
             layer.num_batches_tracked.add_(1)

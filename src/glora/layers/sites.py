@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
@@ -59,13 +60,14 @@ def plan_sites(
 
 
 def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
-    """The layers of these kinds that hold something, but no weight to adapt."""
+    """The layers of these kinds that hold something themselves, but no weight to adapt."""
+
+    def holds(module: nn.Module) -> bool:
+        own = (*module._parameters.values(), *module._buffers.values())
+        return is_parametrized(module) or any(value is not None for value in own)
+
     rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
-    return [
-        name
-        for name, module, row in rows
-        if row and row[0].kind in kinds and module.state_dict() and not layers.views_of(module)
-    ]
+    return [n for n, m, row in rows if row and row[0].kind in kinds and holds(m) and not layers.views_of(m)]
 
 
 def _notes_on_sharing(
