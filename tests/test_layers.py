@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -55,6 +56,18 @@ def test_every_row_of_the_table_loads_and_names_itself():
         assert issubclass(view, layers.View)
         kinds.add(view.kind)
     assert {kind for word in layers.WORDS.values() for kind in word} == kinds
+
+
+def between(page: str, mark: str) -> list[str]:
+    """The rows of a marked table."""
+    return page.partition(f"<!-- {mark} -->")[2].partition(f"<!-- /{mark} -->")[0].strip().splitlines()[2:]
+
+
+def test_the_page_on_layers_has_the_table_and_the_words():
+    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
+    rows = [f"| `{pattern}` | {load(path).kind} |" for pattern, path in layers.TABLE.items()]
+    assert between(page, "table") == rows
+    assert between(page, "words") == [f"| `{word}` | {', '.join(kinds)} |" for word, kinds in layers.WORDS.items()]
 
 
 def test_a_subclass_with_its_own_forward_plays_through_its_weight():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 from collections.abc import Callable, Iterator
 
@@ -276,6 +277,14 @@ def test_a_state_dict_goes_round_with_the_same_sites(vit, images):
     assert torch.equal(two(images), one(images))
     with pytest.raises(RuntimeError, match=r"Unexpected key.*parametrizations"):
         vit().load_state_dict(one.state_dict())
+
+
+def test_it_cannot_be_pickled_and_says_what_to_do(vit, tmp_path):
+    adapted = glora.inject(vit(), PAPER)
+    for save in (pickle.dumps, lambda model: torch.save(model, tmp_path / "model.pt")):
+        with pytest.raises(StateError, match="save_adapter"):
+            save(adapted.model)
+    assert pickle.dumps(adapted.merge())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

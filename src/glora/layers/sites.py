@@ -122,10 +122,8 @@ def refuse_sequence_first(model: nn.Module) -> None:
             )
 
 
-def guard_batch(model: nn.Module) -> RemovableHandle:
-    """A hook that refuses a batch of another size than the genotypes, one per sample, that are active."""
-
-    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+class _BatchGuard:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         adapter = next(inner for inner in module.modules() if isinstance(inner, layers.Adapter))
         active = len(adapter.plays)
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
@@ -135,7 +133,19 @@ def guard_batch(model: nn.Module) -> RemovableHandle:
                 remedy="Activate one genotype per sample of the batch, or a single one.",
             )
 
-    return model.register_forward_pre_hook(check, with_kwargs=True)
+    def __deepcopy__(self, _: Any) -> _BatchGuard:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "An adapted model cannot be pickled: torch cannot pickle parametrized modules.",
+            remedy="Use save_adapter and load_adapter, its state_dict, or merge or detach first.",
+        )
+
+
+def guard_batch(model: nn.Module) -> RemovableHandle:
+    """A hook that refuses a batch of another size than the genotypes, one per sample, and says that pickling fails."""
+    return model.register_forward_pre_hook(_BatchGuard(), with_kwargs=True)
 
 
 def choose_sites(
