@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from glora import LayerConfig, SearchSpace, Supernet, inject
+from glora import Adapted, LayerConfig, SearchSpace, Supernet, inject
 from glora.backbones import load_backbone
 from glora.device import device_name
 from glora.latency import latency_ratio
@@ -51,7 +51,6 @@ class Subject:
     first: str  # the module at whose input the floor wants a gradient
     inputs: tuple[Tensor, ...]
     loss: Callable[[Any], Tensor]
-    skip: tuple[str, ...] = ()
 
     def to(self, device: str, dtype: torch.dtype) -> Subject:
         inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in self.inputs)
@@ -65,7 +64,6 @@ def images(model: nn.Module, first: str, side: int) -> Subject:
         first,
         (torch.randn(32, 3, side, side),),
         lambda out: F.cross_entropy(out.float(), labels.to(out.device)),
-        ("head",),
     )
 
 
@@ -100,7 +98,7 @@ def smollm2_135m() -> Subject:
     def loss(out: Any) -> Tensor:
         return F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().to(out.logits.device))
 
-    return Subject(LlamaForCausalLM(config), "model.layers.0", (tokens,), loss, ("lm_head",))
+    return Subject(LlamaForCausalLM(config), "model.layers.0", (tokens,), loss)
 
 
 MODELS: dict[str, Callable[[], Subject]] = {
@@ -133,7 +131,7 @@ def own(subject: Subject, *, share: bool = True) -> Subject:
     return replace(subject, model=copy.deepcopy(subject.model, kept))
 
 
-def frozen(subject: Subject, targets: Any) -> Runner:
+def frozen(subject: Subject, targets: str) -> Runner:
     mine = own(subject)
     mine.model.requires_grad_(False)
 
@@ -144,19 +142,19 @@ def frozen(subject: Subject, targets: Any) -> Runner:
     return Runner(mine, [])
 
 
-def full(subject: Subject, targets: Any) -> Runner:
+def full(subject: Subject, targets: str) -> Runner:
     mine = own(subject, share=False)
     mine.model.requires_grad_(True)
     return Runner(mine, list(mine.model.parameters()))
 
 
-def peft(kind: str) -> Callable[[Subject, Any], Runner]:
-    def build(subject: Subject, targets: Any) -> Runner:
+def peft(kind: str) -> Callable[[Subject, str], Runner]:
+    def build(subject: Subject, targets: str) -> Runner:
         import peft
 
         mine = own(subject)
         mine.model.requires_grad_(False)
-        names = list(sites_of(mine, targets))
+        names = sites_of(mine.model, targets)
         configs = {"lora": peft.LoraConfig, "glora": peft.GloraConfig}
         model = peft.inject_adapter_in_model(configs[kind](r=RANK, target_modules=names), mine.model)
         return Runner(replace(mine, model=model), [p for p in model.parameters() if p.requires_grad])
@@ -164,18 +162,18 @@ def peft(kind: str) -> Callable[[Subject, Any], Runner]:
     return build
 
 
-def supernet(product: str) -> Callable[[Subject, Any], Runner]:
-    def build(subject: Subject, targets: Any) -> Runner:
+def supernet(product: str) -> Callable[[Subject, str], Runner]:
+    def build(subject: Subject, targets: str) -> Runner:
         mine = own(subject)
         space = SearchSpace(ranks=(RANK,), product=product)  # type: ignore[arg-type]
-        adapted = inject(mine.model, space, targets=targets, skip=mine.skip, head=None)
+        adapted = adapted_by(mine.model, space, targets)
         net, rng = Supernet(adapted), random.Random(0)
         return Runner(mine, adapted.parameters(), lambda: net.sample(rng))
 
     return build
 
 
-def searched(subject: Subject, targets: Any) -> Runner:
+def searched(subject: Subject, targets: str) -> Runner:
     """One genotype of the default space, of every kind of choice; it stays."""
     runner = supernet("elementwise")(subject, targets)
     assert runner.draw is not None
@@ -183,14 +181,14 @@ def searched(subject: Subject, targets: Any) -> Runner:
     return replace(runner, draw=None)
 
 
-def lora_b(subject: Subject, targets: Any) -> Runner:
+def lora_b(subject: Subject, targets: str) -> Runner:
     mine = own(subject)
     space = SearchSpace(only=LayerConfig(B=f"lora:{RANK}"))
-    adapted = inject(mine.model, space, targets=targets, skip=mine.skip, head=None)
+    adapted = adapted_by(mine.model, space, targets)
     return Runner(mine, adapted.parameters())
 
 
-METHODS: dict[str, Callable[[Subject, Any], Runner]] = {
+METHODS: dict[str, Callable[[Subject, str], Runner]] = {
     "frozen": frozen,
     "full": full,
     "peft-lora": peft("lora"),
@@ -202,8 +200,13 @@ METHODS: dict[str, Callable[[Subject, Any], Runner]] = {
 }
 
 
-def sites_of(subject: Subject, targets: Any) -> Iterable[str]:
-    return plan_sites(subject.model, targets=targets, skip=subject.skip, head=None, new_bias=False, example=None)[0]
+def sites_of(model: nn.Module, targets: str) -> list[str]:
+    """The sites outside the head; the head stays frozen, for PEFT as for us."""
+    return list(plan_sites(model, targets=targets, skip=(), head="auto", new_bias=False, example=None)[0])
+
+
+def adapted_by(model: nn.Module, space: SearchSpace, targets: str) -> Adapted:
+    return inject(model, space, targets=sites_of(model, targets), head=None)
 
 
 def clock(options: argparse.Namespace) -> float:
@@ -323,7 +326,7 @@ def measure_forward(name: str, subject: Subject, options: argparse.Namespace) ->
     """A held candidate's and the merged model's forward over the plain one's."""
     plain, mine = own(subject), own(subject)
     space = SearchSpace(ranks=(RANK,))
-    adapted = inject(mine.model, space, targets=options.targets, skip=mine.skip, head=None)
+    adapted = adapted_by(mine.model, space, options.targets)
     genotype = adapted.sample(random.Random(0))
 
     def pairs(model: nn.Module, metric: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ than to the output, so forward is what the merged layer computes; backward is fa
 of the size of W0, except under an elementwise LoRA A, which needs it. Saved is x at most, or what is needed instead.
 Narrow factors are multiplied lying, `(r, n)`: standing ones cost up to seven times as much.
 
-Shapes: `n` rows of the batch, `o` out, `i` in, `r` rank.
+Shapes: `n` rows of the batch, `o` out, `i` in, `r` rank. Here `down` lies too, `(r, o)`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def product(
     support, config = play
     (a, a_up), (b, b_up) = support.factors("A", config), support.factors("B", config)
     w = view.matrix(w0)
-    if b is not None and b_up is None:  # of rank one
-        b, b_up = b.expand(len(w), 1), b.new_ones(1, w.shape[1])
+    if b is not None:
+        b_up = b.new_ones(1, w.shape[1]) if b_up is None else b_up  # a vector or scalar is of rank one
+        b = b.expand(len(w), -1).T.contiguous()
     if a is not None and a_up is not None and support.is_matrix:  # W0 A is one more LoRA
-        folded = w @ a.to(w.dtype)
-        b = folded if b is None else torch.cat([folded, b.to(w.dtype)], 1)
+        folded = a.T.contiguous().to(w.dtype) @ w.T
+        b = folded if b is None else torch.cat([folded, b.to(w.dtype)])
         b_up = a_up if b_up is None else torch.cat([a_up, b_up])
         a = a_up = None
     if a is not None and config.A.kind == "vector" and not support.is_matrix:
@@ -68,7 +69,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class _Inputs(torch.autograd.Function):
-    """`W0 (x + a∘x) + down up x + bias`, a `(1, i)` or `(1, 1)`."""
+    """`W0 (x + a∘x) + downᵀ up x + bias`, a `(1, i)` or `(1, 1)`."""
 
     @staticmethod
     def forward(
@@ -81,7 +82,7 @@ class _Inputs(torch.autograd.Function):
         n = x.numel() // x.shape[-1]
         if w.dtype in (torch.float32, torch.float64) and n * sum(w.shape) > w.numel():
             w = w if a is None else torch.addcmul(w, w, a.to(w.dtype))
-            w = w if down is None else torch.addmm(w, down.to(w.dtype), up.to(w.dtype))
+            w = w if down is None else torch.addmm(w, down.T.to(w.dtype), up.to(w.dtype))
             y = view.plain(layer, x, view.unmatrix(w, w0), bias)
         else:
             scaled = x if a is None else torch.addcmul(x, x, a.squeeze(0).to(x.dtype))
@@ -111,7 +112,7 @@ class _Inputs(torch.autograd.Function):
 
 
 class _Outputs(torch.autograd.Function):
-    """`(1 + a) (W0 x + b0) + shift + down up x`, a and shift `(o,)`."""
+    """`(1 + a) (W0 x + b0) + shift + downᵀ up x`, a and shift `(o,)`."""
 
     @staticmethod
     def forward(
@@ -126,14 +127,16 @@ class _Outputs(torch.autograd.Function):
         if down is not None:
             z = up.to(x.dtype) @ _rows(x).T
             _widen(y, z, down)
-        ctx.view = view
-        ctx.save_for_backward(x if wide else None, w0, a, down, up, None if wide else z, plain)
+        ctx.view, ctx.layer = view, layer
+        # where x is saved anyway the plain output is had again from it
+        ctx.save_for_backward(x if wide else None, w0, b0, a, down, up, None if wide else z, None if wide else plain)
         return _fresh(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w0, a, down, up, z, plain = ctx.saved_tensors
+        x, w0, b0, a, down, up, z, plain = ctx.saved_tensors
+        plain = ctx.view.plain(ctx.layer, x, w0, b0) if plain is None else plain
         grads: dict[str, Tensor] = {}
         shape, dy = dy.shape, _rows(dy)
         w = ctx.view.matrix(w0)
@@ -148,7 +151,7 @@ class _Outputs(torch.autograd.Function):
 
 
 class _Built(torch.autograd.Function):
-    """`(W0 ∘ (1 + a a_up) + down up) x + bias`: the elementwise LoRA A, whose gradient is of the size of W0."""
+    """`(W0 ∘ (1 + a a_up) + downᵀ up) x + bias`: the elementwise LoRA A, whose gradient is of the size of W0."""
 
     @staticmethod
     def forward(
@@ -156,7 +159,7 @@ class _Built(torch.autograd.Function):
     ) -> Tensor:
         ctx.view = view
         ctx.save_for_backward(x, w0, a, a_up, down, up)
-        w = changed(view.matrix(w0), a, a_up, down, up)
+        w = changed(view.matrix(w0), a, a_up, None if down is None else down.T, up)
         return _fresh(view.plain(layer, x, view.unmatrix(w, w0), bias))
 
     @staticmethod
@@ -164,21 +167,22 @@ class _Built(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, a_up, down, up = ctx.saved_tensors
         shape, dy, w0 = dy.shape, _rows(dy), ctx.view.matrix(w0)
-        dx = dy @ changed(w0, a, a_up, down, up) if ctx.needs_input_grad[2] else None
+        w = changed(w0, a, a_up, None if down is None else down.T, up)
+        dx = dy @ w if ctx.needs_input_grad[2] else None
         dw = (dy.T @ _rows(x)).to(a.dtype)
         d_down = d_up = None
         if down is not None:
-            d_down = dw @ up.T
-            d_up = down.T @ dw if ctx.needs_input_grad[8] else None
+            d_down = up @ dw.T
+            d_up = down @ dw if ctx.needs_input_grad[8] else None
         dw *= w0
         bias = dy.sum(0) if ctx.needs_input_grad[4] else None
         dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
-        return None, None, dx, None, bias, dw @ a_up.T, a.T @ dw, d_down, d_up
+        return None, None, dx, None, bias, (a_up @ dw.T).T, a.T @ dw, d_down, d_up
 
 
 def _widen(y: Tensor, z: Tensor, down: Tensor) -> None:
-    """Adds `down z` to the output y."""
-    y.view(-1, y.shape[-1]).addmm_(z.T, down.T.to(y.dtype))
+    """Adds `downᵀ z` to the output y."""
+    y.view(-1, y.shape[-1]).addmm_(z.T, down.to(y.dtype))
 
 
 def _narrow_gradients(
@@ -190,13 +194,13 @@ def _narrow_gradients(
     up: Tensor,
     z: Tensor | None,
 ) -> None:
-    """Those of `down up x`; its part of dx is added in place."""
+    """Those of `downᵀ up x`; its part of dx is added in place."""
     up = up.to(dy.dtype)
     if z is None:
         assert x is not None
         z = up @ _rows(x).T
-    dz = down.T.contiguous().to(dy.dtype) @ dy.T  # (r, n)
-    grads["down"] = (z @ dy).T
+    dz = down.to(dy.dtype) @ dy.T  # (r, n)
+    grads["down"] = z @ dy
     if x is not None:
         grads["up"] = dz @ _rows(x)
     if dx is not None:
