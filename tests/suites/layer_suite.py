@@ -280,7 +280,7 @@ class LayerSuite:
             for factor in (*support.down.values(), *(support.up.values() if value == "mixed" else ())):
                 drawn = extremes[torch.randint(len(extremes), factor.shape, generator=generator)]
                 factor.copy_(drawn) if value == "mixed" else factor.fill_(value)
-        for config in self.options(next(iter(self.forms)), (4, 2), product):
+        for config in self.options(next(iter(self.forms)), (4,), product):
             layers.activate(layer, [config])
             factored = layer(x)
             with layers.holding(layer, config):
@@ -539,7 +539,7 @@ class LayerSuite:
             assert torch.allclose(alone, together[sample : sample + 1], atol=1e-5), config
 
     def test_every_sample_may_play_its_own_support_tensors_of_any_product_and_scaling(self, bias):
-        """All configurations of three adapters in one batch, each sample against its own effective weight."""
+        """Configurations of three adapters in one batch, each sample against its own effective weight."""
         if not self.called:
             pytest.skip("its weight is read without calling it")
         layer, first = self.adapt(bias, "elementwise")
@@ -553,7 +553,7 @@ class LayerSuite:
             randomize(support, seed)
         configs = [itertools.product(*s.space.options(s.site)) for s in supports]
         plays = [(s, LayerConfig(*c)) for s, found in zip(supports, configs, strict=True) for c in found]
-        plays = random.Random(0).sample(plays, min(len(plays), 400))
+        plays = random.Random(0).sample(plays, min(len(plays), 150))
         x = self.make_input(len(plays))
         state = layers.state_of(layer)
         with torch.no_grad():
