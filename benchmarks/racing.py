@@ -28,7 +28,7 @@ from glora.config import Experiment, build_experiment
 from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.progress import ConsoleReporter
-from glora.results import Result, read_jsonl
+from glora.results import Result
 from glora.scoring import ValScorer
 from glora.searchers import Racing, SearchResult, search
 
@@ -212,11 +212,14 @@ def record() -> None:
     with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
         run = Run(build_experiment(settings), Path(folder) / "run", reporter)
         run.train()
-        space, n = run.adapter.adapted.space, len(run.task.val)
-        journal = Path(folder) / "full.jsonl"
-        searched(run, Racing(n, first=n), journal, space.count(space.largest) // 4)
-        lines = {line["number"]: line for line in read_jsonl(journal) if line["event"] == "score"}
-        np.savez_compressed(TABLE, losses=-np.array([lines[k]["values"] for k in sorted(lines)], dtype=np.float16))
+        scorer, space, rows = scorer_of(run), run.adapter.adapted.space, list[list[float]]()
+
+        def score(genotype: Genotype) -> float:
+            rows.append(scorer(genotype, range(len(run.task.val))))
+            return math.fsum(rows[-1])
+
+        search(score, space, budget=space.count(space.largest) // 4)
+        np.savez_compressed(TABLE, losses=-np.array(rows, dtype=np.float16))
 
 
 def main() -> None:
