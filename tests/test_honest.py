@@ -12,20 +12,24 @@ from typing import Any
 import pytest
 import torch
 
+import glora
 from glora.checkpoint import read_header
 from glora.data import ImageSet
 from glora.errors import BudgetError, ConfigError, RunError
 from glora.experiment import Run
+from glora.folds import StoredSupernet, copied
 from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
 from glora.scoring import ValScorer
 from glora.searchers import pareto_front
 from glora.searching import Search
+from glora.space import SearchSpace
 from glora.train import evaluate
 from glora.winner import load_winner
 from suites.toy import Recorder, image_folder, tiny
 from test_floors import SRC, imports, tree_of
+from test_statistics import normed
 
 NSGA2 = {"searcher": "nsga2", "population": 6, "generations": 2, "rescore": 3, "controls": 5}
 
@@ -234,6 +238,35 @@ def test_folds_go_with_racing_and_with_workers(photos: Path, tmp_path: Path) -> 
     ]
     assert scores[0] == scores[1]
     assert any(trial.seen < 1 for trial in trials_of(run))
+
+
+def test_the_running_statistics_of_folds_stay_apart() -> None:
+    model = normed()
+    adapted = glora.inject(model, SearchSpace(ranks=(2,)), targets=["fc1"], head=("head",), statistics=True)
+    folds = []
+    for value in (1.0, 2.0):
+        model.norm.running_mean.fill_(value)
+        folds.append(StoredSupernet(adapted, copied(adapted)))
+    for fold, value in zip(folds, (1.0, 2.0), strict=True):
+        with fold.hold(adapted.space.smallest):
+            assert model.norm.running_mean.eq(value).all()
+
+
+def test_what_left_a_race_is_neither_scored_again_nor_picked(photos: Path, tmp_path: Path) -> None:
+    search = {"racing": True, "racing_first": 2, "racing_level": 0.5, "population": 8, "generations": 2, "parents": 2}
+    run = Run(tiny(photos, search={**search, "rescore": 99}, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    outcome = run.search()
+    trials = trials_of(run)
+    through = [trial for trial in trials if trial.seen == 1]
+    assert 0 < outcome.rescored == len(through) < outcome.scored == len(trials)
+    assert trials[outcome.number].seen == 1
+    for trial in through:
+        picked = run.pick(budget=trial.parameters, min_budget=0)
+        assert trials[picked.number].seen == 1
+    gone = next(trial.parameters for trial in trials if trial.parameters not in {one.parameters for one in through})
+    with pytest.raises(BudgetError, match=f"None of the {len(through)} scored"):
+        run.pick(budget=gone, min_budget=gone)
 
 
 def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glora.genotype import Choice, Genotype, LayerConfig, Site
     from glora.injection import inject
     from glora.results import Result
-    from glora.searchers import Score, SearchResult, Trial, search
+    from glora.searchers import Racing, Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
     from glora.supernet import Supernet
 
@@ -29,6 +29,7 @@ _WHERE = {
     "Genotype": "glora.genotype:Genotype",
     "GloraError": "glora.errors:GloraError",
     "LayerConfig": "glora.genotype:LayerConfig",
+    "Racing": "glora.searchers:Racing",
     "Result": "glora.results:Result",
     "Score": "glora.searchers:Score",
     "SearchResult": "glora.searchers:SearchResult",
@@ -49,6 +50,7 @@ __all__ = [
     "Genotype",
     "GloraError",
     "LayerConfig",
+    "Racing",
     "Result",
     "Score",
     "SearchResult",

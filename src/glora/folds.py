@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from glora.adapted import Adapted
 from glora.checkpoint import load_supernet
@@ -23,7 +24,7 @@ from glora.state import AdapterState
 from glora.supernet import Supernet
 from glora.train import Evaluation, evaluate
 
-__all__ = ["FoldRecipe", "FoldScorer", "Part", "StoredSupernet", "copied", "load_parts"]
+__all__ = ["FoldRecipe", "FoldScorer", "Part", "StoredSupernet", "copied", "load_parts", "on_cpu"]
 
 
 class StoredSupernet(Supernet):
@@ -57,10 +58,20 @@ class Part(NamedTuple):
 
 
 def copied(adapted: Adapted) -> AdapterState:
-    """All numbers of the supernet and its head as they are now."""
-    state = adapted.state(whole=True)
-    tensors = {name: value.clone() for name, value in state.tensors.items()}
-    return replace(state, tensors=tensors, head={name: value.clone() for name, value in state.head.items()})
+    """All numbers of the supernet, its head and running statistics as they are now."""
+    return _each(adapted.state(whole=True), torch.clone)
+
+
+def on_cpu(state: AdapterState) -> AdapterState:
+    """The same numbers where any other process can read them."""
+    return _each(state, Tensor.cpu)
+
+
+def _each(state: AdapterState, change: Callable[[Tensor], Tensor]) -> AdapterState:
+    tensors, head, statistics = (
+        {name: change(value) for name, value in part.items()} for part in (state.tensors, state.head, state.statistics)
+    )
+    return replace(state, tensors=tensors, head=head, statistics=statistics)
 
 
 def load_parts(adapted: Adapted, known: Known, folder: RunFolder) -> tuple[tuple[Part, ...], StoredSupernet]:

@@ -15,7 +15,7 @@ from glora.controls import Contender, best_again, compared, controls, random_gen
 from glora.data.known import Known
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
-from glora.folds import FoldRecipe, FoldScorer, Part, StoredSupernet, load_parts
+from glora.folds import FoldRecipe, FoldScorer, Part, StoredSupernet, load_parts, on_cpu
 from glora.genotype import TENSORS
 from glora.methods import Method
 from glora.methods.glora import GLoRA, TunedAdapter
@@ -83,7 +83,6 @@ class Search:
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
         best: list[Trial] = []
-
         seen: list[float] = []
 
         def tell(trial: Trial) -> None:
@@ -110,9 +109,10 @@ class Search:
         """
         found = self._search(self._unfinished, None)
         high = float("inf") if budget is None else budget
-        kept = [trial for trial in found.trials if min_budget <= trial.parameters <= high]
+        scored = [trial for trial in found.trials if trial.seen == 1]
+        kept = [trial for trial in scored if min_budget <= trial.parameters <= high]
         if not kept:
-            sizes = [trial.parameters for trial in found.trials]
+            sizes = [trial.parameters for trial in scored]
             wanted = f"between {min_budget:,} and {high:,}" if min_budget else f"at most {high:,}"
             raise BudgetError(
                 f"None of the {len(sizes):,} scored genotypes of {self.folder.path} has {wanted} trainable numbers.",
@@ -157,7 +157,7 @@ class Search:
         settings = self.settings
         racing = Racing(len(self.known.val), level=settings.racing_level, first=settings.racing_first)
         return search(
-            self._recipe() if workers else score,
+            self.recipe() if workers else score,
             self.space,
             seed=self.seed,
             **settings.arguments(),
@@ -170,7 +170,7 @@ class Search:
             on_trial=tell,
         )
 
-    def _recipe(self) -> Recipe | FoldRecipe:
+    def recipe(self) -> Recipe | FoldRecipe:
         """How worker processes make the scorer."""
         if self.accelerator.num_processes > 1:
             raise RunError(
@@ -191,7 +191,7 @@ class Search:
         if not self.known.folds:
             return recipe
         states = [part.supernet.state for part in self.parts if isinstance(part.supernet, StoredSupernet)]
-        return FoldRecipe(recipe, tuple(states), self.known.scoring)
+        return FoldRecipe(recipe, tuple(map(on_cpu, states)), self.known.scoring)
 
     def _unfinished(self, *_: object) -> Score:
         raise RunError(
@@ -209,7 +209,8 @@ class Search:
         """The winner, and how many of the best were scored again to find it."""
         if not (self.settings.rescore and len(self.known.aside)):
             return found.best, 0
-        best = sorted(found.trials, key=lambda trial: trial.rank)[: self.settings.rescore]
+        finished = [trial for trial in found.trials if trial.seen == 1]  # none that has left a race
+        best = sorted(finished, key=lambda trial: trial.rank)[: self.settings.rescore]
         self.reporter.say(f"The best {len(best)} once more, on {len(self.known.aside):,} images set aside")
         by_genome = {trial.genome: trial for trial in best}
         sizes = {genome: trial.parameters for genome, trial in by_genome.items()}
