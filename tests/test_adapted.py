@@ -76,7 +76,7 @@ def test_linear_is_every_linear_outside_the_head(vit):
         (r"^blocks\.0\.", (), 6),
         ("norm", (), 5),
         (["norm", "qkv"], "blocks", 1),
-        ("all", (), 13),
+        ("all", (), 14),
         (["qkv"], (), 2),
         (["attn.qkv", "blocks.1.fc2"], (), 3),
         ("linear", "fc", 4),

@@ -109,7 +109,6 @@ def test_it_never_gets_a_new_bias():
     [
         ("linear", (), ["q_proj", "k_proj", "v_proj", "out_proj"]),
         ("all", (), ["q_proj", "k_proj", "v_proj", "out_proj"]),
-        ("attention", (), ["q_proj", "k_proj", "v_proj"]),
         (["k_proj"], (), ["k_proj"]),
         ("linear", ["k_proj", "out_proj"], ["q_proj", "v_proj"]),
     ],

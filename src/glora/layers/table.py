@@ -46,7 +46,6 @@ QUANTIZED: dict[str, str] = {  # the same for layers with a quantised weight
 }
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear", "attention"),
-    "attention": ("attention",),
     "conv": ("conv",),
     "norm": ("norm",),
     "embedding": ("embedding",),
