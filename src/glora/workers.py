@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -194,7 +193,9 @@ class _Process(Worker):
         self.process = context.Process(target=_work, args=(theirs, build), daemon=True)
         try:
             self.process.start()
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except OSError:
+            raise  # no process can be started at all
+        except Exception as error:  # what cannot be sent raises PicklingError, AttributeError, TypeError, ...
             raise ConfigError(
                 f"The score function cannot be sent to a worker process: {error}.",
                 allowed="A function at the top of a module, or an object that can be pickled.",
