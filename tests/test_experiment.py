@@ -23,7 +23,7 @@ import glora
 from glora import experiment as rooms
 from glora.checkpoint import read_header
 from glora.data import ImageSet, Task
-from glora.errors import BudgetError, DataError, RunError, UnknownNameError
+from glora.errors import BudgetError, ConfigError, DataError, RunError, UnknownNameError
 from glora.experiment import Run
 from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
@@ -478,3 +478,55 @@ def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: 
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["6", "bf16"]
+
+
+def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_path: Path) -> None:
+    one = Run(tiny(photos, train={"epochs": 1}), tmp_path / "a", Recorder())
+    one.train()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker
+    one.search()
+    torch.set_num_threads(threads)
+    two = Run.open(tmp_path / "b", Recorder(), search={"workers": 2})
+    recipe = two._recipe()
+    built = recipe.build()
+    assert all(parameter.is_shared() for parameter in built.supernet.adapted.model.parameters())
+    pointers = {name: tensor.data_ptr() for name, tensor in recipe.weights.items()}
+    assert pointers == {name: p.data_ptr() for name, p in two.backbone.model.named_parameters()} | {
+        name: buffer.data_ptr() for name, buffer in two.backbone.model.named_buffers()
+    }, "nothing was copied"
+    two.search()
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert sorted(map(str, journal_of(first))) == sorted(map(str, journal_of(second)))
+    assert (first / "adapter.safetensors").read_bytes() == (second / "adapter.safetensors").read_bytes()
+
+
+def test_a_search_begun_with_other_workers_goes_on_and_with_other_settings_does_not(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    run.search()
+    Run.open(tmp_path / "run", Recorder(), search={"workers": 2, "limit": 60})
+    with pytest.raises(RunError, match=r"search.racing is False there, True here"):
+        Run.open(tmp_path / "run", Recorder(), search={"racing": True})
+
+
+def test_a_run_races_where_it_is_told_to(photos: Path, tmp_path: Path) -> None:
+    search = {"population": 6, "generations": 2, "parents": 2, "racing": True, "racing_first": 2}
+    recorder = Recorder()
+    result = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", recorder).fit()
+    assert min(trial.seen for trial in recorder.trials) < 1
+    best = min(recorder.trials, key=lambda trial: trial.rank)
+    assert result.metrics["val_loss"] == pytest.approx(-best.score.value, rel=1e-5)
+
+
+def test_wrong_races_and_clusters_are_told_with_the_other_settings(photos: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"racing": True, "searcher": "nsga2"}, "nsga2 looks"),
+        ({"cluster": "ray"}, "needs workers"),
+    ]
+    for search, words in wrong:
+        with pytest.raises(ConfigError, match=words):
+            tiny(photos, search=search)

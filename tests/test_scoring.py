@@ -72,3 +72,12 @@ def test_only_val_is_given_to_a_scorer(trained: Any) -> None:
     score(trained.adapted.space.smallest)
     assert asked == list(range(20))
     assert not hasattr(score, "task")
+
+
+def test_some_images_are_scored_one_by_one(trained: Any) -> None:
+    genotype, indices = trained.adapted.space.largest, [7, 3, 11]
+    with trained.adapted.hold(genotype) as model:
+        whole = evaluate(model, toy_images(20), accelerator=Accelerator(cpu=True), batch_size=20)
+    values = scorer(trained)(genotype, indices)
+    assert values == pytest.approx([-whole.losses[index].item() for index in indices], rel=1e-5)
+    assert scorer(trained, "accuracy")(genotype, indices) == [float(whole.right[index]) for index in indices]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from glora.errors import GloraError
     from glora.genotype import Choice, Genotype, LayerConfig, Site
     from glora.results import Result
-    from glora.searchers import Score, SearchResult, Trial, search
+    from glora.searchers import Racing, Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
     from glora.supernet import Supernet
 
@@ -28,6 +28,7 @@ _WHERE = {
     "Genotype": "glora.genotype:Genotype",
     "GloraError": "glora.errors:GloraError",
     "LayerConfig": "glora.genotype:LayerConfig",
+    "Racing": "glora.searchers:Racing",
     "Result": "glora.results:Result",
     "Score": "glora.searchers:Score",
     "SearchResult": "glora.searchers:SearchResult",
@@ -48,6 +49,7 @@ __all__ = [
     "Genotype",
     "GloraError",
     "LayerConfig",
+    "Racing",
     "Result",
     "Score",
     "SearchResult",

@@ -110,16 +110,17 @@ class Team(ABC):
             ConfigError: The score function cannot be sent to another process.
             RunError: It fails, or one job or the start has ended too many workers.
         """
-        todo, losses = list[_Job](), Counter[_Job]()
-        while todo or self.busy or (todo := list(islice(jobs, 1))):  # without a job nobody starts
+        todo, losses, done = list[_Job](), Counter[_Job](), list[tuple[_Job, Any, float]]()
+        while done or todo or self.busy or (todo := list(islice(jobs, 1))):  # without a job nobody starts
             while len(self.starting) + len(self.free) + len(self.busy) < self.size:
                 self.starting.append(self._from_now(self.start()))
             while self.free and (todo or (todo := list(islice(jobs, 1)))):
                 worker = self._from_now(self.free.pop())
                 self.busy[worker] = todo.pop()
                 worker.send(self.busy[worker].arguments)
+            yield from done  # while the others work
             done = []
-            for worker, (kind, result, seconds) in self._heard():
+            for worker, (kind, result, seconds) in self._heard() if todo or self.busy else ():
                 if kind == "failed":
                     raise RunError(f"The score function failed in a worker:\n{result}")
                 job = self.busy.pop(worker, None)
@@ -135,7 +136,6 @@ class Team(ABC):
                     self.unready = 0
                 else:
                     done.append((job, result, seconds))
-            yield from done
 
     def _from_now(self, worker: Worker) -> Worker:
         worker.deadline = time.monotonic() + self.limit

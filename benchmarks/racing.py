@@ -1,0 +1,242 @@
+"""What racing saves and what it costs: the paper's search (1,050 genotypes, 200 images), raced and in full.
+
+    python benchmarks/racing.py              # run the seeds that results/racing lacks; a killed one goes on
+    python benchmarks/racing.py --table      # docs/racing.md from results/racing
+    python benchmarks/racing.py --record     # tests/data/digits_losses.npz, the table that the tests race on
+
+Per seed: one supernet is trained, searched with racing, and searched in full. Then every genotype of the raced search
+is scored in full too, which gives the ranking that its winner is looked up in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glora.config import Experiment, build_experiment
+from glora.experiment import Run
+from glora.genotype import Genotype
+from glora.progress import ConsoleReporter
+from glora.results import Result
+from glora.scoring import ValScorer
+from glora.searchers import Racing, SearchResult, search
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results" / "racing"
+RUNS = ROOT / "runs" / "racing"
+PAGE = ROOT / "docs" / "racing.md"
+TABLE = ROOT / "tests" / "data" / "digits_losses.npz"
+SEEDS = (0, 1, 2)
+
+
+def experiment(seed: int) -> Experiment:
+    """The demo's task and training, the paper's search."""
+    model = {"name": "dinov2_vits14", "image_size": 56}
+    data = {"source": "digits", "train": 400, "val": 200}
+    settings = {"model": model, "data": data, "train": {"epochs": 20}, "search": {"budget": "0.5M"}}
+    return build_experiment({"seed": seed, **settings})
+
+
+def scorer_of(run: Run) -> ValScorer:
+    """Loss on val."""
+    return ValScorer(
+        run.adapter.supernet,
+        run.task.val,
+        fitness="loss",
+        accelerator=run.accelerator,
+        batch_size=run.experiment.search.batch_size,
+    )
+
+
+def searched(run: Run, racing: Racing, journal: Path, budget: int | None) -> tuple[SearchResult, float | None]:
+    """The search, and its seconds outside of the score function over those inside; None when it was continued."""
+    scorer, inside = scorer_of(run), 0.0
+
+    def score(genotype: Genotype, indices: Sequence[int]) -> list[float]:
+        nonlocal inside
+        start = time.perf_counter()
+        values = scorer(genotype, indices)
+        inside += time.perf_counter() - start
+        assert isinstance(values, list)
+        return values
+
+    continued, start = journal.is_file(), time.perf_counter()
+    space, seed = run.adapter.adapted.space, run.experiment.seed
+    result = search(score, space, budget=budget, seed=seed, racing=racing, journal=journal)
+    return result, None if continued else (time.perf_counter() - start - inside) / inside
+
+
+def measure(seed: int) -> Result:
+    """One seed."""
+    folder = RUNS / f"seed{seed}"
+    with ConsoleReporter() as reporter:
+        run = Run(experiment(seed), folder, reporter)
+        run.train()
+    n = len(run.task.val)
+    budget = run.experiment.search.budget
+    raced, overhead = searched(run, Racing(n), folder / "raced.jsonl", budget)
+    full, _ = searched(run, Racing(n, first=n), folder / "full.jsonl", budget)
+    scorer = scorer_of(run)
+    rows = np.array([scorer(trial.genotype, range(n)) for trial in raced.trials])
+    best_of_full = np.array(scorer(full.best.genotype, range(n)))
+    means, winner = rows.mean(axis=1), raced.best.number
+    metrics: dict[str, float | None] = {
+        "candidates": float(len(raced.trials)),
+        "images_raced": round(sum(trial.seen for trial in raced.trials) * n),
+        "images_full": float(len(full.trials) * n),
+        "winner_rank": float(1 + (means > means[winner]).sum()),
+        "winner_loss": -means[winner],
+        "full_winner_loss": -best_of_full.mean(),
+        "tau": kendall([trial.score.value for trial in raced.trials], means.tolist()),
+        "overhead": overhead,
+    }
+    metrics |= gap("own", rows[means.argmax()] - rows[winner]) | gap("full", best_of_full - rows[winner])
+    metrics |= shortcuts(run, scorer)
+    return Result.stamped(
+        method="glora",
+        task=run.task.name,
+        model=run.experiment.model.name,
+        seed=seed,
+        config={**run.experiment.model_dump(mode="json"), "race": dataclasses.asdict(Racing(n))},
+        parameters=raced.best.parameters,
+        metrics=metrics,
+        seconds={
+            "raced": sum(trial.seconds for trial in raced.trials),
+            "full": sum(trial.seconds for trial in full.trials),
+        },
+    )
+
+
+def gap(name: str, differences: np.ndarray) -> dict[str, float | None]:
+    """The mean of paired differences and its standard error."""
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return {f"gap_{name}": differences.mean(), f"gap_{name}_standard_error": error}
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-a of two rankings."""
+    signs = np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))
+    return float(signs.sum() / (len(first) * (len(first) - 1)))
+
+
+def shortcuts(run: Run, scorer: ValScorer) -> dict[str, float | None]:
+    """Seconds of CPU for the images of one batch: held, not held, and several genotypes sharing the batch."""
+    adapted, size = run.adapter.adapted, min(100, len(run.task.val))
+    rng = random.Random(0)
+    genotypes = [adapted.sample(rng) for _ in range(4)]
+    x, _ = run.task.val.batch(range(size))
+    x = x.to(run.accelerator.device)
+
+    def seconds(work: Any) -> float:
+        taken = []
+        for _ in range(4):
+            start = time.process_time()
+            work()
+            taken.append(time.process_time() - start)
+        return statistics.median(taken[1:])
+
+    def held() -> None:
+        for genotype in genotypes:
+            with adapted.hold(genotype) as model:
+                model(x)
+
+    def active() -> None:
+        for genotype in genotypes:
+            adapted.activate(genotype)
+            adapted.model(x)
+
+    def together() -> None:
+        quarter = size // 4
+        adapted.activate([genotype for genotype in genotypes for _ in range(quarter)])
+        for _ in genotypes:
+            adapted.model(x[: 4 * quarter])
+
+    adapted.model.eval()
+    with torch.no_grad():
+        return {"held": seconds(held), "not_held": seconds(active), "sharing": seconds(together)}
+
+
+def page(results: list[Result]) -> str:
+    """The Markdown page of the committed results."""
+    rows = []
+    for result in sorted(results, key=lambda each: each.seed):
+        m = {name: value or 0.0 for name, value in result.metrics.items()}
+        rows.append(
+            f"| {result.seed} | {m['images_full'] / m['images_raced']:.1f}x | {m['winner_rank']:.0f} of "
+            f"{m['candidates']:.0f} | {m['gap_own']:.4f} ± {m['gap_own_standard_error']:.4f} | {m['gap_full']:.4f} ± "
+            f"{m['gap_full_standard_error']:.4f} | {m['tau']:.2f} | {m['not_held'] / m['held']:.2f}x | "
+            f"{m['held'] / m['sharing']:.2f}x | {100 * m['overhead']:.1f}% |"
+        )
+    return "\n".join(
+        [
+            "# What racing saves",
+            "",
+            "Made by `python benchmarks/racing.py --table` from `results/racing/`; do not edit.",
+            "",
+            *(__doc__ or "").split("\n\n")[2].splitlines(),
+            "",
+            "| seed | fewer images | winner's rank | behind the best of its own | behind the full search's winner "
+            "| tau | holding | sharing a pass | overhead |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            "Fewer images: of the full search over those of the raced one, racing's own share. Gaps: mean loss on the",
+            "same images ± its paired standard error; negative: the raced winner is better. tau: Kendall's, between",
+            "the scores at which candidates left or finished and their full scores. Holding: time of scoring with the",
+            "genotype only activated over that with it held. Sharing a pass: time of one genotype after the other over",
+            "that of four in one batch; below 1 it costs time, so that the search does not do it. Overhead: time of",
+            "the raced search outside of the score function.",
+            "",
+        ]
+    )
+
+
+def record() -> None:
+    """A table of real values: a small supernet, trained from random weights, searched in full on real images."""
+    settings = {
+        "model": {"name": "test_vit", "pretrained": False, "image_size": 32},
+        "data": {"source": "digits", "train": 400, "val": 200},
+        "train": {"epochs": 80, "lr": 5e-3},
+    }
+    with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
+        run = Run(build_experiment(settings), Path(folder) / "run", reporter)
+        run.train()
+        scorer, space, rows = scorer_of(run), run.adapter.adapted.space, list[list[float]]()
+
+        def score(genotype: Genotype) -> float:
+            rows.append(scorer(genotype, range(len(run.task.val))))
+            return math.fsum(rows[-1])
+
+        search(score, space, budget=space.count(space.largest) // 4)
+        np.savez_compressed(TABLE, losses=-np.array(rows, dtype=np.float16))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="write docs/racing.md and stop")
+    parser.add_argument("--record", action="store_true", help="write the tests' table and stop")
+    given = parser.parse_args()
+    if given.table:
+        PAGE.write_text(page(Result.read_all(sorted(FOLDER.glob("*.json")))), encoding="utf-8")
+    elif given.record:
+        record()
+    else:
+        for seed in SEEDS:
+            path = FOLDER / f"seed{seed}.json"
+            if not path.is_file():
+                measure(seed).write(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What a candidate and a message cost, and what more workers would give.
+
+    python benchmarks/workers.py            # measure what results/workers lacks; wants two quiet cores
+    python benchmarks/workers.py --table    # docs/workers.md from results/workers
+
+A candidate: one genotype of the demo's supernet (ViT-S/14, 56 px) on 200 images by one worker, one thread. A message:
+a whole search by one worker whose score is a constant, journal and fsync included, over its number of candidates; at
+the 48 sites of a ViT and at the 224 linear layers of a 7B language model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from glora.demo import demo_experiment
+from glora.experiment import Run
+from glora.genotype import Genotype, Site
+from glora.progress import ConsoleReporter
+from glora.results import Result
+from glora.searchers import search
+from glora.space import BoundSpace, SearchSpace
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results" / "workers"
+PAGE = ROOT / "docs" / "workers.md"
+POPULATION = 50
+CANDIDATES = 40
+PASSES = {  # model -> sites, parameters, tokens per example: 2 x parameters x tokens FLOPs, 200 examples a candidate
+    "ViT-S/14, 56 px (measured)": (48, 22e6, 17),
+    "ViT-B/16, 224 px": (48, 86e6, 197),
+    "7B language model, 512 tokens": (224, 6.7e9, 512),
+}
+EXAMPLES = 200
+
+
+def constant(genotype: Genotype) -> float:
+    """The cheapest score."""
+    return 0.5
+
+
+def space_of(sites: int) -> BoundSpace:
+    """A space of so many layers."""
+    return SearchSpace().bind({f"blocks.{k}.attn.qkv": Site("linear", 1024, 1024, True) for k in range(sites)})
+
+
+def message(sites: int, cluster: str | None) -> float:
+    """Seconds per candidate of a search whose score costs nothing."""
+    settings = {"candidates": 400}
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        search(
+            constant,
+            space_of(sites),
+            searcher="random",
+            settings=settings,
+            workers=1,
+            cluster=cluster,
+            journal=Path(folder) / "search.jsonl",
+            on_trial=lambda trial: ends.append(time.perf_counter()),
+        )
+    return (ends[-1] - ends[0]) / (len(ends) - 1)  # the first waits for the worker to start
+
+
+def candidates(run: Run, workers: int) -> float:
+    """Seconds per candidate with so many workers, their start not counted."""
+    ends: list[float] = []
+    search(
+        run._recipe(),
+        run.adapter.adapted.space,
+        searcher="random",
+        settings={"candidates": CANDIDATES},
+        workers=workers,
+        on_trial=lambda trial: ends.append(time.perf_counter()),
+    )
+    return (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
+
+
+def measure(cluster: str | None) -> Result:
+    """One kind of worker."""
+    experiment = demo_experiment()
+    with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
+        run = Run(experiment, folder, reporter)  # the weights need no training to be timed
+        metrics: dict[str, float | None] = {f"message_{sites}": message(sites, cluster) for sites in (48, 224)}
+        if cluster is None:
+            metrics |= {f"candidate_{workers}": candidates(run, workers) for workers in (1, 2)}
+        return Result.stamped(
+            method="glora",
+            task=run.task.name,
+            model=experiment.model.name,
+            seed=experiment.seed,
+            config={**experiment.model_dump(mode="json"), "cluster": cluster},
+            parameters=0,
+            metrics=metrics,
+        )
+
+
+def page(local: Result, ray: Result | None) -> str:
+    """The Markdown page of the committed results."""
+    m = {name: value or 0.0 for name, value in local.metrics.items()}
+    one, two = m["candidate_1"], m["candidate_2"]
+    base = next(iter(PASSES.values()))
+    rows = []
+    for name, (sites, parameters, tokens) in PASSES.items():
+        cost = one * parameters * tokens / (base[1] * base[2])
+        gains = []
+        for workers in (8, 64, 512):
+            seconds = math.ceil(POPULATION / workers) * cost + POPULATION * m[f"message_{sites}"]
+            gains.append(f"{POPULATION * cost / seconds:.1f}x")
+        share = m[f"message_{sites}"] / cost
+        rows.append(f"| {name} | {cost:,.1f} | {share:.1e} | {' | '.join(gains)} |")
+    messages = [("processes", local), *([("Ray", ray)] if ray else [])]
+    return "\n".join(
+        [
+            "# What more workers give",
+            "",
+            "Made by `python benchmarks/workers.py --table` from `results/workers/`; do not edit.",
+            "",
+            *(__doc__ or "").split("\n\n")[2].splitlines(),
+            "",
+            "| | message at 48 sites, ms | at 224 sites, ms |",
+            "|---|---:|---:|",
+            *(
+                f"| {name} | {1e3 * (r.metrics['message_48'] or 0):.2f} | {1e3 * (r.metrics['message_224'] or 0):.2f} |"
+                for name, r in messages
+            ),
+            "",
+            f"One worker: {one:.2f} s a candidate; two: {two:.2f} s, an efficiency of {one / (2 * two):.2f}.",
+            "",
+            f"What n workers give over one, for a generation of {POPULATION} whose end all wait for: it takes",
+            f"ceil({POPULATION} / n) candidates after each other, and the searching process handles messages one by",
+            "one. A candidate's seconds on one CPU thread follow from the measured one by FLOPs (2 x parameters x",
+            "tokens, 200 examples).",
+            "",
+            "| model | candidate, s | message / candidate | 8 workers | 64 | 512 |",
+            "|---|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            f"More workers than the population's {POPULATION} have nothing to do: for 64 or 512 raise `population` to",
+            "theirs. Messages are no limit: even one process can feed many more workers than that.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="write docs/workers.md and stop")
+    paths = {None: FOLDER / "local.json", "ray": FOLDER / "ray.json"}
+    if parser.parse_args().table:
+        ray = Result.read(paths["ray"]) if paths["ray"].is_file() else None
+        PAGE.write_text(page(Result.read(paths[None]), ray), encoding="utf-8")
+        return
+    for cluster, path in paths.items():
+        if not path.is_file():
+            measure(cluster).write(path)
+
+
+if __name__ == "__main__":
+    main()
