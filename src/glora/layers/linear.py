@@ -48,7 +48,9 @@ class Linear(View):
         return (x * (1 + self.spread(None, a, x))).to(x.dtype)
 
     def mixed(self, x: Tensor, down: Tensor, up: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.widened(x, self.narrow(None, x, up, mask), down)
+        z = self.narrow(None, x, up, mask)
+        with torch.autocast(x.device.type, enabled=False):  # x keeps its type
+            return self.widened(x, z, down)
 
 
 class Conv1D(Linear):

@@ -48,7 +48,7 @@ def plan_sites(
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
-        notes.append(f"Not adapted, {what}, or they renormalise it (max_norm) or want sparse gradients: {listed(odd)}.")
+        notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
         may = [name for name in bare if chosen[name].kind in BIASED]
         single = [name for name in may if len(every[name]) == 1 and every[name][0].bias is None]
@@ -122,30 +122,20 @@ def refuse_sequence_first(model: nn.Module) -> None:
             )
 
 
-class _BatchGuard:
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        adapter = next(inner for inner in module.modules() if isinstance(inner, layers.Adapter))
-        active = len(adapter.plays)
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
-        if active > 1 and given is not None and given.shape[0] != active:
-            raise StateError(
-                f"{active} genotypes are active, one per sample, but the batch has {given.shape[0]} samples.",
-                remedy="Activate one genotype per sample of the batch, or a single one.",
-            )
-
-    def __deepcopy__(self, _: Any) -> _BatchGuard:
-        return self
-
-    def __reduce__(self) -> Any:
+def _refuse_another_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    adapter = next(inner for inner in module.modules() if isinstance(inner, layers.Adapter))
+    active = len(adapter.plays)
+    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+    if active > 1 and given is not None and given.shape[0] != active:
         raise StateError(
-            "An adapted model cannot be pickled: torch cannot pickle parametrized modules.",
-            remedy="Use save_adapter and load_adapter, its state_dict, or merge or detach first.",
+            f"{active} genotypes are active, one per sample, but the batch has {given.shape[0]} samples.",
+            remedy="Activate one genotype per sample of the batch, or a single one.",
         )
 
 
 def guard_batch(model: nn.Module) -> RemovableHandle:
-    """A hook that refuses a batch of another size than the genotypes, one per sample, and says that pickling fails."""
-    return model.register_forward_pre_hook(_BatchGuard(), with_kwargs=True)
+    """A hook that refuses a batch of another size than the genotypes, one per sample, that are active."""
+    return model.register_forward_pre_hook(_refuse_another_batch, with_kwargs=True)
 
 
 def choose_sites(
