@@ -279,9 +279,10 @@ def merge(
                 merged = None if plain is None else shared.get(plain)
                 if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
                     merged = plain
-                if merged is None:  # a value that is the base itself must not share its numbers
-                    same = plain is not None and value.data_ptr() == plain.data_ptr()
-                    merged = nn.Parameter(value.detach().clone() if same else value.detach(), requires_grad=flag)
+                if merged is None:  # the base keeps its own numbers; an inference tensor cannot be trained
+                    shares = plain is not None and value.data_ptr() == plain.data_ptr()
+                    new = value.detach().clone() if shares or value.is_inference() else value.detach()
+                    merged = nn.Parameter(new, requires_grad=flag)
                 layer._parameters[name] = merged
                 if plain is not None:
                     shared[plain] = merged
