@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ class TestFewRows(TestLinear):
 
 
 class TestConv1D(LayerSuite):
-    biases = ("bias",)
+    forms: ClassVar = {"bias": (432, 900)}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
