@@ -331,3 +331,58 @@ def test_gradients_per_sample_are_those_of_each_sample(vit, images):
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert torch.allclose(found[name][2], parameter.grad, atol=1e-4, rtol=1e-4), name
+
+
+def test_merged_under_inference_mode_it_is_whole_and_can_be_trained():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    adapted = glora.inject(model, PAPER, head=None)
+    adapted.activate(adapted.space.largest)
+    with torch.inference_mode():
+        adapted.merge()
+    model.requires_grad_(True)
+    model(torch.randn(3, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    adapted.detach()
+
+
+def test_a_merged_model_that_was_adapted_anew_is_not_detached_under_it():
+    model = nn.Sequential(nn.Linear(4, 4))
+    first = glora.inject(model, PAPER, head=None)
+    first.merge()
+    second = glora.inject(model, PAPER, head=None)
+    with pytest.raises(StateError, match="adapted anew"):
+        first.detach()
+    second.detach()
+    first.detach()
+
+
+def test_freeing_the_base_after_the_merge_frees_it():
+    adapted = glora.inject(nn.Sequential(nn.Linear(4, 4)), PAPER, head=None)
+    adapted.merge()
+    adapted.merge(keep_base=False)
+    with pytest.raises(StateError, match="freed"):
+        adapted.detach()
+
+
+def test_an_input_by_name_is_the_same_call():
+    model = nn.Sequential(nn.Linear(4, 4))
+    adapted = glora.inject(model, PAPER, head=None)
+    play(adapted)
+    adapted.activate([adapted.sample(random.Random(seed)) for seed in range(3)])
+    x = torch.randn(3, 4)
+    assert torch.equal(model[0](input=x), model[0](x))
+
+
+def test_layers_without_numbers_and_those_that_only_sound_like_a_norm_are_no_sites():
+    class RMSNormLinear(nn.Linear):
+        pass
+
+    model = nn.ModuleDict(
+        {"a": nn.Linear(4, 4), "none": nn.utils.skip_init(nn.Linear, 0, 3), "norm": RMSNormLinear(4, 3)}
+    )
+    assert list(glora.inject(model, PAPER, targets="all", head=None).sites) == ["a"]
+
+
+def test_parameters_of_unknown_layers_are_said_where_all_is_wanted():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "both": nn.Bilinear(2, 3, 4)})
+    assert any("both" in note for note in glora.inject(model, PAPER, targets="all", head=None).notes)

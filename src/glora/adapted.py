@@ -199,7 +199,14 @@ class Adapted(NamedAdapters):
             GloraError: A site has a NaN or infinite number; nothing is changed then.
         """
         if self.merged:
+            self._base = self._base if keep_base else None
             return self.model
+        with torch.inference_mode(False):  # the merged weights may be trained
+            self._merge(dequantize)
+        self._base = self._base if keep_base else None
+        return self.model
+
+    def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
         self._need_one("merge")
         if not isinstance(self.active, Genotype):
@@ -233,16 +240,19 @@ class Adapted(NamedAdapters):
             log.warning("The merged state dict has keys that the base has not: %s.", ", ".join(self.new_keys))
         if floats:
             log.warning("Merged to floating-point, no longer quantised: %s.", ", ".join(floats))
-        self._base = base if keep_base else None
-        self._state = "merged"
-        return self.model
+        self._base, self._state = base, "merged"
 
     def detach(self) -> nn.Module:
         """The untouched base model, bit for bit, its head included.
 
+        What was done to the merged model elsewhere stays: training, and running statistics, of layers that are no
+        sites.
+
         Raises:
-            StateError: The base was freed by `merge(keep_base=False)`.
+            StateError: The base was freed by `merge(keep_base=False)`, or the merged model was adapted anew.
         """
+        if self.merged and any(layers.is_attached(layer) for layer in self._layers.values()):
+            raise StateError("The merged model was adapted anew.", remedy="Detach that adaptation first.")
         if self.merged and self._base is None:
             raise StateError(
                 "The base weights were freed by merge(keep_base=False).", remedy="Build the base model anew."

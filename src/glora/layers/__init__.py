@@ -46,6 +46,8 @@ __all__ = [
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The adapted layer's forward, set on the per-instance class that parametrize makes."""
+    if not args and kwargs.keys() == {"input"}:
+        args, kwargs = (kwargs["input"],), {}
     if kwargs or len(args) != 1:
         plain: Any = type(self).__bases__[0]
         return plain.forward(self, *args, **kwargs)

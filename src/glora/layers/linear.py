@@ -18,6 +18,7 @@ class Linear(View):
     """`nn.Linear`: `(n, ..., i)` to `(n, ..., o)`."""
 
     kind = "linear"
+    called = True
     last = True
 
     def __init__(self, layer: nn.Linear) -> None:

@@ -7,6 +7,7 @@ others are norms of torch and timm whose forward is known; they also play one ge
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,12 @@ class Norm(View):
     def __init__(self, layer: Any) -> None:
         bias = getattr(layer, "bias", None) is not None
         self.site = Site("norm", layer.weight.numel(), 1, bias, diagonal=True)
+
+    @classmethod
+    def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:
+        """Nothing where the bias has another shape than the weight: only the name is a norm's."""
+        bias = getattr(layer, "bias", None)
+        return super().of(layer, floats) if bias is None or bias.shape == layer.weight.shape else {}
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(-1, 1)

@@ -49,6 +49,8 @@ def plan_sites(
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
         notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
+    if "all" in ([targets] if isinstance(targets, str) else targets) and (loose := _loose(model, every, heads)):
+        notes.append(f"Not adapted, their parameters are of no layer type that is known: {listed(loose)}.")
     if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
         may = [name for name in bare if chosen[name].kind in BIASED]
         single = [name for name in may if len(every[name]) == 1 and every[name][0].bias is None]
@@ -57,6 +59,17 @@ def plan_sites(
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
+
+
+def _loose(model: nn.Module, every: Mapping[str, Sequence[Place]], heads: Sequence[str]) -> list[str]:
+    """Modules outside the head with parameters of their own that are neither a weight nor a bias of a site."""
+    known = {id(tensor) for group in every.values() for place in group for tensor in (place.weight, place.bias)}
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if not is_inside(name, heads) and not layers.row_of(module)
+        if any(value is not None and id(value) not in known for value in module._parameters.values())
+    ]
 
 
 def _odd(model: nn.Module, kinds: set[str]) -> list[str]:

@@ -79,7 +79,8 @@ def views_of(layer: nn.Module) -> dict[str, View]:
     if row is None or parametrize.is_parametrized(layer):
         return {}
     floats = {name for name, value in layer._parameters.items() if value is not None and _is_float(value)}
-    return row[0].of(layer, floats)
+    views = row[0].of(layer, floats)
+    return {slot: view for slot, view in views.items() if view.site.out_features and view.site.in_features}
 
 
 def _is_float(value: nn.Parameter) -> bool:

@@ -28,7 +28,7 @@ class View(ABC):
         weight: Name of the layer's parameter that is the weight.
         bias: Name of its bias.
         part: Which numbers of the bias belong to this weight; None for all.
-        called: Whether the layer's own `forward` may take the factored way.
+        called: Whether the layer's own `forward` may take the factored way, for which the second half is needed.
         quantized: Whether the frozen weight is quantised: a held genotype then does not build the effective weight,
             and merging a change of the weight makes it floating-point.
         packed: Whether it is so in a form that the layer's own code reads: the parameter then always shows the frozen
@@ -43,7 +43,7 @@ class View(ABC):
     weight: str = "weight"
     bias: str = "bias"
     part: slice | None = None
-    called: bool = True
+    called: bool = False
     last: ClassVar[bool] = False
 
     @abstractmethod
