@@ -60,3 +60,9 @@ def test_table_is_made_from_the_committed_results() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_experiments_load(path: Path) -> None:
     assert load_experiment(path).method
+
+
+def test_the_page_on_costs_is_what_the_results_say():
+    command = [sys.executable, "benchmarks/step.py", "--table"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").endswith(told.strip() + "\n")
