@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
 
 import pytest
 import torch
@@ -21,19 +20,6 @@ class TestFewRows(TestLinear):
 
     def make_input(self, batch: int) -> Tensor:
         return super().make_input(batch)[:, 0]
-
-
-class TestConv1D(LayerSuite):
-    forms: ClassVar = {"bias": (432, 900)}
-
-    def make_layer(self, *, bias: bool) -> nn.Module:
-        pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
-        layer = pytorch_utils.Conv1D(10, 6)
-        nn.init.normal_(layer.bias)
-        return layer
-
-    def make_input(self, batch: int) -> Tensor:
-        return torch.randn(batch, 3, 6, generator=torch.Generator().manual_seed(7))
 
 
 EVERY = [

@@ -22,7 +22,7 @@ from glora.methods.glora import GLoRA, TunedAdapter
 from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
-from glora.scoring import Recipe, ValScorer, shared_weights
+from glora.scoring import Recipe, shared_weights
 from glora.searchers import Racing, Score, SearchResult, Trial, search
 from glora.sheet import Genome, Sheet, Splits
 from glora.space import numbers
@@ -72,9 +72,9 @@ class Search:
         self.reporter = reporter
         self.info = info
         self.parts, self.final = load_parts(self.adapted, known, folder)
-        how = {"fitness": settings.fitness, "accelerator": accelerator, "batch_size": settings.batch_size}
-        self.all_parts = FoldScorer(self.parts, **how)
-        self.scorer: Any = self.all_parts if known.folds else ValScorer(*self.parts[0], **how)
+        self.scorer = FoldScorer(
+            self.parts, fitness=settings.fitness, accelerator=accelerator, batch_size=settings.batch_size
+        )
         files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
         self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
         header = {"event": "images", **self.context, "winner": sha256(folder.supernet)}
@@ -200,9 +200,9 @@ class Search:
 
     def _measured(self, genome: Genome) -> Splits:
         genotype = self.space.decode(genome)
-        found = {"val": self.all_parts.evaluation(genotype)}
+        found = {"val": self.scorer.evaluation(genotype)}
         if len(self.known.aside):
-            found["aside"] = self.all_parts.on(Part(self.final, self.known.aside), genotype)
+            found["aside"] = self.scorer.on(Part(self.final, self.known.aside), genotype)
         return found
 
     def _chosen(self, found: SearchResult) -> tuple[Trial, int]:
