@@ -32,7 +32,7 @@ def batch(n: int = 4, size: int = 32) -> Tensor:
 def step(tuned: Any, x: Tensor, *, lr: float = 1e-3) -> None:
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr)
     tuned.model.train()
-    tuned.before_step(random.Random(0))
+    tuned.before_step(random.Random(0), range(len(x)), len(x))
     nn.functional.cross_entropy(tuned.model(x), torch.arange(len(x)) % CLASSES).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -91,7 +91,7 @@ def test_counts_are_without_the_head() -> None:
 
 def test_the_supernet_counts_what_it_plays() -> None:
     tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
-    tuned.before_step(random.Random(3))
+    tuned.before_step(random.Random(3), range(4), 4)
     assert tuned.count() == tuned.adapted.count(tuned.adapted.active) > 0
 
 
@@ -100,9 +100,22 @@ def test_steps_of_equal_generators_play_the_same_subnet() -> None:
     for _ in range(2):
         tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
         rng = random.Random(5)
-        played.append([(tuned.before_step(rng), tuned.adapted.active)[1] for _ in range(3)])
+        played.append([(tuned.before_step(rng, range(4), 4), tuned.adapted.active)[1] for _ in range(3)])
     assert played[0] == played[1]
     assert len(set(played[0])) == 3
+
+
+def test_every_sample_can_play_its_own_subnet_the_same_on_one_process_as_on_two() -> None:
+    tuned = get_method("glora", {"sampling": "sample"}).apply(build(), head=("head",), seed=0)
+
+    def played(places: range) -> tuple[Any, ...]:
+        tuned.before_step(random.Random(5), places, 6)
+        active: tuple[Any, ...] = tuned.adapted.active
+        return active
+
+    whole = played(range(6))
+    assert len(set(whole)) == 6
+    assert (played(range(0, 6, 2)), played(range(1, 6, 2))) == (whole[::2], whole[1::2])
 
 
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])

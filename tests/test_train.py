@@ -22,7 +22,7 @@ from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
 from glora.genotype import Genotype, LayerConfig
-from glora.methods.glora import GLoRA, TunedAdapter
+from glora.methods.glora import GLoRA, Sampling, TunedAdapter
 from glora.preprocess import Preprocess
 from glora.space import SearchSpace
 from glora.train import Progress, Trainer, evaluate
@@ -46,8 +46,8 @@ def toy_images(n: int = 30) -> ImageSet:
     return ImageSet(items, labels, preprocess=Preprocess((8, 8)))
 
 
-def adapted(model: nn.Module, seed: int = 0) -> TunedAdapter:
-    return GLoRA(SearchSpace(ranks=(4, 2))).apply(model, head=HEAD, seed=seed)
+def adapted(model: nn.Module, seed: int = 0, sampling: Sampling = "batch") -> TunedAdapter:
+    return GLoRA(SearchSpace(ranks=(4, 2)), sampling=sampling).apply(model, head=HEAD, seed=seed)
 
 
 def make_trainer(
@@ -169,7 +169,7 @@ def test_numbers_that_were_not_played_have_no_gradient_and_do_not_move(vit: Vit)
     tuned = adapted(vit())
     nothing = {name: LayerConfig() for name in tuned.adapted.sites}
     genotype = Genotype({**nothing, "blocks.0.fc1": LayerConfig(B="lora:2", E="vector")})
-    tuned.before_step = lambda rng: tuned.adapted.activate(genotype)  # type: ignore[method-assign]
+    tuned.before_step = lambda *_: tuned.adapted.activate(genotype)  # type: ignore[method-assign]
     before, trainer = values(tuned), make_trainer(tuned, epochs=2, weight_decay=0.5)
     with_gradient: set[int] = set()
     trainer.optimizer.optimizer.register_step_pre_hook(
@@ -259,23 +259,26 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_two_processes_train_as_one_and_play_the_same_genotypes(vit: Vit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["batch", "sample"])
+def test_two_processes_train_as_one_and_play_the_same_genotypes(vit: Vit, tmp_path: Path, sampling: Sampling) -> None:
     """17 images in batches of 8: the last batch has one, which leaves nothing to the second process."""
     save_tensors(tmp_path / "base.safetensors", vit().state_dict(), {})
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(TESTS / "suites" / "two_processes.py"), str(tmp_path)]
+    script = [sys.executable, str(TESTS / "suites" / "two_processes.py"), str(tmp_path), sampling]
     ranks = [
         subprocess.Popen(script, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
     (first, meta), (second, other) = (read_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    assert meta["genotypes"] == other["genotypes"]
-    assert len({str(genotype) for genotype in meta["genotypes"]}) == 6
+    if sampling == "batch":
+        assert meta["genotypes"] == other["genotypes"]
+    played = {str(genotype) for each in (meta, other) for genotype in each["genotypes"]}
+    assert len(played) == (6 if sampling == "batch" else 2 * 17)  # of 6 steps, 34 samples
     assert meta["moments"] == other["moments"]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
-    trainer = make_trainer(adapted(vit()), toy_images(17), epochs=2)
+    trainer = make_trainer(adapted(vit(), sampling=sampling), toy_images(17), epochs=2)
     start = values(trainer.tuned)
     gradients, ends = first_gradients(trainer), run(trainer)
     assert {name for name in first if name.startswith("gradient")} == gradients.keys()
@@ -299,8 +302,8 @@ def test_the_runs_seed_decides_the_subnets(vit: Vit) -> None:
         genotypes: list[Genotype] = []
         before = tuned.before_step
 
-        def watch(rng: random.Random, before: Any = before, tuned: Any = tuned, into: Any = genotypes) -> None:
-            before(rng)
+        def watch(*args: Any, before: Any = before, tuned: Any = tuned, into: Any = genotypes) -> None:
+            before(*args)
             into.append(tuned.adapted.active)
 
         tuned.before_step = watch  # type: ignore[method-assign]

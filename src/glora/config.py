@@ -115,6 +115,9 @@ class TrainSettings(_Settings):
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
+    sampling: Literal["batch", "sample"] = Field(
+        "batch", description="A random subnet per step, or one for every image of it."
+    )
 
 
 class SearchSettings(_Settings):

@@ -152,14 +152,14 @@ class Trainer:
 
     def _step(self, batch: Tensor, lr: float, rng: random.Random) -> tuple[Tensor, Tensor]:
         """One optimizer step on the images of these indices; the batch's mean loss and number right."""
-        self.tuned.before_step(rng)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        share = len(mine) / len(batch)
-        if not share:  # fewer images than processes: this one's gradients are zeros, for all must have the same ones
-            mine = batch[:1]
-        x, y = self.images.batch(mine.tolist())
+        places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = len(places) / len(batch)
+        if not share:  # fewer images than processes: this one's gradients are zeros
+            places = range(1)
+        self.tuned.before_step(rng, places, len(batch))
+        x, y = self.images.batch(batch[list(places)].tolist())
         x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
         with self.accelerator.autocast():
             logits = self.tuned.model(x)
@@ -173,10 +173,15 @@ class Trainer:
         return told[0], told[1]
 
     def _sum_gradients(self) -> None:
-        """Sums the gradients of this step over the processes; all played the same genotype, so all have the same."""
+        """Sums the gradients of this step over the processes; what no process played stays without one."""
         if self.accelerator.num_processes == 1:
             return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        mine = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.accelerator.device)
+        gradients: list[Tensor] = []
+        for parameter, played in zip(self.parameters, self.accelerator.reduce(mine, "sum").tolist(), strict=True):
+            if played:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
         flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), "sum")
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))

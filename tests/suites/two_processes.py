@@ -11,18 +11,25 @@ import torch
 
 from conftest import TinyViT
 from glora.checkpoint import read_tensors, save_tensors
+from glora.genotype import Genotype
+from glora.methods.glora import Sampling
 from test_train import adapted, first_gradients, make_trainer, toy_images
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, sampling: Sampling) -> None:
     model = TinyViT()
     model.load_state_dict(read_tensors(folder / "base.safetensors")[0])
-    tuned = adapted(model)
+    tuned = adapted(model, sampling=sampling)
     trainer = make_trainer(tuned, toy_images(17), epochs=2)
     assert trainer.accelerator.num_processes == 2
-    genotypes = []
-    before = tuned.before_step
-    tuned.before_step = lambda rng: (before(rng), genotypes.append(tuned.adapted.active.to_json()))[0]
+    genotypes, before = [], tuned.before_step
+
+    def watch(*args):
+        before(*args)
+        active = tuned.adapted.active
+        genotypes.extend(each.to_json() for each in ([active] if isinstance(active, Genotype) else active))
+
+    tuned.before_step = watch
     gradients, ends = first_gradients(trainer), list(trainer.run())
     meta = {
         "genotypes": genotypes,
@@ -37,4 +44,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -31,8 +31,14 @@ class Tuned(Protocol):
 
     model: nn.Module
 
-    def before_step(self, rng: random.Random) -> None:
-        """Called before every training step, on every process with an equal generator."""
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+        """Called before every training step, on every process with an equal generator.
+
+        Args:
+            rng: What is drawn comes from it, and is the same on every process.
+            places: Which samples of the step's batch this process takes, in their order.
+            of: Samples of the step's batch, over all processes.
+        """
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer owns."""

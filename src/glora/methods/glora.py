@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,21 +18,31 @@ from glora.supernet import Supernet
 __all__ = ["BitFit", "GLoRA", "LoRA", "TunedAdapter"]
 
 
+Sampling = Literal["batch", "sample"]
+
+
 class TunedAdapter:
-    """An adapted model as a Tuned: it plays a random subnet at every step where its space has several.
+    """An adapted model as a Tuned: it plays random subnets at every step where its space has several.
 
     Args:
         adapted: The adapted model.
+        sampling: `"batch"`: one subnet per step; `"sample"`: one for every sample of the batch.
     """
 
-    def __init__(self, adapted: Adapted) -> None:
+    def __init__(self, adapted: Adapted, sampling: Sampling = "batch") -> None:
         self.adapted = adapted
+        self.sampling = sampling
         self.supernet = Supernet(adapted)
         self.model = adapted.model
 
-    def before_step(self, rng: random.Random) -> None:
-        if self.adapted.space.size > 1:
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+        if self.adapted.space.size == 1:
+            return
+        if self.sampling == "batch":
             self.supernet.sample(rng)
+            return
+        drawn = [self.adapted.sample(rng) for _ in range(of)]
+        self.adapted.activate([drawn[place] for place in places])
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapted.parameters()
@@ -56,19 +67,21 @@ class GLoRA:
         space: What may be chosen at every site.
         targets: Which layers are sites; `skip` leaves some out.
         statistics: Let training update the running statistics of norms.
+        sampling: One random subnet per training step ("batch"), or one for every sample of it ("sample").
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
     statistics: bool = False
+    sampling: Sampling = "batch"
     lr: float = 1e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with its support tensors injected."""
         where = {"targets": self.targets, "skip": self.skip, "head": head}
         adapted = inject(model, self.space, **where, seed=seed, statistics=self.statistics)
-        return TunedAdapter(adapted)
+        return TunedAdapter(adapted, self.sampling)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class TunedSubset:
         for parameter in self._trained:
             parameter.requires_grad_(True)
 
-    def before_step(self, rng: random.Random) -> None:
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
         """Nothing to choose."""
 
     def parameters(self) -> list[nn.Parameter]:
