@@ -29,7 +29,7 @@ from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.progress import ConsoleReporter
 from glora.results import Result
-from glora.scoring import ValScorer
+from glora.scoring import Part, ValScorer
 from glora.searchers import Racing, SearchResult, search
 
 ROOT = Path(__file__).parent.parent
@@ -44,15 +44,19 @@ def experiment(seed: int) -> Experiment:
     """The demo's task and training, the paper's search."""
     model = {"name": "dinov2_vits14", "image_size": 56}
     data = {"source": "digits", "train": 400, "val": 200}
-    settings = {"model": model, "data": data, "train": {"epochs": 20}, "search": {"budget": "0.5M"}}
+    settings = {
+        "model": model,
+        "data": data,
+        "train": {"epochs": 20, "precision": "bf16"},
+        "search": {"budget": "0.5M"},
+    }
     return build_experiment({"seed": seed, **settings})
 
 
 def scorer_of(run: Run) -> ValScorer:
     """Loss on val."""
     return ValScorer(
-        run.adapter.supernet,
-        run.task.val,
+        [Part(run.adapter.supernet, run.task.val)],
         fitness="loss",
         accelerator=run.accelerator,
         batch_size=run.experiment.search.batch_size,

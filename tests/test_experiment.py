@@ -28,7 +28,6 @@ from glora.experiment import Run
 from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
-from glora.scoring import Recipe
 from glora.winner import load_winner
 from suites.toy import Recorder, image_folder, tiny
 
@@ -491,9 +490,8 @@ def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_pa
     torch.set_num_threads(threads)
     two = Run.open(tmp_path / "b", Recorder(), search={"workers": 2})
     recipe = two._searching().recipe()
-    assert isinstance(recipe, Recipe)
     built = recipe.build()
-    assert all(parameter.is_shared() for parameter in built.supernet.adapted.model.parameters())
+    assert all(parameter.is_shared() for parameter in built.parts[0].supernet.adapted.model.parameters())
     pointers = {name: tensor.data_ptr() for name, tensor in recipe.weights.items()}
     assert pointers == {name: p.data_ptr() for name, p in two.backbone.model.named_parameters()} | {
         name: buffer.data_ptr() for name, buffer in two.backbone.model.named_buffers()

@@ -17,7 +17,6 @@ from glora.checkpoint import read_header
 from glora.data import ImageSet
 from glora.errors import BudgetError, ConfigError, RunError
 from glora.experiment import Run
-from glora.folds import StoredSupernet, copied
 from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
@@ -25,6 +24,7 @@ from glora.scoring import ValScorer
 from glora.searchers import pareto_front
 from glora.searching import Search
 from glora.space import SearchSpace
+from glora.supernet import StoredSupernet, copied
 from glora.train import evaluate
 from glora.winner import load_winner
 from suites.toy import Recorder, image_folder, tiny
@@ -361,7 +361,7 @@ def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
     trials = trials_of(searched)
     front = pareto_front(trials)
     monkeypatch.setattr(ValScorer, "__call__", lambda *_, **__: pytest.fail("a new score"))
-    monkeypatch.setattr("glora.folds.evaluate", lambda *_, **__: pytest.fail("a new forward"))
+    monkeypatch.setattr("glora.scoring.evaluate", lambda *_, **__: pytest.fail("a new forward"))
     journal = (folder / "search.jsonl").read_bytes()
     for trial in front[1:]:
         budget = trial.parameters + 1

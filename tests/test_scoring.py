@@ -13,13 +13,14 @@ from torch import nn
 
 from glora.adapted import Adapted
 from glora.genotype import Genotype
-from glora.scoring import ValScorer
+from glora.scoring import Part, ValScorer
 from glora.train import evaluate
 from test_train import adapted, make_trainer, run, toy_images
 
 
 def scorer(tuned: Any, fitness: Literal["loss", "accuracy"] = "loss") -> ValScorer:
-    return ValScorer(tuned.supernet, toy_images(20), fitness=fitness, accelerator=Accelerator(cpu=True), batch_size=8)
+    parts = (Part(tuned.supernet, toy_images(20)),)
+    return ValScorer(parts, fitness=fitness, accelerator=Accelerator(cpu=True), batch_size=8)
 
 
 def some(adapted_model: Adapted, n: int) -> list[Genotype]:
@@ -67,8 +68,9 @@ def test_scoring_leaves_the_supernet_as_it_was(trained: Any) -> None:
 def test_only_val_is_given_to_a_scorer(trained: Any) -> None:
     asked: list[int] = []
     score = scorer(trained)
-    read = score.val.batch
-    score.val.batch = lambda indices: (asked.extend(indices), read(indices))[1]  # type: ignore[method-assign]
+    (part,) = score.parts
+    read = part.images.batch
+    part.images.batch = lambda indices: (asked.extend(indices), read(indices))[1]  # type: ignore[method-assign]
     score(trained.adapted.space.smallest)
     assert asked == list(range(20))
     assert not hasattr(score, "task")

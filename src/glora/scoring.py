@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -15,44 +15,63 @@ from glora.device import new_accelerator
 from glora.genotype import Genotype
 from glora.methods.glora import GLoRA
 from glora.searchers import Score
-from glora.supernet import Supernet
+from glora.sheet import joined
+from glora.state import AdapterState
+from glora.supernet import StoredSupernet, Supernet
 from glora.train import Evaluation, evaluate
 
-__all__ = ["Recipe", "ValScorer", "score_of", "shared_weights", "values_of"]
+__all__ = ["Part", "Recipe", "ValScorer", "score_of", "shared_weights", "values_of"]
 
-Fitness = Literal["loss", "accuracy"]
+
+class Part(NamedTuple):
+    """Images and the supernet that scores them."""
+
+    supernet: Supernet
+    images: ImageSet
 
 
 class ValScorer:
-    """Scores a genotype by the supernet's loss or accuracy on validation images; it never sees another split.
+    """Scores a genotype on all parts of val together, each part by its own supernet; it never sees another split.
 
     Args:
-        supernet: The trained supernet; its weights are inherited, nothing is retrained.
-        val: The validation images.
+        parts: The images and their supernets.
         fitness: `"loss"` (the score is its negative) or `"accuracy"` (the paper's).
         accelerator: Device, precision and processes.
         batch_size: Images per forward pass.
     """
 
-    def __init__(
-        self, supernet: Supernet, val: ImageSet, *, fitness: Fitness, accelerator: Accelerator, batch_size: int
-    ) -> None:
-        self.supernet = supernet
-        self.val = val
+    def __init__(self, parts: Sequence[Part], *, fitness: str, accelerator: Accelerator, batch_size: int) -> None:
+        self.parts = tuple(parts)
         self.fitness = fitness
         self.accelerator = accelerator
         self.batch_size = batch_size
 
     def __call__(self, genotype: Genotype, indices: Sequence[int] | None = None) -> Score | list[float]:
-        """The genotype's score with its standard error, higher is better; for some images one value each."""
-        found = self._evaluation(genotype, indices)
-        if indices is not None:
-            return values_of(found, self.fitness)
-        return score_of(found, self.fitness)
+        """The genotype's score with its standard error, higher is better; for some images one value each.
 
-    def _evaluation(self, genotype: Genotype, indices: Sequence[int] | None) -> Evaluation:
-        with self.supernet.hold(genotype) as model:
-            return evaluate(model, self.val, accelerator=self.accelerator, batch_size=self.batch_size, indices=indices)
+        The images are numbered part after part.
+        """
+        if indices is None:
+            return score_of(self.evaluation(genotype), self.fitness)
+        values: dict[int, float] = {}
+        start = 0
+        for part in self.parts:
+            mine = [index for index in indices if start <= index < start + len(part.images)]
+            if mine:
+                found = self.on(part, genotype, [index - start for index in mine])
+                values |= dict(zip(mine, values_of(found, self.fitness), strict=True))
+            start += len(part.images)
+        return [values[index] for index in indices]
+
+    def evaluation(self, genotype: Genotype) -> Evaluation:
+        """What the genotype does on every image of val, part after part."""
+        return joined(self.on(part, genotype) for part in self.parts)
+
+    def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
+        """What the genotype does on the images of one part, or on some of them."""
+        how: dict[str, Any] = {"accelerator": self.accelerator, "batch_size": self.batch_size, "indices": indices}
+        with part.supernet.hold(genotype) as model:
+            return evaluate(model, part.images, **how)
 
 
 def score_of(found: Evaluation, fitness: str) -> Score:
@@ -70,14 +89,15 @@ def values_of(found: Evaluation, fitness: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker makes a `ValScorer` of its own; all processes of one machine share the weights.
+    """How a worker makes a `ValScorer` of its own; all processes of one machine share the base's weights.
 
     Attributes:
         spec: What rebuilds the backbone; its weights are not read again.
         classes: Outputs of its head.
         method: What adapts it.
         weights: Name -> parameter or buffer of the adapted model, in shared memory.
-        val: The validation images.
+        images: The validation images, part by part.
+        states: The numbers of each part's supernet; empty where there is one, whose numbers are in the weights.
         fitness, precision, batch_size: As in the settings.
     """
 
@@ -85,13 +105,14 @@ class Recipe:
     classes: int
     method: GLoRA
     weights: Mapping[str, Tensor]
-    val: ImageSet
-    fitness: Fitness
+    images: tuple[ImageSet, ...]
+    states: tuple[AdapterState, ...]
+    fitness: str
     precision: str
     batch_size: int
 
     def build(self) -> ValScorer:
-        """The scorer, in this process."""
+        """The scorer, in this process; what differs from part to part is its own."""
         spec: Spec = {**self.spec, "pretrained": False, "checkpoint": None}
         backbone = load_backbone(**spec, num_classes=self.classes)
         supernet = self.method.apply(backbone.model, head=backbone.head, seed=0).supernet
@@ -101,7 +122,13 @@ class Recipe:
             tensor.data = self.weights[name]
         accelerator = new_accelerator(self.precision)
         backbone.model.to(accelerator.device)
-        return ValScorer(supernet, self.val, fitness=self.fitness, accelerator=accelerator, batch_size=self.batch_size)
+        if self.states:
+            for tensor in (*supernet.adapted.parameters(), *backbone.model.buffers()):
+                tensor.data = tensor.data.clone()
+        stored = [StoredSupernet(supernet.adapted, state) for state in self.states]
+        supernets: list[Supernet] = [*stored] or [supernet]
+        parts = tuple(Part(*each) for each in zip(supernets, self.images, strict=True))
+        return ValScorer(parts, fitness=self.fitness, accelerator=accelerator, batch_size=self.batch_size)
 
 
 def shared_weights(model: nn.Module) -> dict[str, Tensor]:

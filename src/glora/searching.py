@@ -15,17 +15,18 @@ from glora.controls import Contender, best_again, compared, controls, random_gen
 from glora.data.known import Known
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
-from glora.folds import FoldRecipe, FoldScorer, Part, StoredSupernet, load_parts, on_cpu
+from glora.folds import load_parts
 from glora.genotype import TENSORS
 from glora.methods import Method
 from glora.methods.glora import GLoRA, TunedAdapter
 from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
-from glora.scoring import Recipe, shared_weights
+from glora.scoring import Part, Recipe, ValScorer, shared_weights
 from glora.searchers import Racing, Score, SearchResult, Trial, search
 from glora.sheet import Genome, Sheet, Splits
 from glora.space import numbers
+from glora.supernet import StoredSupernet, on_cpu
 
 __all__ = ["Search"]
 
@@ -72,7 +73,7 @@ class Search:
         self.reporter = reporter
         self.info = info
         self.parts, self.final = load_parts(self.adapted, known, folder)
-        self.scorer = FoldScorer(
+        self.scorer = ValScorer(
             self.parts, fitness=settings.fitness, accelerator=accelerator, batch_size=settings.batch_size
         )
         files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
@@ -170,7 +171,7 @@ class Search:
             on_trial=tell,
         )
 
-    def recipe(self) -> Recipe | FoldRecipe:
+    def recipe(self) -> Recipe:
         """How worker processes make the scorer."""
         if self.accelerator.num_processes > 1:
             raise RunError(
@@ -178,20 +179,18 @@ class Search:
                 remedy=f"Train with several, then: glora search {self.folder.path}",
             )
         assert isinstance(self.method, GLoRA)
-        recipe = Recipe(
+        supernets = [part.supernet for part in self.parts]
+        return Recipe(
             spec=self.info["backbone"],
             classes=len(self.known.classes),
             method=self.method,
             weights=shared_weights(self.adapted.model),
-            val=self.known.val,
+            images=tuple(part.images for part in self.parts),
+            states=tuple(on_cpu(each.state) for each in supernets if isinstance(each, StoredSupernet)),
             fitness=self.settings.fitness,
             precision=self.accelerator.mixed_precision,
             batch_size=self.settings.batch_size,
         )
-        if not self.known.folds:
-            return recipe
-        states = [part.supernet.state for part in self.parts if isinstance(part.supernet, StoredSupernet)]
-        return FoldRecipe(recipe, tuple(map(on_cpu, states)), self.known.scoring)
 
     def _unfinished(self, *_: object) -> Score:
         raise RunError(

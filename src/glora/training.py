@@ -14,13 +14,13 @@ from glora.checkpoint import save_adapter, save_supernet, save_tensors
 from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.data.known import Known
-from glora.folds import copied
 from glora.genotype import Genotype
 from glora.methods import Tuned
 from glora.methods.glora import TunedAdapter
 from glora.reporter import Reporter
 from glora.resume import train_in
 from glora.runfolder import RunFolder
+from glora.supernet import copied
 from glora.train import Trainer
 
 __all__ = ["Training"]
