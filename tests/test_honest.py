@@ -265,7 +265,7 @@ def test_what_left_a_race_is_neither_scored_again_nor_picked(photos: Path, tmp_p
         picked = run.pick(budget=trial.parameters, min_budget=0)
         assert trials[picked.number].seen == 1
     gone = next(trial.parameters for trial in trials if trial.parameters not in {one.parameters for one in through})
-    with pytest.raises(BudgetError, match=f"None of the {len(through)} scored"):
+    with pytest.raises(BudgetError, match=f"None of the {len(through)} genotypes of"):
         run.pick(budget=gone, min_budget=gone)
 
 
@@ -381,7 +381,7 @@ def test_a_budget_that_nothing_scored_keeps_is_refused_with_the_smallest(searche
     folder = copy_of(searched, tmp_path / "run")
     before = (folder / "adapter.safetensors").read_bytes()
     sizes = [trial.parameters for trial in trials_of(searched)]
-    words = rf"None of the {len(sizes)} scored .*The smallest has {min(sizes):,}, the largest {max(sizes):,}"
+    words = rf"None of the {len(sizes)} genotypes .*The smallest has {min(sizes):,}, the largest {max(sizes):,}"
     with pytest.raises(BudgetError, match=words):
         Run.open(folder, Recorder()).pick(budget=None, min_budget=max(sizes) + 1)
     assert (folder / "adapter.safetensors").read_bytes() == before

@@ -97,7 +97,8 @@ class Result:
             `curse_...` is how much better val looks than those. None where a number was not finite.
         controls: What the winner of a search was compared with -> its metrics and `parameters`; `..._ahead` is how
             much better the winner is on the same images, with the paired standard error.
-        seconds: Wall time per stage: `train`, `search`, `test`, ...
+        seconds: Wall time per stage: `train`, `search`, `test`, ...; `search` is that of the scores, added up over
+            all workers.
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.

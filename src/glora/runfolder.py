@@ -174,7 +174,7 @@ class RunFolder:
         append_jsonl(self.metrics, {"stage": stage, **values})
 
     def seconds(self) -> dict[str, float]:
-        """Wall time of training, and of the search and of its check against controls where there were any."""
+        """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
         files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
         records = [record for file in files for record in read_jsonl(file) if record["stage"] == "trained"]
         seconds = {"train": sum(record["seconds"] for record in records)}
