@@ -117,8 +117,8 @@ class Search:
             bounds = [f"at least {min_budget:,}"] * (min_budget > 0) + [f"at most {high:,}"] * (budget is not None)
             wanted = " and ".join(bounds)
             raise BudgetError(
-                f"None of the {len(sizes):,} genotypes of {self.folder.path} that were scored on all of val has {wanted} "
-                "trainable numbers.",
+                f"None of the {len(sizes):,} genotypes of {self.folder.path} that were scored on all of val "
+                f"has {wanted} trainable numbers.",
                 allowed=f"The smallest has {min(sizes):,}, the largest {max(sizes):,}.",
                 remedy="Ask for what there is, or train and search with that budget under another --out.",
             )
