@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,12 @@ class Adapter(nn.Module):
         support, config = self.first("its weight is read without calling the layer")
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
+        raise StateError(
+            "nn.DataParallel cannot copy an adapted model to several devices.",
+            remedy="Use torch's DistributedDataParallel or accelerate, or merge first.",
+        )
 
     def first(self, why: str) -> tuple[Support, LayerConfig]:
         """What the first sample plays; says it aloud when the others play something else."""
