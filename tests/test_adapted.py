@@ -869,3 +869,73 @@ def test_sequence_first_layers_refuse_one_genotype_per_sample(batch_first):
     else:
         with pytest.raises(StateError, match="takes sequences first"):
             adapted.activate(genotypes)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "adapted.activate(None)",
+        "adapted.activate(5)",
+        "adapted.activate('x')",
+        "adapted.activate([None])",
+        "adapted.activate(['x', 'y'])",
+        "adapted.activate([genotype, None])",
+        "adapted.activate({**genotype, 'silent': None})",
+        "adapted.activate({**genotype, 'silent': 'lora:4'})",
+        "adapted.activate({**genotype, 'silent': genotype['silent'].to_json()})",
+        "adapted.activate({**genotype, 5: LayerConfig(), None: LayerConfig()})",
+        "adapted.activate({'silent': LayerConfig(B='lora')})",
+        "adapted.activate({'silent': LayerConfig(B=None)})",
+        "adapted.hold(None).__enter__()",
+        "adapted.hold('x').__enter__()",
+        "adapted.hold([genotype, genotype]).__enter__()",
+        "adapted.count(None)",
+        "adapted.count('x')",
+        "adapted.switch(None)",
+        "adapted.switch(5)",
+        "adapted.switch([None])",
+        "adapted.switch([['default']])",
+        "adapted.add(None, 'x')",
+        "adapted.remove(None)",
+        "adapted.remove(['default'])",
+        "Genotype(None)",
+        "Genotype(['x'])",
+        "Genotype.from_json(None)",
+        "Genotype.from_json({'silent': None})",
+        "LayerConfig.from_json('lora:4')",
+        "LayerConfig('lora:4:4')",
+        "LayerConfig(5)",
+        "SearchSpace(ranks=None)",
+        "SearchSpace(ranks='x')",
+        "SearchSpace(ranks=4.0)",
+        "SearchSpace(ranks=[[4]])",
+        "SearchSpace(ranks=True)",
+        "SearchSpace(product=None)",
+        "SearchSpace(variant=['lean'])",
+        "SearchSpace(only='lora:4')",
+        "glora.inject(None, PAPER)",
+        "glora.inject('vit', PAPER)",
+        "glora.inject(plain, None)",
+        "glora.inject(plain, 'lean')",
+        "glora.inject(plain, adapted.space)",
+        "glora.inject(plain, PAPER, targets=None)",
+        "glora.inject(plain, PAPER, targets=5)",
+        "glora.inject(plain, PAPER, targets=[5])",
+        "glora.inject(plain, PAPER, skip=5)",
+        "glora.inject(plain, PAPER, skip=[None])",
+        "glora.inject(plain, PAPER, head=5)",
+        "glora.inject(plain, PAPER, head=['head', None])",
+        "glora.inject(plain, PAPER, head=[['head']])",
+    ],
+)
+def test_a_wrong_input_is_an_error_of_ours_that_says_what_is_allowed_and_changes_nothing(call):
+    adapted = glora.inject(Reader(), PAPER, head=None)
+    genotype, plain = adapted.active, Reader()
+    before = photograph(plain)
+    names = {**globals(), "adapted": adapted, "genotype": genotype, "plain": plain}
+    with pytest.raises(GloraError) as error:
+        eval(call, names)
+    assert error.value.allowed, error.value
+    same(before, photograph(plain))
+    assert adapted.active == genotype
+    assert adapted.playing == "default"

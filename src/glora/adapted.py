@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
-from glora.errors import GloraError, StateError, listed
-from glora.genotype import TENSORS, Genotype, LayerConfig, Site
+from glora.errors import GloraError, SpaceError, StateError, listed, several
+from glora.genotype import A_GENOTYPE, TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
 from glora.layers.sites import guard_batch, refuse_adapted, refuse_sequence_first
@@ -121,21 +121,21 @@ class Adapted(NamedAdapters):
             StateError: The model is merged or detached, the sequence is empty, or a layer takes sequences first.
         """
         self._need_attached("activate")
-        given = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
-        several = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
-        if not several:
+        given = several(genotype, Mapping, SpaceError, "genotype", f"{A_GENOTYPE}; or a list of them, one per sample")
+        plays = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
+        if not plays:
             raise StateError("No genotype to activate.", allowed="Give one genotype, or one per sample of the batch.")
-        if len(several) > 1:
+        if len(plays) > 1:
             refuse_sequence_first(self.model)
-        for each in dict.fromkeys(several):
+        for each in dict.fromkeys(plays):
             self.space.encode(each)
         self._unmix()
         self._say_recompilation()
         for name, group in self._places.items():
             for place in group:
-                layers.activate(place.layer, [each[name] for each in several], place.slot)
-        self._guard(several=len(several) > 1)
-        self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
+                layers.activate(place.layer, [each[name] for each in plays], place.slot)
+        self._guard(several=len(plays) > 1)
+        self.active: Genotype | tuple[Genotype, ...] = plays if len(plays) > 1 else plays[0]
 
     def _say_recompilation(self) -> None:
         adapters = [layers.state_of(place.layer, place.slot) for group in self._places.values() for place in group]

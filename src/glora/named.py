@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from glora import layers
-from glora.errors import StateError, UnknownNameError, listed
+from glora.errors import StateError, UnknownNameError, listed, need, several
 from glora.genotype import Genotype, LayerConfig, Site
 from glora.layers.head import MixedHead, head_of, show_head
 from glora.layers.places import Place
@@ -68,6 +68,7 @@ class NamedAdapters:
             AdapterFileError: The file is damaged or belongs to another base.
         """
         self._need_attached("add")
+        need(name, str, UnknownNameError, "name", "a text")
         if name in (*self._adapters, BASE):
             raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
         # late binding: files live on a higher floor
@@ -104,7 +105,7 @@ class NamedAdapters:
         """
         self._need_attached("switch")
         if not isinstance(name, str):
-            self._mix(tuple(name))
+            self._mix(several(name, str, UnknownNameError, "name", "a name, or a list of them, one per sample"))
             return
         self._need_adapter(name)
         self._keep()
@@ -190,6 +191,7 @@ class NamedAdapters:
             )
 
     def _need_adapter(self, name: str) -> None:
+        need(name, str, UnknownNameError, "name", "the name of an adapter")
         if name not in self._adapters:
             raise UnknownNameError(
                 f"There is no adapter {name!r}.",

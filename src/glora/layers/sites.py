@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
-from glora.errors import StateError, TargetError, listed, nearest
+from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
 from glora.layers.head import find_head
 from glora.layers.places import Place, adaptable, holders, is_inside
@@ -170,7 +170,7 @@ def choose_sites(
 def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
     matched: set[str] = set()
     at = holders(model)
-    for expression in (wanted,) if isinstance(wanted, str) else tuple(wanted):
+    for expression in several(wanted, str, TargetError, argument, f"{WORDS}, a regular expression, a list of names"):
         if expression in layers.WORDS:
             found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
         elif isinstance(wanted, str):
