@@ -299,6 +299,47 @@ def test_hold_is_merge_bit_for_bit_and_leaves_everything_as_it_was(vit, images):
         assert torch.equal(adapted.merge()(images), held)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_within_hold_nothing_else_is_played_merged_or_detached(vit, images, train):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    genotype, other = play(adapted), adapted.sample(random.Random(1))
+    playing, before = model(images), photograph(model)
+    actions = {
+        "activate": lambda: adapted.activate([genotype, other]),
+        "switch": lambda: adapted.switch("default"),
+        "merge": adapted.merge,
+        "detach": adapted.detach,
+    }
+    with adapted.hold(other, train=train), adapted.hold(other, train=train):
+        held = model(images)
+    with adapted.hold(other, train=train):
+        with adapted.hold(genotype, train=train):
+            pass
+        for name, action in actions.items():
+            with pytest.raises(StateError, match=rf"{name} is not possible. Leave hold\(\) first"):
+                action()
+            assert torch.equal(model(images), held)
+            assert adapted.active == other
+    with pytest.raises(StateError), adapted.hold(other, train=train):
+        adapted.merge()
+    assert adapted.active == genotype
+    same(before, photograph(model))
+    assert torch.equal(model(images), playing)
+    assert difference(adapted.merge()(images), playing) < 1e-5
+
+
+def test_a_copy_made_within_hold_is_free(vit, images):
+    adapted = glora.inject(vit(), PAPER)
+    genotype = play(adapted)
+    playing = adapted.model(images)
+    with adapted.hold(adapted.sample(random.Random(1))):
+        twin = copy.deepcopy(adapted)
+    twin.activate(genotype)
+    assert torch.equal(twin.model(images), playing)
+    twin.merge()
+
+
 def test_a_genotype_per_sample_is_each_sample_alone(vit, images):
     model = vit()
     adapted = glora.inject(model, PAPER)
@@ -487,18 +528,6 @@ def test_the_base_follows_the_model_to_another_type_while_merged(vit, images):
     adapted.merge().half()
     adapted.detach()
     assert torch.equal(model(images.half()), expected(images.half()))
-
-
-@pytest.mark.parametrize("end", ["merge", "detach"])
-def test_merge_and_detach_within_hold_keep_what_they_made(vit, images, end):
-    model = vit()
-    plain = model(images)
-    adapted = glora.inject(model, PAPER)
-    play(adapted, FULL)
-    with adapted.hold(adapted.sample(random.Random(1))), torch.no_grad():
-        held = model(images)
-        getattr(adapted, end)()
-    assert torch.equal(model(images), held if end == "merge" else plain)
 
 
 def test_a_merged_copy_leaves_the_original_training(vit, images):

@@ -44,6 +44,7 @@ class NamedAdapters:
 
         def activate(self, genotype: Genotype | Sequence[Genotype]) -> None: ...
         def _need_attached(self, action: str) -> None: ...
+        def _need_free(self, action: str) -> None: ...
         def _guard(self, *, several: bool) -> None: ...
         def _own(self) -> dict[str, Tensor]: ...
         @property
@@ -101,9 +102,10 @@ class NamedAdapters:
 
         Raises:
             UnknownNameError: There is no such adapter.
-            StateError: There is no name, the heads have different shapes, or a layer takes sequences first.
+            StateError: There is no name, the heads' shapes differ, a layer takes sequences first, or the model is held.
         """
         self._need_attached("switch")
+        self._need_free("switch")
         if not isinstance(name, str):
             self._mix(several(name, str, UnknownNameError, "name", "a name, or a list of them, one per sample"))
             return
