@@ -135,7 +135,7 @@ class Adapted(NamedAdapters):
         self._say_recompilation()
         for name, group in self._places.items():
             for place in group:
-                layers.activate(place.layer, [each[name] for each in plays], place.slot)
+                layers.state_of(place.layer, place.slot).play([each[name] for each in plays])
         self._guard(several=len(plays) > 1)
         self.active: Genotype | tuple[Genotype, ...] = plays if len(plays) > 1 else plays[0]
 
