@@ -19,12 +19,11 @@ from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
 from glora.layers.quantized import is_quantized
-from glora.layers.table import QUANTIZED, TABLE, WORDS, row_of, views_of
+from glora.layers.table import TABLE, WORDS, row_of, views_of
 from glora.layers.view import View
 from glora.support import Support
 
 __all__ = [
-    "QUANTIZED",
     "TABLE",
     "WORDS",
     "Adapter",
