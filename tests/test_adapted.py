@@ -299,6 +299,47 @@ def test_hold_is_merge_bit_for_bit_and_leaves_everything_as_it_was(vit, images):
         assert torch.equal(adapted.merge()(images), held)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_within_hold_nothing_else_is_played_merged_or_detached(vit, images, train):
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    genotype, other = play(adapted), adapted.sample(random.Random(1))
+    playing, before = model(images), photograph(model)
+    actions = {
+        "activate": lambda: adapted.activate([genotype, other]),
+        "switch": lambda: adapted.switch("default"),
+        "merge": adapted.merge,
+        "detach": adapted.detach,
+    }
+    with adapted.hold(other, train=train), adapted.hold(other, train=train):
+        held = model(images)
+    with adapted.hold(other, train=train):
+        with adapted.hold(genotype, train=train):
+            pass
+        for name, action in actions.items():
+            with pytest.raises(StateError, match=rf"{name} is not possible. Leave hold\(\) first"):
+                action()
+            assert torch.equal(model(images), held)
+            assert adapted.active == other
+    with pytest.raises(StateError), adapted.hold(other, train=train):
+        adapted.merge()
+    assert adapted.active == genotype
+    same(before, photograph(model))
+    assert torch.equal(model(images), playing)
+    assert difference(adapted.merge()(images), playing) < 1e-5
+
+
+def test_a_copy_made_within_hold_is_free(vit, images):
+    adapted = glora.inject(vit(), PAPER)
+    genotype = play(adapted)
+    playing = adapted.model(images)
+    with adapted.hold(adapted.sample(random.Random(1))):
+        twin = copy.deepcopy(adapted)
+    twin.activate(genotype)
+    assert torch.equal(twin.model(images), playing)
+    twin.merge()
+
+
 def test_a_genotype_per_sample_is_each_sample_alone(vit, images):
     model = vit()
     adapted = glora.inject(model, PAPER)
@@ -489,18 +530,6 @@ def test_the_base_follows_the_model_to_another_type_while_merged(vit, images):
     assert torch.equal(model(images.half()), expected(images.half()))
 
 
-@pytest.mark.parametrize("end", ["merge", "detach"])
-def test_merge_and_detach_within_hold_keep_what_they_made(vit, images, end):
-    model = vit()
-    plain = model(images)
-    adapted = glora.inject(model, PAPER)
-    play(adapted, FULL)
-    with adapted.hold(adapted.sample(random.Random(1))), torch.no_grad():
-        held = model(images)
-        getattr(adapted, end)()
-    assert torch.equal(model(images), held if end == "merge" else plain)
-
-
 def test_a_merged_copy_leaves_the_original_training(vit, images):
     model = vit()
     adapted = glora.inject(model, PAPER)
@@ -655,6 +684,30 @@ def test_a_weight_read_alone_plays_one_genotype_a_batch_and_says_so(caplog):
     model(torch.randn(3, 6))
     assert "silent plays the first sample's genotype for the whole batch" in caplog.text
     assert "spoken plays" not in caplog.text
+
+
+class Caster(Reader):
+    """Reads the type of `silent` before it calls it, as T5 does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.silent(x.to(self.silent.weight.dtype))
+
+
+def test_what_is_said_of_a_weight_read_alone_is_also_true_where_the_layer_is_called_too(caplog):
+    adapted = glora.inject(Caster(), PAPER)
+    play(adapted)
+    genotypes = [adapted.sample(random.Random(seed)) for seed in range(3)]
+    adapted.activate(genotypes)
+    x = torch.randn(3, 6)
+    together = adapted.model(x)
+    said = [record.getMessage() for record in caplog.records if "first sample" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("for the whole batch where its weight or bias is read without a call.")
+    adapted.model.silent(x[0])
+    assert "because samples cannot be told apart in an input of the shape (6,)" in caplog.text, "said besides"
+    for sample, genotype in enumerate(genotypes):
+        adapted.activate(genotype)
+        assert torch.allclose(adapted.model(x[sample : sample + 1])[0], together[sample], atol=1e-5)
 
 
 # timm, random weights
@@ -869,3 +922,73 @@ def test_sequence_first_layers_refuse_one_genotype_per_sample(batch_first):
     else:
         with pytest.raises(StateError, match="takes sequences first"):
             adapted.activate(genotypes)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "adapted.activate(None)",
+        "adapted.activate(5)",
+        "adapted.activate('x')",
+        "adapted.activate([None])",
+        "adapted.activate(['x', 'y'])",
+        "adapted.activate([genotype, None])",
+        "adapted.activate({**genotype, 'silent': None})",
+        "adapted.activate({**genotype, 'silent': 'lora:4'})",
+        "adapted.activate({**genotype, 'silent': genotype['silent'].to_json()})",
+        "adapted.activate({**genotype, 5: LayerConfig(), None: LayerConfig()})",
+        "adapted.activate({'silent': LayerConfig(B='lora')})",
+        "adapted.activate({'silent': LayerConfig(B=None)})",
+        "adapted.hold(None).__enter__()",
+        "adapted.hold('x').__enter__()",
+        "adapted.hold([genotype, genotype]).__enter__()",
+        "adapted.count(None)",
+        "adapted.count('x')",
+        "adapted.switch(None)",
+        "adapted.switch(5)",
+        "adapted.switch([None])",
+        "adapted.switch([['default']])",
+        "adapted.add(None, 'x')",
+        "adapted.remove(None)",
+        "adapted.remove(['default'])",
+        "Genotype(None)",
+        "Genotype(['x'])",
+        "Genotype.from_json(None)",
+        "Genotype.from_json({'silent': None})",
+        "LayerConfig.from_json('lora:4')",
+        "LayerConfig('lora:4:4')",
+        "LayerConfig(5)",
+        "SearchSpace(ranks=None)",
+        "SearchSpace(ranks='x')",
+        "SearchSpace(ranks=4.0)",
+        "SearchSpace(ranks=[[4]])",
+        "SearchSpace(ranks=True)",
+        "SearchSpace(product=None)",
+        "SearchSpace(variant=['lean'])",
+        "SearchSpace(only='lora:4')",
+        "glora.inject(None, PAPER)",
+        "glora.inject('vit', PAPER)",
+        "glora.inject(plain, None)",
+        "glora.inject(plain, 'lean')",
+        "glora.inject(plain, adapted.space)",
+        "glora.inject(plain, PAPER, targets=None)",
+        "glora.inject(plain, PAPER, targets=5)",
+        "glora.inject(plain, PAPER, targets=[5])",
+        "glora.inject(plain, PAPER, skip=5)",
+        "glora.inject(plain, PAPER, skip=[None])",
+        "glora.inject(plain, PAPER, head=5)",
+        "glora.inject(plain, PAPER, head=['head', None])",
+        "glora.inject(plain, PAPER, head=[['head']])",
+    ],
+)
+def test_a_wrong_input_is_an_error_of_ours_that_says_what_is_allowed_and_changes_nothing(call):
+    adapted = glora.inject(Reader(), PAPER, head=None)
+    genotype, plain = adapted.active, Reader()
+    before = photograph(plain)
+    names = {**globals(), "adapted": adapted, "genotype": genotype, "plain": plain}
+    with pytest.raises(GloraError) as error:
+        eval(call, names)
+    assert error.value.allowed, error.value
+    same(before, photograph(plain))
+    assert adapted.active == genotype
+    assert adapted.playing == "default"

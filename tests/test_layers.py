@@ -39,7 +39,7 @@ class TestWideLinear(TestLinear):
 class TestConv1D(TestLinear):
     """The Linear of transformers that is stored the other way round; it always has a bias."""
 
-    forms: ClassVar = {"bias": (432, 900)}
+    forms: ClassVar = {"bias": 900}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
@@ -51,7 +51,7 @@ class TestConv1D(TestLinear):
 
 def test_every_row_of_the_table_loads_and_names_itself():
     kinds = set()
-    for path in (*layers.TABLE.values(), *layers.QUANTIZED.values()):
+    for path in layers.TABLE.values():
         view = load(path)
         assert issubclass(view, layers.View)
         kinds.add(view.kind)
@@ -81,7 +81,7 @@ def test_a_subclass_with_its_own_forward_plays_through_its_weight():
 
     suite = Suite()
     layer, support = suite.adapt("bias")
-    layers.activate(layer, [suite.spread(support)[1]])
+    layers.state_of(layer).play([suite.spread(support)[1]])
     out = layer(suite.make_input(3))
     layers.merge(layer)
     assert type(layer) is Doubled
@@ -94,7 +94,7 @@ def test_a_subclass_with_its_own_forward_plays_through_its_weight():
 class NormSuite(LayerSuite):
     """A and B, D and E are a vector, a scalar or none."""
 
-    forms: ClassVar = {"bias": (81, 81), "bare": (9, 9)}
+    forms: ClassVar = {"bias": 81, "bare": 9}
 
     def randomized(self, layer: nn.Module) -> nn.Module:
         with torch.no_grad():
@@ -120,14 +120,14 @@ class TestLayerNormOfImages(TestLayerNorm):
 
 
 class TestRMSNorm(TestLayerNorm):
-    forms: ClassVar = {"bare": (9, 9)}
+    forms: ClassVar = {"bare": 9}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         return self.randomized(nn.RMSNorm(6))
 
 
 class TestBatchNorm(NormSuite):
-    forms: ClassVar = {"bias": (81, 81)}
+    forms: ClassVar = {"bias": 81}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         return self.randomized(nn.BatchNorm2d(6))
@@ -161,7 +161,7 @@ class TestInstanceNorm(TestBatchNorm):
 class TestTimmLayerNorm(TestLayerNorm):
     """A forward of its own, which is known."""
 
-    forms: ClassVar = {"bias": (81, 81)}
+    forms: ClassVar = {"bias": 81}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         return self.randomized(pytest.importorskip("timm").layers.LayerNorm(6))
@@ -201,10 +201,10 @@ def test_a_norm_takes_inputs_of_any_rank_one_genotype_per_sample(x):
     suite = TestLayerNorm()
     layer, support = suite.adapt()
     configs = suite.spread(support)[1:5]
-    layers.activate(layer, configs)
+    layers.state_of(layer).play(configs)
     together = layer(x)
     for sample, config in enumerate(configs):
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5)
 
 
@@ -212,11 +212,11 @@ def test_an_input_without_samples_plays_the_first_genotype(caplog):
     for suite, x in ((TestLayerNormOfImages(), torch.randn(3, 6)), (TestLinear(), torch.randn(6))):
         layer, support = suite.adapt()
         configs = suite.spread(support)[1:4]
-        layers.activate(layer, configs)
+        layers.state_of(layer).play(configs)
         caplog.clear()
         mixed = layer(x)
         assert "cannot be told apart" in caplog.text
-        layers.activate(layer, configs[:1])
+        layers.state_of(layer).play(configs[:1])
         assert torch.equal(mixed, layer(x))
 
 
@@ -232,7 +232,7 @@ def test_a_batch_norm_is_the_plain_one_in_every_mode(momentum, track, training):
     for step in range(3):
         x = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(step))
         if step == 2:
-            layers.activate(layer, [LayerConfig(A="vector", B="vector", E="vector"), LayerConfig()] * 2)
+            layers.state_of(layer).play([LayerConfig(A="vector", B="vector", E="vector"), LayerConfig()] * 2)
         assert torch.equal(layer(x), plain(x))
         for (name, mine), (_, theirs) in zip(layer.named_buffers(), plain.named_buffers(), strict=True):
             assert torch.equal(mine, theirs), name
@@ -254,7 +254,7 @@ def test_a_norm_has_neither_lora_nor_c_nor_a_new_bias():
 
 
 class TestEmbedding(LayerSuite):
-    forms: ClassVar = {"bare": (16, 25)}
+    forms: ClassVar = {"bare": 25}
 
     def make_layer(self, *, bias: bool) -> nn.Module:
         return nn.Embedding(10, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -386,3 +387,14 @@ def test_layers_without_numbers_and_those_that_only_sound_like_a_norm_are_no_sit
 def test_parameters_of_unknown_layers_are_said_where_all_is_wanted():
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "both": nn.Bilinear(2, 3, 4)})
     assert any("both" in note for note in glora.inject(model, PAPER, targets="all", head=None).notes)
+
+
+def test_data_parallel_refuses_it_and_says_what_to_use(vit, monkeypatch):
+    """Its replicas would play the original's support tensors. Every card here is the CPU."""
+    module = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(module, "_broadcast_coalesced_reshape", lambda tensors, devices, detach=False: [tensors] * 2)
+    model = vit()
+    adapted = glora.inject(model, PAPER)
+    with pytest.raises(StateError, match=r"DistributedDataParallel.*accelerate"):
+        module.replicate(model, [0, 1])
+    assert len(module.replicate(adapted.merge(), [0, 1])) == 2

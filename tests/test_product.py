@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_effective_weight(product, rows):
     layer = linear(product).double()
     x = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True)
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         numbers = [x, *layers.state_of(layer).support.parameters()]
         (found, wanted) = (
             torch.autograd.grad((y**3).sum(), numbers, allow_unused=True)
@@ -62,7 +62,7 @@ def test_fresh_bits_do_not_depend_on_the_shape_or_the_strides_of_the_input(rows,
         nn.init.zeros_(factor)
     layers.attach(layer, support)
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         assert torch.equal(layer(x), plain), config
         assert torch.equal(layer(turned), plain_turned), config
 
@@ -72,7 +72,7 @@ def test_an_empty_batch_goes_through(product):
     layer = linear(product)
     x = torch.randn(0, 3, 6, requires_grad=True)
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         layer(x).sum().backward()
         assert x.grad is not None and x.grad.shape == x.shape
 
@@ -82,7 +82,7 @@ def test_what_follows_may_change_the_output_in_place(product):
     layer = linear(product)
     x = torch.randn(5, 3, 6, requires_grad=True)
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         (apart,) = torch.autograd.grad(nn.functional.relu(layer(x)).sum(), x)
         (in_place,) = torch.autograd.grad(nn.functional.relu(layer(x), inplace=True).sum(), x)
         assert torch.equal(apart, in_place), config
@@ -94,7 +94,7 @@ def test_saved_is_at_most_the_input_or_the_plain_output_and_small_numbers(produc
     x = torch.randn(100, 6, requires_grad=True)
     own = {p.data_ptr() for p in layer.parameters()}
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
@@ -118,7 +118,7 @@ def test_under_checkpointing_the_gradients_are_the_same(product):
     layer = linear(product)
     x = torch.randn(5, 6, requires_grad=True)
     for config in EVERY:
-        layers.activate(layer, [config])
+        layers.state_of(layer).play([config])
         (plain,) = torch.autograd.grad((layer(x) ** 2).sum(), x)
         (again,) = torch.autograd.grad((checkpoint(layer, x, use_reentrant=False) ** 2).sum(), x)
         assert torch.equal(plain, again), config

@@ -265,9 +265,9 @@ def test_ids_of_positions_are_not_taken_for_samples(shape):
     layer = model["position"]
     configs = [LayerConfig(A="scalar"), *[LayerConfig()] * 3]
     index = torch.arange(8).expand(shape)
-    layers.activate(layer, configs)
+    layers.state_of(layer).play(configs)
     mixed = layer(index)
-    layers.activate(layer, configs[:1])
+    layers.state_of(layer).play(configs[:1])
     assert torch.equal(mixed, layer(index))
 
 

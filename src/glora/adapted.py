@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
-from glora.errors import GloraError, StateError, listed
-from glora.genotype import TENSORS, Genotype, LayerConfig, Site
+from glora.errors import GloraError, SpaceError, StateError, listed, several
+from glora.genotype import A_GENOTYPE, TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
 from glora.layers.sites import guard_batch, refuse_adapted, refuse_sequence_first
@@ -67,6 +67,7 @@ class Adapted(NamedAdapters):
         self._base_own = {name: value.detach().clone() for name, value in self._own().items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None
         self._state = "attached"
+        self._holder = 0  # the id of this object within hold(), which a copy made there has not
         self._said = False  # that it was compiled while it played a genotype
         model.requires_grad_(False)
         for name in head:
@@ -118,24 +119,25 @@ class Adapted(NamedAdapters):
 
         Raises:
             SpaceError: The genotype is not in the space.
-            StateError: The model is merged or detached, the sequence is empty, or a layer takes sequences first.
+            StateError: The model is merged, detached or held, the sequence is empty, or a layer takes sequences first.
         """
         self._need_attached("activate")
-        given = (genotype,) if isinstance(genotype, Mapping) else tuple(genotype)
-        several = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
-        if not several:
+        self._need_free("activate")
+        given = several(genotype, Mapping, SpaceError, "genotype", f"{A_GENOTYPE}; or a list of them, one per sample")
+        plays = tuple(each if isinstance(each, Genotype) else Genotype(each) for each in given)
+        if not plays:
             raise StateError("No genotype to activate.", allowed="Give one genotype, or one per sample of the batch.")
-        if len(several) > 1:
+        if len(plays) > 1:
             refuse_sequence_first(self.model)
-        for each in dict.fromkeys(several):
+        for each in dict.fromkeys(plays):
             self.space.encode(each)
         self._unmix()
         self._say_recompilation()
         for name, group in self._places.items():
             for place in group:
-                layers.activate(place.layer, [each[name] for each in several], place.slot)
-        self._guard(several=len(several) > 1)
-        self.active: Genotype | tuple[Genotype, ...] = several if len(several) > 1 else several[0]
+                layers.state_of(place.layer, place.slot).play([each[name] for each in plays])
+        self._guard(several=len(plays) > 1)
+        self.active: Genotype | tuple[Genotype, ...] = plays if len(plays) > 1 else plays[0]
 
     def _say_recompilation(self) -> None:
         adapters = [layers.state_of(place.layer, place.slot) for group in self._places.values() for place in group]
@@ -154,7 +156,8 @@ class Adapted(NamedAdapters):
     def hold(self, genotype: Genotype, *, train: bool = False) -> Iterator[nn.Module]:
         """Within it the model plays this genotype with its effective weights built once: for scoring.
 
-        A compiled model takes them as tensors: another genotype is no recompilation.
+        A compiled model takes them as tensors: another genotype is no recompilation. Until it is left `activate`,
+        `switch`, `merge` and `detach` are refused.
 
         Args:
             genotype: What plays.
@@ -172,8 +175,8 @@ class Adapted(NamedAdapters):
             for layer in self._layers.values():
                 configs = [genotype[adapter.name] for adapter in layers.adapters_of(layer).values()]
                 stack.enter_context(layers.holding(layer, *configs, train=train, known=known))
-            kept, self.active = self.active, genotype
-            stack.callback(setattr, self, "active", kept)
+            stack.callback(self.__dict__.update, active=self.active, _holder=self._holder)
+            self.active, self._holder = genotype, id(self)
             yield self.model
 
     def parameters(self) -> list[nn.Parameter]:
@@ -195,7 +198,7 @@ class Adapted(NamedAdapters):
             dequantize: Make quantised weights that A or B change floating-point; nothing is quantised again.
 
         Raises:
-            StateError: Several genotypes are active, the model is detached, or weights would have to be dequantised.
+            StateError: Several genotypes are active, it is detached or held, or weights would have to be dequantised.
             GloraError: A site has a NaN or infinite number; nothing is changed then.
         """
         if self.merged:
@@ -208,6 +211,7 @@ class Adapted(NamedAdapters):
 
     def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
+        self._need_free("merge")
         self._need_one("merge")
         if not isinstance(self.active, Genotype):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to merge.")
@@ -249,8 +253,9 @@ class Adapted(NamedAdapters):
         sites.
 
         Raises:
-            StateError: The base was freed by `merge(keep_base=False)`, or the merged model was adapted anew.
+            StateError: The base was freed by `merge(keep_base=False)`, the model was adapted anew, or is held.
         """
+        self._need_free("detach")
         if self.merged and any(layers.is_attached(layer) for layer in self._layers.values()):
             raise StateError("The merged model was adapted anew.", remedy="Detach that adaptation first.")
         if self.merged and self._base is None:
@@ -327,3 +332,7 @@ class Adapted(NamedAdapters):
     def _need_attached(self, action: str) -> None:
         if self._state != "attached":
             raise StateError(f"The model is {self._state}: {action} is not possible.", remedy="Inject it again.")
+
+    def _need_free(self, action: str) -> None:
+        if self._holder == id(self):
+            raise StateError(f"A genotype is held: {action} is not possible.", remedy="Leave hold() first.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "AdapterFileError",
@@ -20,6 +22,8 @@ __all__ = [
     "UnknownNameError",
     "listed",
     "nearest",
+    "need",
+    "several",
 ]
 
 
@@ -84,6 +88,20 @@ class UnknownNameError(GloraError, KeyError):
 
 class MissingExtraError(GloraError, ImportError):
     """An optional package is not installed; the message has the install line."""
+
+
+def need(value: object, kind: Any, error: type[GloraError], name: str, allowed: str) -> None:
+    """Raises the error unless the argument of this name is of that kind."""
+    if not isinstance(value, kind):
+        raise error(f"{name}={reprlib.repr(value)} is not allowed.", allowed=f"Allowed: {allowed}.")
+
+
+def several(value: Any, kind: Any, error: type[GloraError], name: str, allowed: str) -> tuple[Any, ...]:
+    """The argument of this name, one of that kind or an iterable of them, as a tuple; raises the error for others."""
+    every = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (kind, str)) else (value,)
+    for each in every:
+        need(each, kind, error, name, allowed)
+    return every
 
 
 def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from glora.errors import SpaceError
+from glora.errors import SpaceError, need
 
-__all__ = ["KINDS", "NONE", "TENSORS", "Choice", "Genotype", "LayerConfig", "Site", "interned"]
+__all__ = ["A_GENOTYPE", "KINDS", "NONE", "TENSORS", "Choice", "Genotype", "LayerConfig", "Site", "interned"]
 
 TENSORS = ("A", "B", "C", "D", "E")
 KINDS = {  # support tensor -> the kinds of choice it has (Eq. 11); 4 * 4 * 3 * 3 * 3 = 432 at one rank
@@ -22,6 +22,8 @@ KINDS = {  # support tensor -> the kinds of choice it has (Eq. 11); 4 * 4 * 3 * 
     "D": ("vector", "scalar", "none"),
     "E": ("vector", "scalar", "none"),
 }
+
+A_GENOTYPE = "a Genotype, or a mapping from every site to its LayerConfig"  # where a genotype is wanted
 
 
 class Choice(NamedTuple):
@@ -97,6 +99,7 @@ class LayerConfig(_Choices):
     @classmethod
     def from_json(cls, data: Mapping[str, str]) -> LayerConfig:
         """The configuration that `to_json` wrote; raises SpaceError on an unknown support tensor."""
+        need(data, Mapping, SpaceError, "configuration", "a mapping from support tensors to choices")
         if unknown := set(data) - set(TENSORS):
             raise SpaceError(f"Unknown support tensors {sorted(unknown)}.", allowed=f"Allowed: {', '.join(TENSORS)}.")
         return cls(**data)
@@ -109,11 +112,18 @@ def interned(*choices: Choice) -> LayerConfig:
 
 
 class Genotype(Mapping[str, LayerConfig]):
-    """Site name -> LayerConfig, immutable and hashable: the paper's layer-wise configuration."""
+    """Site name -> LayerConfig, immutable and hashable: the paper's layer-wise configuration.
+
+    Raises:
+        SpaceError: It is made of something else.
+    """
 
     __slots__ = ("_configs", "_hash")
 
     def __init__(self, configs: Mapping[str, LayerConfig]) -> None:
+        need(configs, Mapping, SpaceError, "genotype", A_GENOTYPE)
+        for site, config in configs.items():
+            need(config, LayerConfig, SpaceError, site, "a LayerConfig")
         self._configs = dict(configs)
         self._hash: int | None = None
 
@@ -144,6 +154,7 @@ class Genotype(Mapping[str, LayerConfig]):
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, str]]) -> Genotype:
         """The genotype that `to_json` wrote."""
+        need(data, Mapping, SpaceError, "genotype", A_GENOTYPE)
         return cls({site: LayerConfig.from_json(config) for site, config in data.items()})
 
 

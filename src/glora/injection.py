@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from glora.adapted import Adapted
-from glora.errors import listed
+from glora.errors import SpaceError, TargetError, listed, need
 from glora.genotype import NONE
 from glora.layers.sites import plan_sites
 from glora.space import SearchSpace
@@ -49,11 +49,14 @@ def inject(
         The adapted model; its smallest genotype is active.
 
     Raises:
-        TargetError: Nothing matches, or a name is unknown.
+        TargetError: Nothing matches, a name is unknown, or an argument is of another type.
+        SpaceError: The space is none.
         StateError: The model is adapted already.
 
     Source: arXiv 2306.07967, Sec. 2.2-2.3.
     """
+    need(model, nn.Module, TargetError, "model", "a torch.nn.Module")
+    need(space, SearchSpace, SpaceError, "space", "a SearchSpace")
     chosen, heads, notes = plan_sites(
         model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
     )

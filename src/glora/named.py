@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from glora import layers
-from glora.errors import StateError, UnknownNameError, listed
+from glora.errors import StateError, UnknownNameError, listed, need, several
 from glora.genotype import Genotype, LayerConfig, Site
 from glora.layers.head import MixedHead, head_of, show_head
 from glora.layers.places import Place
@@ -44,6 +44,7 @@ class NamedAdapters:
 
         def activate(self, genotype: Genotype | Sequence[Genotype]) -> None: ...
         def _need_attached(self, action: str) -> None: ...
+        def _need_free(self, action: str) -> None: ...
         def _guard(self, *, several: bool) -> None: ...
         def _own(self) -> dict[str, Tensor]: ...
         @property
@@ -68,6 +69,7 @@ class NamedAdapters:
             AdapterFileError: The file is damaged or belongs to another base.
         """
         self._need_attached("add")
+        need(name, str, UnknownNameError, "name", "a text")
         if name in (*self._adapters, BASE):
             raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
         # late binding: files live on a higher floor
@@ -100,11 +102,12 @@ class NamedAdapters:
 
         Raises:
             UnknownNameError: There is no such adapter.
-            StateError: There is no name, the heads have different shapes, or a layer takes sequences first.
+            StateError: There is no name, the heads' shapes differ, a layer takes sequences first, or the model is held.
         """
         self._need_attached("switch")
+        self._need_free("switch")
         if not isinstance(name, str):
-            self._mix(tuple(name))
+            self._mix(several(name, str, UnknownNameError, "name", "a name, or a list of them, one per sample"))
             return
         self._need_adapter(name)
         self._keep()
@@ -190,6 +193,7 @@ class NamedAdapters:
             )
 
     def _need_adapter(self, name: str) -> None:
+        need(name, str, UnknownNameError, "name", "the name of an adapter")
         if name not in self._adapters:
             raise UnknownNameError(
                 f"There is no adapter {name!r}.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from glora.errors import SpaceError, listed, nearest
+from glora.errors import SpaceError, listed, nearest, need, several
 from glora.genotype import KINDS, NONE, TENSORS, Choice, Genotype, LayerConfig, Site, interned
 
 __all__ = [
@@ -86,9 +86,11 @@ class SearchSpace:
     only: LayerConfig | None = None
 
     def __post_init__(self) -> None:
-        ranks = (self.ranks,) if isinstance(self.ranks, int) else tuple(self.ranks)
+        whole = "distinct whole numbers >= 1"
+        ranks = several(self.ranks, int, SpaceError, "ranks", whole)
         if not all(type(rank) is int and rank >= 1 for rank in ranks) or len(set(ranks)) < len(ranks):
-            raise SpaceError(f"ranks={self.ranks!r} is not allowed.", allowed="Ranks are distinct whole numbers >= 1.")
+            raise SpaceError(f"ranks={self.ranks!r} is not allowed.", allowed=f"Allowed: {whole}.")
+        need(self.only, (LayerConfig, type(None)), SpaceError, "only", "a LayerConfig, or None")
         object.__setattr__(self, "ranks", tuple(sorted(ranks, reverse=True)))
         for field, allowed in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
             if getattr(self, field) not in allowed:
@@ -279,8 +281,9 @@ class BoundSpace:
         Raises:
             SpaceError: A site is missing or unknown, or a choice is not offered there.
         """
+        genotype = genotype if isinstance(genotype, Genotype) else Genotype(genotype)
         if genotype.keys() != self.sites.keys():
-            self._wrong_sites(set(genotype))
+            self._wrong_sites(genotype)
         genome = []
         for name, options in self.options.items():
             for tensor, choice, choices in zip(TENSORS, genotype[name], options, strict=True):
@@ -298,8 +301,9 @@ class BoundSpace:
         chosen = [choices[index] for choices, index in zip(self.genes, genome, strict=True)]
         return Genotype({name: interned(*chosen[5 * k : 5 * k + 5]) for k, name in enumerate(self.sites)})
 
-    def _wrong_sites(self, names: set[str]) -> None:
-        missing, unknown = sorted(self.sites.keys() - names), sorted(names - self.sites.keys())
+    def _wrong_sites(self, genotype: Mapping[str, LayerConfig]) -> None:
+        missing = sorted(self.sites.keys() - genotype.keys())
+        unknown = sorted(str(name) for name in genotype if name not in self.sites)
         if unknown:
             near = nearest(unknown[0], self.sites)
             raise SpaceError(

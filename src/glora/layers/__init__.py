@@ -19,12 +19,11 @@ from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 from glora.layers.adapter import Adapter, BiasAdapter
 from glora.layers.quantized import is_quantized
-from glora.layers.table import QUANTIZED, TABLE, WORDS, row_of, views_of
+from glora.layers.table import TABLE, WORDS, row_of, views_of
 from glora.layers.view import View
 from glora.support import Support
 
 __all__ = [
-    "QUANTIZED",
     "TABLE",
     "WORDS",
     "Adapter",
@@ -57,7 +56,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if adapter.held is not None:
         return view.plain(self, x, *adapter.held)
     if len(plays) > 1 and not view.tells_apart(x, len(plays)):
-        plays = (adapter.first(f"its input has the shape {tuple(x.shape)}, and samples cannot be told apart"),)
+        plays = (adapter.first(x),)
     return view.forward(plays, self, x, *base_of(self))
 
 
@@ -267,27 +266,26 @@ def merge(
         GloraError: The effective weight or bias has a number that is not finite.
     """
     shared = {} if shared is None else shared
-    with torch.inference_mode(False):  # the merged weights may be trained
-        if played is None:
-            played = effective(layer)
-            if broken(layer, played):
-                raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
-        detach(layer)
-        base = dict(layer._parameters)
-        for name, value in played.items():
-            plain = base[name]
-            if value is not None:
-                flag = plain is not None and plain.requires_grad
-                merged = None if plain is None else shared.get(plain)
-                if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
-                    merged = plain
-                if merged is None:  # the base keeps its own numbers; an inference tensor cannot be trained
-                    shares = plain is not None and value.data_ptr() == plain.data_ptr()
-                    new = value.detach().clone() if shares or value.is_inference() else value.detach()
-                    merged = nn.Parameter(new, requires_grad=flag)
-                layer._parameters[name] = merged
-                if plain is not None:
-                    shared[plain] = merged
+    if played is None:
+        played = effective(layer)
+        if broken(layer, played):
+            raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
+    detach(layer)
+    base = dict(layer._parameters)
+    for name, value in played.items():
+        plain = base[name]
+        if value is not None:
+            flag = plain is not None and plain.requires_grad
+            merged = None if plain is None else shared.get(plain)
+            if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
+                merged = plain
+            if merged is None:  # the base keeps its own numbers; an inference tensor cannot be trained
+                shares = plain is not None and value.data_ptr() == plain.data_ptr()
+                new = value.detach().clone() if shares or value.is_inference() else value.detach()
+                merged = nn.Parameter(new, requires_grad=flag)
+            layer._parameters[name] = merged
+            if plain is not None:
+                shared[plain] = merged
     return base
 
 
@@ -333,8 +331,3 @@ def holding(
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):
             adapter.plays, adapter.held = plays, held
-
-
-def activate(layer: nn.Module, configs: Sequence[LayerConfig], slot: str = "") -> None:
-    """Makes one weight of the layer play one configuration, or one per sample when there are several."""
-    state_of(layer, slot).play(configs)

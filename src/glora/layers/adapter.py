@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         support: The support tensors.
         plays: What the layer plays, support tensors and configuration, or one of them per sample.
         held: The effective weight and bias while a genotype is held for scoring, else None.
-        said: Whether it was said that the first sample's genotype plays for the whole batch.
+        said: Of which ways, "read" or "called", it was said that the first sample's genotype plays for the whole batch.
         traced: Whether a compiler has read what it plays, which is then part of the compiled code.
         ran: What it played in the latest forward pass.
         new_bias: Whether attaching created the bias.
@@ -47,13 +47,13 @@ class Adapter(nn.Module):
         self.order = order
         self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
         self.held: tuple[Tensor, Tensor | None] | None = None
-        self.said = False
+        self.said: tuple[str, ...] = ()
         self.traced = False
         self.ran: tuple[tuple[Support, LayerConfig], ...] = self.plays
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
-        self.held, self.said = None, False
+        self.held, self.said = None, ()
         self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
 
     def mark(self) -> None:
@@ -80,15 +80,29 @@ class Adapter(nn.Module):
             return self.held[0]
         if self.view.packed:
             return original
-        support, config = self.first("its weight is read without calling the layer")
+        support, config = self.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
 
-    def first(self, why: str) -> tuple[Support, LayerConfig]:
-        """What the first sample plays; says it aloud when the others play something else."""
-        if not self.said and any(play != self.plays[0] for play in self.plays[1:]):
-            log.warning("%s plays the first sample's genotype for the whole batch: %s.", self.name or "A layer", why)
-            self.said = True
+    def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
+        raise StateError(
+            "nn.DataParallel cannot copy an adapted model to several devices.",
+            remedy="Use torch's DistributedDataParallel or accelerate, or merge first.",
+        )
+
+    def first(self, x: Tensor | None = None) -> tuple[Support, LayerConfig]:
+        """What the first sample plays; says it aloud when the others play something else.
+
+        Args:
+            x: The input of a call. None where the weight or bias is read without one; the layer may be called, too.
+        """
+        way = "read" if x is None else "called"
+        if way not in self.said and any(play != self.plays[0] for play in self.plays[1:]):
+            why = "where its weight or bias is read without a call"
+            if x is not None:
+                why = f"because samples cannot be told apart in an input of the shape {tuple(x.shape)}"
+            log.warning("%s plays the first sample's genotype for the whole batch %s.", self.name or "A layer", why)
+            self.said += (way,)
         return self.plays[0]
 
 
@@ -116,6 +130,6 @@ class BiasAdapter(nn.Module):
     def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:
         if adapter.held is not None:
             return adapter.held[1]
-        support, config = adapter.first("its bias is read without calling the layer")
+        support, config = adapter.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)

@@ -31,6 +31,7 @@ class Conv(View):
     """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d` with every padding mode."""
 
     kind = "conv"
+    new_bias = True
 
     def __init__(self, layer: Any) -> None:
         self.axes: int = layer.weight.dim() - 2

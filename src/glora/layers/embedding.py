@@ -30,6 +30,7 @@ class Embedding(View):
     """
 
     kind = "embedding"
+    bias = ""
 
     def __init__(self, layer: Any) -> None:
         o, i = layer.weight.shape

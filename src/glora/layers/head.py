@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from glora.errors import StateError, TargetError, listed, nearest
+from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.layers.places import is_inside
 from glora.layers.quantized import is_quantized
 
@@ -37,13 +37,14 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
             return tuple(name for name in names if name not in quantized), [note]
         return names, [] if names else ["No head was found to be trained whole; name its modules with head=."]
     modules = dict(model.named_modules())
-    names = (head,) if isinstance(head, str) else tuple(head)
+    allowed = "'auto', module names, or None"
+    names = several(head, str, TargetError, "head", allowed)
     for name in names:
         if name not in modules or not name:
             near = nearest(name, modules)
             raise TargetError(
                 f"{type(model).__name__} has no module {name!r} to be the head.",
-                allowed="Allowed: 'auto', module names, or None.",
+                allowed=f"Allowed: {allowed}.",
                 remedy=f"Near: {listed(near)}." if near else "",
             )
         if _is_quantized(model, name):

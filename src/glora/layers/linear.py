@@ -18,6 +18,7 @@ class Linear(View):
     """`nn.Linear`: `(n, ..., i)` to `(n, ..., o)`."""
 
     kind = "linear"
+    new_bias = True
     called = True
     last = True
 

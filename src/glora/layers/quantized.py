@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from glora.layers.linear import Linear
 from glora.layers.view import View
 
-__all__ = ["Linear4bit", "Linear8bitLt", "Quantized", "is_quantized", "plain_parts"]
+__all__ = ["AnyLinear", "Linear4bit", "Linear8bitLt", "Quantized", "is_quantized", "plain_parts"]
 
 
 def is_quantized(value: Any) -> bool:
@@ -75,6 +75,14 @@ class Quantized(Linear):
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
         with torch.autocast(column.device.type, enabled=False):
             return F.linear(column.to(weight.dtype).unsqueeze(0), weight).squeeze(0).to(column.dtype)
+
+
+class AnyLinear(Linear):
+    """The row of `nn.Linear`, whose weight is plain or quantised."""
+
+    @classmethod
+    def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:
+        return (Linear if "weight" in floats else Quantized).of(layer, floats)
 
 
 class Packed(Quantized):

@@ -13,15 +13,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from glora import layers
-from glora.errors import StateError, TargetError, listed, nearest
+from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
 from glora.layers.head import find_head
 from glora.layers.places import Place, adaptable, holders, is_inside
 
 __all__ = ["choose_sites", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
 
-BIASED = ("linear", "conv")  # kinds that may get a bias they have not
-BARE = (*BIASED, "attention")  # kinds of which it is said that they have none
 WORDS = ", ".join(map(repr, layers.WORDS))
 
 
@@ -51,9 +49,9 @@ def plan_sites(
         notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
     if "all" in ([targets] if isinstance(targets, str) else targets) and (loose := _loose(model, every, heads)):
         notes.append(f"Not adapted, their parameters are of no layer type that is known: {listed(loose)}.")
-    if bare := [name for name, site in chosen.items() if not site.bias and site.kind in BARE]:
-        may = [name for name in bare if chosen[name].kind in BIASED]
-        single = [name for name in may if len(every[name]) == 1 and every[name][0].bias is None]
+    if bare := [n for n, site in chosen.items() if not (site.bias or site.diagonal) and every[n][0].view.bias]:
+        lone = [every[name][0] for name in bare if len(every[name]) == 1]
+        single = [place.name for place in lone if place.view.new_bias and place.bias is None]
         called = called_layers(model, single, example) if new_bias and single else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
@@ -170,7 +168,7 @@ def choose_sites(
 def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
     matched: set[str] = set()
     at = holders(model)
-    for expression in (wanted,) if isinstance(wanted, str) else tuple(wanted):
+    for expression in several(wanted, str, TargetError, argument, f"{WORDS}, a regular expression, a list of names"):
         if expression in layers.WORDS:
             found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
         elif isinstance(wanted, str):

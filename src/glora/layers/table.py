@@ -13,10 +13,10 @@ from glora.layers.quantized import is_quantized
 from glora.layers.view import View
 from glora.registry import load
 
-__all__ = ["QUANTIZED", "TABLE", "WORDS", "row_of", "views_of"]
+__all__ = ["TABLE", "WORDS", "row_of", "views_of"]
 
 TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it shows its weight
-    "torch.nn.modules.linear.Linear": "glora.layers.linear:Linear",
+    "torch.nn.modules.linear.Linear": "glora.layers.quantized:AnyLinear",
     "transformers.pytorch_utils.Conv1D": "glora.layers.linear:Conv1D",
     "torch.nn.modules.normalization.LayerNorm": "glora.layers.norm:LayerNorm",
     "torch.nn.modules.normalization.RMSNorm": "glora.layers.norm:RMSNorm",
@@ -39,11 +39,6 @@ TABLE: dict[str, str] = {  # layer type, a pattern for its full name -> how it s
     "bitsandbytes.nn.modules.Linear4bit": "glora.layers.quantized:Linear4bit",
     "bitsandbytes.nn.modules.Linear8bitLt": "glora.layers.quantized:Linear8bitLt",
 }
-QUANTIZED: dict[str, str] = {  # the same for layers with a quantised weight
-    "torch.nn.modules.linear.Linear": "glora.layers.quantized:Quantized",
-    "bitsandbytes.nn.modules.Linear4bit": "glora.layers.quantized:Linear4bit",
-    "bitsandbytes.nn.modules.Linear8bitLt": "glora.layers.quantized:Linear8bitLt",
-}
 WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kinds of sites
     "linear": ("linear", "attention"),
     "conv": ("conv",),
@@ -53,16 +48,16 @@ WORDS: dict[str, tuple[str, ...]] = {  # words that `targets` understands -> kin
 }
 
 
-def row_of(layer: nn.Module, *, quantized: bool = False) -> tuple[type[View], Any] | None:
+def row_of(layer: nn.Module) -> tuple[type[View], Any] | None:
     """The table's row of a layer's type: its view and the type that the row names; None when it cannot be adapted."""
     layer_type: Any = type(layer)
-    return _row(layer_type, quantized)
+    return _row(layer_type)
 
 
 @cache
-def _row(layer_type: Any, quantized: bool) -> tuple[type[View], Any] | None:
+def _row(layer_type: Any) -> tuple[type[View], Any] | None:
     for base in layer_type.__mro__:
-        for pattern, path in (QUANTIZED if quantized else TABLE).items():
+        for pattern, path in TABLE.items():
             if fnmatchcase(f"{base.__module__}.{base.__qualname__}", pattern):
                 view: type[View] = load(path)
                 return view, base
@@ -73,9 +68,9 @@ def views_of(layer: nn.Module) -> dict[str, View]:
     """The affine weights of a plain layer by the name that each adds to the layer's; empty when it has none.
 
     A weight that is no floating-point parameter of its own, is parametrized, or is not made yet is left out; so is
-    a quantised one, which pretends to be floating-point, unless `QUANTIZED` has a row for the layer.
+    a quantised one, which pretends to be floating-point, unless the row's view knows such weights.
     """
-    row = row_of(layer, quantized=any(map(is_quantized, layer._parameters.values())))
+    row = row_of(layer)
     if row is None or parametrize.is_parametrized(layer):
         return {}
     floats = {name for name, value in layer._parameters.items() if value is not None and _is_float(value)}

@@ -26,7 +26,8 @@ class View(ABC):
     Attributes:
         site: The weight's site.
         weight: Name of the layer's parameter that is the weight.
-        bias: Name of its bias.
+        bias: Name of its bias; empty where the layer type knows none.
+        new_bias: Whether a layer without a bias may get one: its forward adds whatever `bias` is.
         part: Which numbers of the bias belong to this weight; None for all.
         called: Whether the layer's own `forward` may take the factored way, for which the second half is needed.
         quantized: Whether the frozen weight is quantised: a held genotype then does not build the effective weight,
@@ -37,6 +38,7 @@ class View(ABC):
     """
 
     kind: ClassVar[str]
+    new_bias: ClassVar[bool] = False
     quantized: ClassVar[bool] = False
     packed: ClassVar[bool] = False
     site: Site
