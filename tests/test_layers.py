@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glora import inject, layers
-from glora.genotype import LayerConfig
+from glora.genotype import LayerConfig, Site
+from glora.layers.places import base_state
 from glora.registry import load
 from glora.space import SearchSpace
 from glora.support import Support
@@ -86,6 +87,53 @@ def test_a_subclass_with_its_own_forward_plays_through_its_weight():
     layers.merge(layer)
     assert type(layer) is Doubled
     assert torch.equal(out, layer(suite.make_input(3)))
+
+
+class Dense(nn.Module):
+    """A layer type that the table has not: other names, and the weight is stored as `(i, o)`."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 10))
+        self.offset = nn.Parameter(torch.randn(10)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.kernel
+        return y if self.offset is None else y + self.offset
+
+
+class DenseView(layers.View):
+    kind, weight, bias, new_bias = "dense", "kernel", "offset", True
+
+    def __init__(self, layer: Dense) -> None:
+        self.site = Site(self.kind, layer.kernel.shape[1], layer.kernel.shape[0], layer.offset is not None)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def unmatrix(self, matrix: Tensor, like: Tensor) -> Tensor:
+        return matrix.T.contiguous()
+
+
+def test_a_new_layer_type_is_a_view_a_line_and_a_suite(monkeypatch):
+    monkeypatch.setitem(layers.TABLE, f"{__name__}.Dense", f"{__name__}:DenseView")
+    monkeypatch.setitem(layers.WORDS, "dense", ("dense",))
+
+    class Suite(TestLinear):
+        called: ClassVar = False
+
+        def make_layer(self, *, bias: bool) -> nn.Module:
+            return Dense(bias=bias)
+
+    for form in Suite.forms:
+        Suite().test_fresh_it_is_the_plain_layer_bit_for_bit(form, "matrix", torch.float32)
+        Suite().test_merged_numbers_are_rounded_once(form, "elementwise", torch.float32)
+        Suite().test_merged_it_has_the_plain_class_and_keys_in_their_order(form)
+    x, model = torch.randn(2, 6), nn.Sequential(Dense(bias=True), nn.ReLU(), nn.Linear(10, 6), Dense(bias=False))
+    before = base_state(model, ())
+    adapted = inject(model, SearchSpace.paper(), targets=["dense"], head=None, example=x)
+    assert {name: site.new_bias for name, site in adapted.sites.items()} == {"0": False, "3": True}
+    assert base_state(model, ()).keys() == before.keys(), "a new bias is none of the base's"
 
 
 # norms

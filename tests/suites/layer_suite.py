@@ -118,6 +118,12 @@ def view_of(layer: nn.Module) -> layers.View:
     return view
 
 
+def shown(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a layer, attached or not."""
+    view = layers.state_of(layer).view if layers.is_attached(layer) else view_of(layer)
+    return getattr(layer, view.weight), getattr(layer, view.bias, None)
+
+
 class LayerSuite:
     """The properties of one layer type."""
 
@@ -224,11 +230,12 @@ class LayerSuite:
         layer, _ = self.adapt(bias, product)
         x = self.make_input(3)
         layers.state_of(layer).play([LayerConfig()])
-        out, weight, bias_now = layer(x), bits(layer.weight), getattr(layer, "bias", None)
+        out, (weight, bias_now) = layer(x), shown(layer)
+        weight = bits(weight)
         layers.detach(layer)
         assert torch.equal(out, layer(x))
-        assert equal(weight, bits(layer.weight))
-        assert bias_now is None or bias == "new" or torch.equal(bias_now, layer.bias)
+        assert equal(weight, bits(shown(layer)[0]))
+        assert bias_now is None or bias == "new" or torch.equal(bias_now, shown(layer)[1])
 
     # two ways of computing, one truth
 
@@ -287,7 +294,7 @@ class LayerSuite:
             assert bool(held.isfinite().all())
             assert bool((factored - held).abs().max() <= NEAR * held.abs().max()), config
             if value == -1.0 and config in (LayerConfig(A="scalar"), LayerConfig(A="vector")):
-                assert not layer.weight.any(), "W0 + W0 * (-1) is zero"
+                assert not shown(layer)[0].any(), "W0 + W0 * (-1) is zero"
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("product", PRODUCTS)
@@ -353,28 +360,29 @@ class LayerSuite:
     def test_merged_it_has_the_plain_class_and_keys_in_their_order(self, bias):
         layer, support = self.adapt(bias)
         layers.detach(layer)
-        cls, keys = type(layer), list(layer.state_dict())
+        cls, keys, name = type(layer), list(layer.state_dict()), view_of(layer).bias
         layers.attach(layer, support)
         layers.state_of(layer).play([self.spread(support)[1]])
         layers.merge(layer)
         assert type(layer) is cls
-        assert list(layer.state_dict()) == keys + (["bias"] if bias == "new" else [])
+        assert list(layer.state_dict()) == keys + ([name] if bias == "new" else [])
         assert all(type(parameter) is nn.Parameter for parameter in layer.parameters())
 
     def test_a_new_bias_that_is_not_played_is_not_merged(self):
         layer, _ = self.adapt("new")
         layers.state_of(layer).play([LayerConfig(B="lora:4")])
         layers.merge(layer)
-        assert layer.bias is None
+        assert shown(layer)[1] is None
 
     def test_merge_keeps_whether_the_parameters_are_trained(self):
         layer, support = self.adapt()
         layers.detach(layer)
-        layer.weight.requires_grad_(True)
+        shown(layer)[0].requires_grad_(True)
         layers.attach(layer, support)
         layers.state_of(layer).play([self.shift(support)])
         layers.merge(layer)
-        assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["weight"]
+        trained = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
+        assert trained == [view_of(layer).weight]
 
     @pytest.mark.parametrize("side", ["down", "up"])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -400,7 +408,7 @@ class LayerSuite:
             support.down["B"][tuple(map(slice, played.shape))] = played
         layers.state_of(layer).play([config])
         layers.merge(layer)
-        assert bool(layer.weight.isfinite().all())
+        assert bool(shown(layer)[0].isfinite().all())
 
     # entanglement and gradients
 
@@ -430,8 +438,7 @@ class LayerSuite:
             layers.state_of(layer).play([config])
             support.zero_grad()
             if config != LayerConfig():
-                shown = [layer.weight, getattr(layer, "bias", None)]
-                read = [each for each in shown if each is not None] if held else [layer(x)]
+                read = [each for each in shown(layer) if each is not None] if held else [layer(x)]
                 sum((tensor**2).sum() for tensor in read).backward()
             reached = sum(int((p.grad != 0).sum()) for p in support.parameters() if p.grad is not None)
             counted = sum(numbers(support.site, t, c, product) for t, c in zip(TENSORS, config, strict=True))
@@ -452,7 +459,7 @@ class LayerSuite:
                 support.zero_grad()
                 x = self.make_input(3)
                 x.requires_grad_(x.is_floating_point())
-                out = view.plain(layer, x, layer.weight, getattr(layer, "bias", None)) if way else layer(x)
+                out = view.plain(layer, x, *shown(layer)) if way else layer(x)
                 (out**3).sum().backward()
                 named = [("x", x), *support.named_parameters()]
                 grads.append({n: p.grad.clone() for n, p in named if p.grad is not None})
@@ -474,7 +481,7 @@ class LayerSuite:
         assert torch.equal(layer(x), before)
         layers.merge(twin)
         assert torch.equal(layer(x), before), "merging a copy changed the original"
-        layer.weight.sum()
+        shown(layer)[0].sum()
         layers.detach(layer)
 
     def test_its_state_dict_goes_round(self, bias):
@@ -500,12 +507,12 @@ class LayerSuite:
             layers.state_of(layer).play([config])
             with torch.autocast("cpu", torch.bfloat16):
                 out = layer(x)
-                weight = layer.weight
+                weight = shown(layer)[0]
             with layers.holding(layer, config):
                 held = layer(x)
             assert out.dtype == plain.dtype
             assert weight.dtype == torch.float32
-            assert equal(bits(weight), bits(layer.weight)), "the effective weight is made with autocast off"
+            assert equal(bits(weight), bits(shown(layer)[0])), "the effective weight is made with autocast off"
             assert difference(out.float(), held) < 5e-2
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -515,7 +522,7 @@ class LayerSuite:
         before = {name: value.clone() for name, value in support.state_dict().items()}
         layer.to(dtype)
         assert layer(self.input(2, dtype)).dtype == dtype
-        assert layer.weight.dtype == dtype
+        assert shown(layer)[0].dtype == dtype
         after = support.state_dict()
         assert all(after[name].dtype == torch.float32 and torch.equal(after[name], before[name]) for name in before)
 
@@ -561,14 +568,14 @@ class LayerSuite:
             size = together.abs().amax()
             for sample, (support, config) in enumerate(plays):
                 state.play([config], [support])
-                state.held = layer.weight, getattr(layer, "bias", None)
+                state.held = shown(layer)
                 alone = layer(x[sample : sample + 1])
                 assert float((alone - together[sample : sample + 1]).abs().max()) <= NEAR * float(size), config
 
     def test_where_samples_cannot_be_told_apart_the_first_genotype_plays_and_it_is_said_once(self, caplog):
         layer, support = self.adapt()
         configs = self.spread(support)[1:4]
-        for read in (lambda: layer(self.make_input(4)), lambda: layer.weight):
+        for read in (lambda: layer(self.make_input(4)), lambda: shown(layer)[0]):
             layers.state_of(layer).play(configs)
             caplog.clear()
             mixed = read()

@@ -93,9 +93,9 @@ def is_attached(layer: nn.Module) -> bool:
     return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
 
 
-def has_new_bias(layer: nn.Module) -> bool:
-    """Whether attaching created the layer's bias."""
-    return any(adapter.new_bias for adapter in adapters_of(layer).values())
+def is_new_bias(layer: nn.Module, name: str) -> bool:
+    """Whether the parameter of this name is a bias that attaching created."""
+    return any(adapter.new_bias and adapter.view.bias == name for adapter in adapters_of(layer).values())
 
 
 def adapters_of(layer: nn.Module) -> dict[str, Adapter]:
@@ -106,9 +106,10 @@ def adapters_of(layer: nn.Module) -> dict[str, Adapter]:
 
 def state_of(layer: Any, slot: str = "") -> Adapter:
     """The adapter of one weight of an attached layer."""
-    if slot:
+    lists = layer.parametrizations
+    if slot or "weight" not in lists:
         return adapters_of(layer)[slot]
-    adapter: Adapter = layer.parametrizations.weight[0]
+    adapter: Adapter = lists.weight[0]
     return adapter
 
 

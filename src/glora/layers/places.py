@@ -121,7 +121,7 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 def _is_new(model: nn.Module, key: str) -> bool:
     """Whether the key of an attached layer is the bias that attaching created."""
     layer, _, rest = key.partition("parametrizations.")
-    return rest.startswith("bias.") and layers.has_new_bias(model.get_submodule(layer.rstrip(".")))
+    return layers.is_new_bias(model.get_submodule(layer.rstrip(".")), rest.partition(".")[0])
 
 
 def is_inside(name: str, modules: Sequence[str]) -> bool:

@@ -60,14 +60,14 @@ class View(ABC):
             layer: A plain layer.
             floats: Names of its parameters that are floating-point tensors with a shape.
         """
-        return {"": cls(layer)} if "weight" in floats else {}
+        return {"": cls(layer)} if cls.weight in floats else {}
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The layer's weight as `(o, i)`."""
         return weight
 
     def unmatrix(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The `(o, i)` matrix in the shape of the layer's weight `like`."""
+        """The `(o, i)` matrix in the shape and order of memory of the layer's weight `like`: others change bits."""
         return matrix
 
     def times(self, weight: Tensor, column: Tensor) -> Tensor:
