@@ -167,8 +167,8 @@ def supernet(product: str) -> Callable[[Subject, str], Runner]:
         mine = own(subject)
         space = SearchSpace(ranks=(RANK,), product=product)  # type: ignore[arg-type]
         adapted = adapted_by(mine.model, space, targets)
-        net, rng = Supernet(adapted), random.Random(0)
-        return Runner(mine, adapted.parameters(), lambda: net.sample(rng))
+        net, rng = Supernet(adapted, sampling="batch", largest=0), random.Random(0)
+        return Runner(mine, adapted.parameters(), lambda: net.sample(rng, (0,), 1))
 
     return build
 

@@ -14,7 +14,7 @@ from glora.errors import UnknownNameError
 from glora.methods import METHODS, get_method
 
 CLASSES = 3
-SETTINGS: dict[str, dict[str, Any]] = {"lora": {"rank": 2}}
+SETTINGS: dict[str, dict[str, Any]] = {"lora": {"rank": 2}, "glora": {"sampling": "batch"}}  # one to merge
 FROZEN_BASE = sorted(set(METHODS) - {"full"})
 
 
@@ -90,7 +90,7 @@ def test_counts_are_without_the_head() -> None:
 
 
 def test_the_supernet_counts_what_it_plays() -> None:
-    tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
+    tuned = get_method("glora", {"sampling": "batch"}).apply(build(), head=("head",), seed=0)
     tuned.before_step(random.Random(3), range(4), 4)
     assert tuned.count() == tuned.adapted.count(tuned.adapted.active) > 0
 
@@ -98,7 +98,7 @@ def test_the_supernet_counts_what_it_plays() -> None:
 def test_steps_of_equal_generators_play_the_same_subnet() -> None:
     played = []
     for _ in range(2):
-        tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
+        tuned = get_method("glora", {"sampling": "batch", "largest": 0}).apply(build(), head=("head",), seed=0)
         rng = random.Random(5)
         played.append([(tuned.before_step(rng, range(4), 4), tuned.adapted.active)[1] for _ in range(3)])
     assert played[0] == played[1]
@@ -106,16 +106,27 @@ def test_steps_of_equal_generators_play_the_same_subnet() -> None:
 
 
 def test_every_sample_can_play_its_own_subnet_the_same_on_one_process_as_on_two() -> None:
-    tuned = get_method("glora", {"sampling": "sample"}).apply(build(), head=("head",), seed=0)
+    tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
 
     def played(places: range) -> tuple[Any, ...]:
-        tuned.before_step(random.Random(5), places, 6)
+        tuned.before_step(random.Random(5), places, 12)
         active: tuple[Any, ...] = tuned.adapted.active
         return active
 
-    whole = played(range(6))
-    assert len(set(whole)) == 6
-    assert (played(range(0, 6, 2)), played(range(1, 6, 2))) == (whole[::2], whole[1::2])
+    whole = played(range(12))
+    assert whole.count(tuned.adapted.space.largest) == 3, "a quarter of the samples"
+    assert len(set(whole)) == 1 + 9
+    assert (played(range(0, 12, 2)), played(range(1, 12, 2))) == (whole[::2], whole[1::2])
+
+
+def test_a_share_of_the_steps_plays_the_largest_subnet() -> None:
+    for share, rounds in ((0.0, 0), (0.25, 50), (1.0, 200)):
+        tuned = get_method("glora", {"sampling": "batch", "largest": share}).apply(build(), head=("head",), seed=0)
+        rng, found = random.Random(0), 0
+        for _ in range(200):
+            tuned.before_step(rng, range(4), 4)
+            found += tuned.adapted.active == tuned.adapted.space.largest
+        assert found == pytest.approx(rounds, abs=15)
 
 
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])

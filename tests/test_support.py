@@ -37,10 +37,12 @@ def restated(support: Support, config: LayerConfig, w0: np.ndarray, b0: np.ndarr
             return np.zeros((rows, columns))
         down = support.down[name].detach().double().numpy()
         down = down.reshape(len(down), -1)
-        scale = 1 / i if support.space.scaling == "fan_in" and name == "B" else 1
+        fan_in = support.space.scaling == "fan_in"
+        scale = 1 / i if fan_in and name == "B" else 1
         if choice.kind == "lora":
+            scale = i**0.5 if fan_in and name == "A" and not matrix else 1
             up = support.up[name].detach().double().numpy()
-            return down[:, : choice.rank] @ up[: choice.rank]
+            return down[:, : choice.rank] @ up[: choice.rank] * scale
         column = down[:, :1] if choice.kind == "vector" else np.full((rows, 1), down[0, 0])
         if name == "A" and matrix:
             return np.diag(column[:, 0]) * scale
@@ -103,12 +105,33 @@ def test_a_configuration_of_two_ranks_reads_slices(product):
         assert np.allclose(support.bias(LINEAR, w32, b32, config).detach().numpy(), b, atol=2e-6), config
 
 
-def test_fan_in_divides_what_a_sum_over_all_inputs_multiplies_and_nothing_else():
-    site = Site("linear", 6, 384, True)
-    for tensor, kind in itertools.product(TENSORS, ("lora", "vector", "scalar", "none")):
-        scale = fixed_scale("fan_in", site, tensor, Choice(kind))
-        assert scale == (1 / 384 if tensor == "B" and kind in ("vector", "scalar") else 1.0)
-        assert fixed_scale("none", site, tensor, Choice(kind)) == 1.0
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_fan_in_scales_what_sums_over_all_inputs_and_nothing_else(product):
+    site, kinds = Site("linear", 6, 384, True), ("lora", "vector", "scalar", "none")
+    scales = {("B", "vector"): 1 / 384, ("B", "scalar"): 1 / 384}
+    if product == "elementwise":
+        scales["A", "lora"] = 384**0.5
+    for tensor, kind in itertools.product(TENSORS, kinds):
+        choice = Choice(kind)
+        assert fixed_scale(SearchSpace(product=product), site, tensor, choice) == scales.get((tensor, kind), 1.0)
+        assert fixed_scale(SearchSpace(product=product, scaling="none"), site, tensor, choice) == 1.0
+
+
+def test_the_first_step_on_lora_a_changes_the_output_about_as_much_as_on_lora_b():
+    """Of a layer whose output is as large as its input; as published A does 30 times less at 1,000 inputs."""
+    o, i = 40, 1_000
+    layer, x = torch.nn.Linear(i, o), torch.randn(64, i)
+    torch.nn.init.normal_(layer.weight, std=i**-0.5)
+    for scaling, low, high in (("fan_in", 0.3, 3.0), ("none", 0.0, 0.1)):
+        support = make(Site("linear", o, i, True), "elementwise", scaling=scaling)
+        with torch.no_grad():
+            for down in support.down.values():
+                down.copy_(1e-3 * torch.randn_like(down).sign())
+            moved = {
+                t: (x @ (support.weight(LINEAR, layer.weight, LayerConfig(**{t: "lora:4"})) - layer.weight).T).std()
+                for t in "AB"
+            }
+        assert low < moved["A"] / moved["B"] < high
 
 
 def test_one_step_on_a_scaled_b_moves_the_weight_by_its_fan_in_less():

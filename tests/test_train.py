@@ -22,9 +22,10 @@ from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
 from glora.genotype import Genotype, LayerConfig
-from glora.methods.glora import GLoRA, Sampling, TunedAdapter
+from glora.methods.glora import GLoRA, TunedAdapter
 from glora.preprocess import Preprocess
 from glora.space import SearchSpace
+from glora.supernet import Sampling
 from glora.train import Progress, Trainer, evaluate
 
 TESTS = Path(__file__).parent
@@ -47,7 +48,7 @@ def toy_images(n: int = 30) -> ImageSet:
 
 
 def adapted(model: nn.Module, seed: int = 0, sampling: Sampling = "batch") -> TunedAdapter:
-    return GLoRA(SearchSpace(ranks=(4, 2)), sampling=sampling).apply(model, head=HEAD, seed=seed)
+    return GLoRA(SearchSpace(ranks=(4, 2)), sampling=sampling, largest=0).apply(model, head=HEAD, seed=seed)
 
 
 def make_trainer(

@@ -28,8 +28,9 @@ __all__ = [
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {  # the published formulation: all 432 choices, scales 1, top-1 on val, rejection
+    "paper": {  # the published formulation: all 432 choices, scales 1, a subnet a step, top-1 on val, rejection
         "space": SearchSpace.paper().to_json(),
+        "train": {"sampling": "batch", "largest": 0.0},
         "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2, "rescore": 0},
     },
 }
@@ -115,9 +116,10 @@ class TrainSettings(_Settings):
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
-    sampling: Literal["batch", "sample"] = Field(
-        "batch", description="A random subnet per step, or one for every image of it."
+    sampling: Literal["sample", "batch"] = Field(
+        "sample", description="A random subnet for every image, or one per step, as published."
     )
+    largest: float = Field(0.25, ge=0, le=1, description="Share of the images that play the largest subnet instead.")
 
 
 class SearchSettings(_Settings):

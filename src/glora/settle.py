@@ -32,7 +32,7 @@ def method_of(experiment: Experiment) -> Method:
     model = experiment.model
     targets = model.targets if isinstance(model.targets, str) else tuple(model.targets)
     offered = {"space": experiment.space.build(), "rank": experiment.rank}
-    offered["sampling"] = experiment.train.sampling
+    offered |= {"sampling": experiment.train.sampling, "largest": experiment.train.largest}
     offered |= {"targets": targets, "skip": tuple(model.skip), "statistics": model.statistics}
     own = settings_of(experiment.method)
     return get_method(experiment.method, {name: value for name, value in offered.items() if name in own})

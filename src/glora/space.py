@@ -71,7 +71,7 @@ class SearchSpace:
         variant: `"paper"` offers all choices (432 a layer at one rank); `"lean"` drops a choice when another
             in the space spans at least as much with fewer numbers (ties to E, then B).
         new_bias: Offer C and E on layers without a bias too; the merged layer then has a new one.
-        scaling: The fixed scales of the choices: `"fan_in"` (vector and scalar B divided by i) or `"none"`.
+        scaling: The fixed scales of the choices: `"fan_in"` (see `support.fixed_scale`) or `"none"`, as published.
         only: Offer nothing but this configuration: plain LoRA of rank 8 is `LayerConfig(B="lora:8")`.
 
     Raises:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +15,46 @@ from glora.adapted import Adapted
 from glora.genotype import Genotype
 from glora.state import AdapterState
 
-__all__ = ["StoredSupernet", "Supernet", "copied", "on_cpu"]
+__all__ = ["Sampling", "StoredSupernet", "Supernet", "copied", "on_cpu"]
+
+
+Sampling = Literal["sample", "batch"]
 
 
 class Supernet:
-    """An adapted model of which every training step plays one genotype, drawn uniformly.
+    """An adapted model that plays random genotypes in training; all of its space share its numbers.
 
     Args:
-        adapted: The adapted model; all genotypes of its space share its numbers.
+        adapted: The adapted model.
+        sampling: `"batch"`: every step plays one genotype, drawn uniformly; `"sample"`: every sample of the batch its
+            own, in one pass.
+        largest: Share of the samples that play the space's largest genotype instead; with `"batch"` the chance of a
+            step.
 
-    Source: arXiv 2306.07967, Sec. 2.3.
+    Source: arXiv 2306.07967, Sec. 2.3, is `sampling="batch", largest=0`.
     """
 
-    def __init__(self, adapted: Adapted) -> None:
+    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 0.25) -> None:
         self.adapted = adapted
+        self.sampling = sampling
+        self.largest = largest
 
-    def sample(self, rng: random.Random) -> Genotype:
-        """Draws a genotype for the next step and activates it; equal generators give equal steps."""
-        genotype = self.adapted.sample(rng)
-        self.adapted.activate(genotype)
-        return genotype
+    def sample(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+        """Draws what the next step plays and activates it; equal generators give equal steps.
+
+        Args:
+            rng: Where the genotypes come from: the same number of draws whatever `places` is.
+            places: Which samples of the batch this process has, in their order.
+            of: Samples of the batch, over all processes.
+        """
+        space = self.adapted.space
+        if self.sampling == "batch":
+            self.adapted.activate(space.largest if rng.random() < self.largest else space.sample(rng))
+            return
+        large = round(self.largest * of)
+        drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
+        rng.shuffle(drawn)  # a process may have every second place
+        self.adapted.activate([drawn[place] for place in places])
 
     def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype with its effective weights built once."""

@@ -9,6 +9,7 @@ Shapes: `o` out, `i` in, `r` rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,13 +24,19 @@ __all__ = ["MatrixView", "Support", "changed", "fixed_scale"]
 FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
 
-def fixed_scale(scaling: str, site: Site, tensor: str, choice: Choice) -> float:
+def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> float:
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
-    Adam moves every number by about the learning rate. A vector or scalar B adds `b_i sum_j x_j`, a sum over
-    `i` inputs, to the output: `fan_in` divides it by i. An embedding looks its rows up and sums nothing.
+    Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. A vector or scalar
+    B adds `b_k sum_j x_j`, a sum over `i` inputs: it is divided by i. (An embedding looks its rows up and sums
+    nothing.) A LoRA A of the elementwise product adds `sum_j W0_kj u_j x_j` with `u_j` of about 1 / sqrt(i) and any
+    sign, where LoRA B adds `sum_j u_j x_j`: it is multiplied by sqrt(i). docs/supernet.md has the derivation.
     """
-    if scaling == "fan_in" and tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
+    if space.scaling == "none":
+        return 1.0
+    if tensor == "A" and choice.kind == "lora" and not is_matrix(site, space.product):
+        return math.sqrt(site.in_features)
+    if tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
         return 1.0 / site.in_features
     return 1.0
 
@@ -99,7 +106,7 @@ class Support(nn.Module):
         self.up = nn.ParameterDict()
         for tensor, choices in zip(TENSORS, options, strict=True):
             for choice in choices:
-                if (scale := fixed_scale(space.scaling, site, tensor, choice)) != 1.0:
+                if (scale := fixed_scale(space, site, tensor, choice)) != 1.0:
                     self.scales[f"{tensor}.{choice.kind}"] = scale
             shapes = [factor_shapes(site, tensor, choice, space.product) for choice in choices]
             if downs := [shape["down"] for shape in shapes if shape]:

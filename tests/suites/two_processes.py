@@ -12,7 +12,7 @@ import torch
 from conftest import TinyViT
 from glora.checkpoint import read_tensors, save_tensors
 from glora.genotype import Genotype
-from glora.methods.glora import Sampling
+from glora.supernet import Sampling
 from test_train import adapted, first_gradients, make_trainer, toy_images
 
 

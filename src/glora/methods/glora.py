@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,12 +13,9 @@ from glora.adapted import Adapted
 from glora.genotype import Genotype, LayerConfig
 from glora.injection import inject
 from glora.space import SearchSpace
-from glora.supernet import Supernet
+from glora.supernet import Sampling, Supernet
 
 __all__ = ["BitFit", "GLoRA", "LoRA", "TunedAdapter"]
-
-
-Sampling = Literal["batch", "sample"]
 
 
 class TunedAdapter:
@@ -26,23 +23,17 @@ class TunedAdapter:
 
     Args:
         adapted: The adapted model.
-        sampling: `"batch"`: one subnet per step; `"sample"`: one for every sample of the batch.
+        how: Which subnets it plays, as `Supernet` has it.
     """
 
-    def __init__(self, adapted: Adapted, sampling: Sampling = "batch") -> None:
+    def __init__(self, adapted: Adapted, **how: Any) -> None:
         self.adapted = adapted
-        self.sampling = sampling
-        self.supernet = Supernet(adapted)
+        self.supernet = Supernet(adapted, **how)
         self.model = adapted.model
 
     def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
-        if self.adapted.space.size == 1:
-            return
-        if self.sampling == "batch":
-            self.supernet.sample(rng)
-            return
-        drawn = [self.adapted.sample(rng) for _ in range(of)]
-        self.adapted.activate([drawn[place] for place in places])
+        if self.adapted.space.size > 1:
+            self.supernet.sample(rng, places, of)
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapted.parameters()
@@ -67,21 +58,23 @@ class GLoRA:
         space: What may be chosen at every site.
         targets: Which layers are sites; `skip` leaves some out.
         statistics: Let training update the running statistics of norms.
-        sampling: One random subnet per training step ("batch"), or one for every sample of it ("sample").
+        sampling: A random subnet for every sample of a training step, or one for the step ("batch").
+        largest: Share of the samples that play the largest subnet instead.
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)
     targets: str | tuple[str, ...] = "linear"
     skip: tuple[str, ...] = ()
     statistics: bool = False
-    sampling: Sampling = "batch"
-    lr: float = 1e-3
+    sampling: Sampling = "sample"
+    largest: float = 0.25
+    lr: float = 3e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with its support tensors injected."""
         where = {"targets": self.targets, "skip": self.skip, "head": head}
         adapted = inject(model, self.space, **where, seed=seed, statistics=self.statistics)
-        return TunedAdapter(adapted, self.sampling)
+        return TunedAdapter(adapted, sampling=self.sampling, largest=self.largest)
 
 
 @dataclass(frozen=True)

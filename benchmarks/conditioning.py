@@ -1,0 +1,182 @@
+"""What one step of Adam on each choice changes: the layer's output, relative to its size.
+
+    python benchmarks/conditioning.py            # run the models and scalings that results/conditioning lacks
+    python benchmarks/conditioning.py --table    # docs/conditioning.md from results/conditioning
+
+From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
+rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
+output over that of the plain output, both at the inputs that the plain model gives it: the median over the layers,
+and the tenth and ninetieth percentile. The gradient is of the loss on 64 examples. Only the images and the ViT's
+weights are real; the others are drawn at random, as torch or transformers initialises them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glora import Adapted, Genotype, LayerConfig, SearchSpace, inject
+from glora.backbones import load_backbone
+from glora.data import load_task
+from glora.results import Result
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results" / "conditioning"
+PAGE = ROOT / "docs" / "conditioning.md"
+LR = 1e-3
+RANK = 8
+CHOICES = [(t, k) for t in "AB" for k in (f"lora:{RANK}", "vector", "scalar")]
+CHOICES += [("C", "vector"), *((t, k) for t in "DE" for k in ("vector", "scalar"))]
+SCALINGS = ("none", "fan_in")
+PRODUCTS = ("elementwise", "matrix")
+
+
+class Subject(NamedTuple):
+    """A model, its head, and its loss on some examples."""
+
+    model: nn.Module
+    head: tuple[str, ...]
+    targets: tuple[str, ...]
+    loss: Callable[[nn.Module], Tensor]
+
+
+def vit_s14() -> Subject:
+    """The packaged DINOv2 ViT-S/14 on digits of 56 pixels; its head is drawn at random."""
+    task = load_task("digits", train=64, val=10)
+    backbone = load_backbone("dinov2_vits14", num_classes=len(task.classes), image_size=56)
+    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
+    return Subject(backbone.model, tuple(backbone.head), ("linear",), lambda model: F.cross_entropy(model(x), y))
+
+
+def convnext_t() -> Subject:
+    """timm's ConvNeXt-T on digits of 64 pixels: its linear layers and its convolutions."""
+    task = load_task("digits", train=64, val=10)
+    backbone = load_backbone("convnext_tiny", num_classes=len(task.classes), image_size=64, pretrained=False)
+    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
+    return Subject(backbone.model, tuple(backbone.head), ("linear", "conv"), lambda model: F.cross_entropy(model(x), y))
+
+
+def smollm2_135m() -> Subject:
+    """A Llama of SmolLM2-135M's shape, 64 sequences of 16 random tokens."""
+    from step import smollm2_135m as shape
+
+    model = shape().model
+    tokens = torch.randint(49_152, (64, 16), generator=torch.Generator().manual_seed(0))
+    return Subject(model, (), ("linear",), lambda model: model(tokens, labels=tokens).loss)
+
+
+MODELS = {"vit_s14": vit_s14, "convnext_t": convnext_t, "smollm2_135m": smollm2_135m}
+
+
+@contextmanager
+def watched(adapted: Adapted) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Site -> input and output of its layer in the next forward pass."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda layer, args, out: seen.update({name: (args[0].detach(), out.detach())})
+
+    hooks = [adapted.model.get_submodule(name).register_forward_hook(keep(name)) for name in adapted.sites]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def alone(adapted: Adapted, tensor: str, kind: str) -> Genotype:
+    """Every site that has the choice plays it and nothing else."""
+    configs = {}
+    for name, options in adapted.space.options.items():
+        choice = next((each for each in options["ABCDE".index(tensor)] if str(each) == kind), None)
+        configs[name] = LayerConfig(**{tensor: choice} if choice else {})
+    return Genotype(configs)
+
+
+def stepped(subject: Subject, adapted: Adapted, seen: dict[str, tuple[Tensor, Tensor]], genotype: Genotype) -> Any:
+    """The relative change of each layer's output that one step of the genotype makes."""
+    adapted.activate(genotype)
+    subject.loss(subject.model).backward()
+    changes = []
+    with torch.no_grad():
+        moved = [(p, p.clone()) for p in adapted.parameters() if p.grad is not None]
+        for parameter, _ in moved:
+            parameter.sub_(LR * parameter.grad.sign())  # type: ignore[union-attr]
+        for name, (x, plain) in seen.items():
+            if any(choice.kind != "none" for choice in genotype[name]):
+                change = adapted.model.get_submodule(name)(x) - plain
+                changes.append((change.square().mean() / plain.square().mean()).sqrt().item())
+        for parameter, before in moved:
+            parameter.copy_(before)
+            parameter.grad = None
+    return np.array(changes)
+
+
+def measure(model: str, product: str, scaling: str) -> Result:
+    """All choices of one model."""
+    torch.manual_seed(0)
+    subject = MODELS[model]()
+    space = SearchSpace(ranks=(RANK,), product=product, variant="paper", scaling=scaling)
+    adapted = inject(subject.model.eval(), space, targets=subject.targets, head=subject.head, seed=0)
+    with watched(adapted) as seen, torch.no_grad():
+        subject.loss(subject.model)
+    metrics: dict[str, float | None] = {}
+    for tensor, kind in CHOICES:
+        changes = stepped(subject, adapted, seen, alone(adapted, tensor, kind))
+        if len(changes):
+            key = f"{tensor}.{kind.partition(':')[0]}"
+            metrics |= {f"{key}_p{q}": float(np.percentile(changes, q)) for q in (10, 50, 90)}
+            metrics[f"{key}_layers"] = float(len(changes))
+    config = {"product": product, "scaling": scaling, "rank": RANK, "lr": LR, "targets": subject.targets}
+    return Result.stamped(
+        method="glora", task="conditioning", model=model, seed=0, config=config, parameters=0, metrics=metrics
+    )
+
+
+def page(results: list[Result]) -> str:
+    """The Markdown page of the committed results."""
+    lines = ["# What one step changes", "", "Made by `python benchmarks/conditioning.py --table`; do not edit.", ""]
+    lines += [*(__doc__ or "").split("\n\n")[2].splitlines(), ""]
+    for model, build in MODELS.items():
+        mine = [each for each in results if each.model == model]
+        heads = [f"{each.config['product']}, {each.config['scaling']}" for each in mine]
+        lines += [f"## {model}", "", f"{(build.__doc__ or '').strip()}", ""]
+        lines += [f"| choice | {' | '.join(heads)} |", f"|---|{'---:|' * len(mine)}"]
+        for tensor, kind in CHOICES:
+            key = f"{tensor}.{kind.partition(':')[0]}"
+            if any(f"{key}_p50" in each.metrics for each in mine):
+                lines.append(f"| {tensor} {kind} | {' | '.join(cell(each, key) for each in mine)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def cell(result: Result, key: str) -> str:
+    """The median with its spread, in thousandths."""
+    if f"{key}_p50" not in result.metrics:
+        return ""
+    middle, low, high = (1e3 * (result.metrics[f"{key}_p{q}"] or 0) for q in (50, 10, 90))
+    return f"{middle:.3g} ({low:.2g} to {high:.2g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="write docs/conditioning.md and stop")
+    if parser.parse_args().table:
+        PAGE.write_text(page(Result.read_all(sorted(FOLDER.glob("*.json")))), encoding="utf-8")
+        return
+    for model in MODELS:
+        for product in PRODUCTS:
+            for scaling in SCALINGS:
+                path = FOLDER / f"{model}-{product}-{scaling}.json"
+                if not path.is_file():
+                    measure(model, product, scaling).write(path)
+
+
+if __name__ == "__main__":
+    main()
