@@ -1,6 +1,7 @@
 """What racing saves and what it costs: the paper's search (1,050 genotypes, 200 images), raced and in full.
 
     python benchmarks/racing.py              # run the seeds that results/racing lacks; a killed one goes on
+    python benchmarks/racing.py --seeds 1    # only that one
     python benchmarks/racing.py --table      # docs/racing.md from results/racing
     python benchmarks/racing.py --record     # tests/data/digits_losses.npz, the table that the tests race on
 
@@ -63,22 +64,35 @@ def scorer_of(run: Run) -> ValScorer:
     )
 
 
-def searched(run: Run, racing: Racing, journal: Path, budget: int | None) -> tuple[SearchResult, float | None]:
-    """The search, and its seconds outside of the score function over those inside; None when it was continued."""
-    scorer, inside = scorer_of(run), 0.0
+class Known:
+    """The scorer with a memory: what two searches and the ranking share is computed once."""
 
-    def score(genotype: Genotype, indices: Sequence[int]) -> list[float]:
-        nonlocal inside
+    def __init__(self, scorer: ValScorer) -> None:
+        self.scorer = scorer
+        self.values: dict[Genotype, dict[int, float]] = {}
+        self.inside = 0.0
+
+    def __call__(self, genotype: Genotype, indices: Sequence[int]) -> list[float]:
         start = time.perf_counter()
-        values = scorer(genotype, indices)
-        inside += time.perf_counter() - start
-        assert isinstance(values, list)
-        return values
+        found = self.values.setdefault(genotype, {})
+        if missing := [index for index in indices if index not in found]:
+            values = self.scorer(genotype, missing)
+            assert isinstance(values, list)
+            found.update(zip(missing, values, strict=True))
+        self.inside += time.perf_counter() - start
+        return [found[index] for index in indices]
+
+
+def searched(
+    run: Run, score: Known, racing: Racing, journal: Path, budget: int | None
+) -> tuple[SearchResult, float | None]:
+    """The search, and its seconds outside of the score function over those inside; None when it was continued."""
+    score.inside = 0.0
 
     continued, start = journal.is_file(), time.perf_counter()
     space, seed = run.adapter.adapted.space, run.experiment.seed
     result = search(score, space, budget=budget, seed=seed, racing=racing, journal=journal)
-    return result, None if continued else (time.perf_counter() - start - inside) / inside
+    return result, None if continued else (time.perf_counter() - start - score.inside) / score.inside
 
 
 def measure(seed: int) -> Result:
@@ -89,11 +103,12 @@ def measure(seed: int) -> Result:
         run.train()
     n = len(run.task.val)
     budget = run.experiment.search.budget
-    raced, overhead = searched(run, Racing(n), folder / "raced.jsonl", budget)
-    full, _ = searched(run, Racing(n, first=n), folder / "full.jsonl", budget)
     scorer = scorer_of(run)
-    rows = np.array([scorer(trial.genotype, range(n)) for trial in raced.trials])
-    best_of_full = np.array(scorer(full.best.genotype, range(n)))
+    score = Known(scorer)
+    raced, overhead = searched(run, score, Racing(n), folder / "raced.jsonl", budget)
+    full, _ = searched(run, score, Racing(n, first=n), folder / "full.jsonl", budget)
+    rows = np.array([score(trial.genotype, range(n)) for trial in raced.trials])
+    best_of_full = np.array(score(full.best.genotype, range(n)))
     means, winner = rows.mean(axis=1), raced.best.number
     metrics: dict[str, float | None] = {
         "candidates": float(len(raced.trials)),
@@ -230,13 +245,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="write docs/racing.md and stop")
     parser.add_argument("--record", action="store_true", help="write the tests' table and stop")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args()
     if given.table:
         PAGE.write_text(page(Result.read_all(sorted(FOLDER.glob("*.json")))), encoding="utf-8")
     elif given.record:
         record()
     else:
-        for seed in SEEDS:
+        for seed in given.seeds:
             path = FOLDER / f"seed{seed}.json"
             if not path.is_file():
                 measure(seed).write(path)
