@@ -44,7 +44,7 @@ def train_in(folder: RunFolder, trainer: Trainer, reporter: Reporter, *, fingerp
             _save(folder, trainer)
             saved, cost = trainer.seconds, time.perf_counter() - start
     if main:
-        folder.record("trained", {"seconds": trainer.seconds})
+        folder.record("trained", {"seconds": trainer.seconds, "image_steps": trainer.image_steps})
 
 
 def _save(folder: RunFolder, trainer: Trainer) -> None:

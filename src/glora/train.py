@@ -79,6 +79,7 @@ class Trainer:
         self.accelerator = accelerator
         self.epoch = 0
         self.seconds = 0.0
+        self.image_steps = 0
         self.parameters = list(tuned.parameters())
         self.optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
@@ -163,6 +164,7 @@ class Trainer:
         x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
         with self.accelerator.autocast():
             logits = self.tuned.model(x)
+        self.image_steps += len(batch)
         loss = F.cross_entropy(logits.float(), y) * share
         self.accelerator.backward(loss)
         hits = (logits.argmax(-1) == y).sum() * (share > 0)
@@ -197,6 +199,7 @@ class Trainer:
         return tensors, {
             "epoch": self.epoch,
             "seconds": self.seconds,
+            "image_steps": self.image_steps,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -215,6 +218,7 @@ class Trainer:
         if self.accelerator.scaler is not None and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
+        self.image_steps = int(meta.get("image_steps", self.epoch * len(self.images)))  # older versions do not tell
 
 
 @dataclass(frozen=True, slots=True)
