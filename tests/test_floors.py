@@ -18,7 +18,7 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
     "wording": 1,
     "support": 2, "searchers": 2, "state": 2.5, "layers": 3, "named": 3.5,
     "adapted": 4, "injection": 4.5, "backbones": 4, "data": 4,
-    "supernet": 5, "methods": 6,
+    "supernet": 5, "methods": 6, "pace": 6.5,
     "train": 7, "checkpoint": 7, "device": 7, "latency": 7, "scoring": 7.5,
     "sheet": 7.2, "outcome": 1.5, "folds": 8.1, "controls": 7.7,
     "tables": 8, "plots": 8, "report": 8, "searchview": 7.9, "progress": 8, "listing": 8, "runfolder": 8, "reporter": 8,

@@ -56,6 +56,11 @@ Precision = Annotated[  # YAML reads a bare `no` as False
 ]
 
 
+Form = Annotated[  # and a bare `off`
+    Literal["off", "full", "fast", "lazy"], BeforeValidator(lambda value: "off" if value is False else value)
+]
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -119,6 +124,10 @@ class TrainSettings(_Settings):
     sampling: Literal["batch", "sample"] = Field(
         "batch", description="A random subnet per step, or one for every image of it."
     )
+    pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
+    pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
+    pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the logits.")
+    pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
 
 
 class SearchSettings(_Settings):

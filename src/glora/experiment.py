@@ -25,6 +25,7 @@ from glora.latency import latency_ratio
 from glora.methods import Method, Tuned
 from glora.methods.glora import TunedAdapter
 from glora.outcome import Outcome, Row
+from glora.pace import check_pace
 from glora.polishing import Polishing, check_polish, polish_info
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
@@ -73,6 +74,8 @@ class Run:
         self.backbone = self._backbone(len(task.classes))
         self.task: Task = task.prepared(self.backbone.preprocess)
         self.tuned: Tuned = self.method.apply(self.backbone.model, head=self.backbone.head, seed=experiment.seed)
+        if experiment.train.pace != "off":
+            check_pace(self.tuned)
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:

@@ -36,6 +36,7 @@ __all__ = [
     "dequantized",
     "detach",
     "effective",
+    "is_attached",
     "merge",
     "put_back",
     "row_of",

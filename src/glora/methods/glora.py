@@ -34,6 +34,7 @@ class TunedAdapter:
         self.sampling = sampling
         self.supernet = Supernet(adapted)
         self.model = adapted.model
+        self.head = adapted.head
 
     def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
         if self.adapted.space.size == 1:
