@@ -164,7 +164,7 @@ class Noise:
         self.silent = sigma == 0
 
     def __enter__(self) -> Noise:
-        if not self.silent:  # first of a layer's hooks: others undo what they did to the layer for its forward
+        if not self.silent:  # before a layer's other hooks, which may change its output
             self._handles = [
                 place.layer.register_forward_hook(self._hook(place), with_kwargs=True, prepend=True)
                 for place in self.places
