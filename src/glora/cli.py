@@ -42,7 +42,7 @@ from glora.options import (
     Workers,
     given,
 )
-from glora.terminal import print_evaluation, print_results, reporting, search_or_pick, show
+from glora.terminal import print_evaluation, print_results, reporting, search_or_pick, search_settings, show
 
 __all__ = ["app", "main"]
 
@@ -144,17 +144,19 @@ def search(
     population: Population = None,
     workers: Workers = None,
     control: Control = None,
+    overrides: Overrides = None,
     show_it: Show = False,
     as_json: AsJson = False,
 ) -> None:
     """Search a trained supernet on val and save the winner's adapter; an interrupted search goes on.
 
-    The options change the run's own settings, as long as it was not searched yet. Of a finished search --budget picks
+    The options change the run's own settings, as long as it was not searched yet; what comes after the search, such as
+    --set search.polish=5, as long as it was not tested. Of a finished search --budget picks
     the best genotype that it has scored; without it the run's own winner is back.
 
     Example: glora search run --budget 0.3M
     """
-    changes = {key.removeprefix("search."): value for key, value in given(locals()).items()}
+    changes = search_settings(given(locals()), overrides or ())
     if changes or not show_it:
         with reporting() as reporter:
             found = search_or_pick(run, changes, reporter)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from glora.errors import ConfigError, nearest
 from glora.space import SearchSpace
+from glora.wording import group_of, merged, parsed, put, read_settings, told
 
 __all__ = [
     "PRESETS",
@@ -53,6 +54,11 @@ def parse_count(text: Any) -> Any:
 Count = Annotated[int, BeforeValidator(parse_count)]
 Precision = Annotated[  # YAML reads a bare `no` as False
     Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
+]
+
+
+Form = Annotated[  # and a bare `off`
+    Literal["off", "full", "fast", "lazy"], BeforeValidator(lambda value: "off" if value is False else value)
 ]
 
 
@@ -120,6 +126,10 @@ class TrainSettings(_Settings):
         "sample", description="A random subnet for every image, or one per step, as published."
     )
     largest: float = Field(0.25, ge=0, le=1, description="Share of the images that play the largest subnet instead.")
+    pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
+    pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
+    pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the logits.")
+    pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
 
 
 class SearchSettings(_Settings):
@@ -142,6 +152,11 @@ class SearchSettings(_Settings):
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; a population if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
+    polish: int = Field(0, ge=0, description="Epochs of the winner alone, from the supernet's weights, before test.")
+    polish_on: Literal["train", "all"] = Field(
+        "train", description="'all': also val and what was set aside; then neither tells of the polished winner."
+    )
+    polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 10 if not given.")
     racing: bool = Field(False, description="Candidates leave when some val images have told that they cannot win.")
     racing_level: float = Field(0.25, gt=0, le=0.5, description="Of the race's one-sided paired test.")
     racing_first: int = Field(
@@ -219,11 +234,11 @@ def load_experiment(
     data = {} if path is None else read_settings(Path(path))
     problems: list[str] = []
     for key, value in (values or {}).items():
-        problems += _set(data, key, value)
+        problems += put(data, key, value)
     for override in overrides:
         key, equals, text = override.partition("=")
         if equals and key:
-            problems += _set(data, key, _parsed(text))
+            problems += put(data, key, parsed(text))
         else:
             problems.append(f"{override!r} is no override: they are key=value, such as train.lr=1e-3.")
     return build_experiment(data, source=str(path or "the settings"), problems=problems)
@@ -250,9 +265,9 @@ def build_experiment(
         found.append(f"preset: there is no preset {preset!r}; known: {', '.join(PRESETS)}.{hint}")
     experiment = None
     try:
-        experiment = Experiment.model_validate(_merged(PRESETS[preset] if known else {}, data))
+        experiment = Experiment.model_validate(merged(PRESETS[preset] if known else {}, data))
     except ValidationError as error:
-        found += _told(error)
+        found += told(error, Experiment)
     if experiment is None or found:
         count = f"{len(found)} errors" if len(found) > 1 else "1 error"
         raise ConfigError(
@@ -265,86 +280,10 @@ def describe(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]
     """One line per setting: its dotted name, default and description."""
     lines = []
     for name, field in model.model_fields.items():
-        group = _group(field.annotation)
+        group = group_of(field.annotation)
         if group is not None:
             lines += describe(group, f"{prefix}{name}.")
         else:
             default = "" if field.is_required() else f" = {yaml.safe_dump(field.default, default_flow_style=True)}"
             lines.append(f"{prefix}{name}{default.removesuffix('...' + chr(10)).rstrip()}  {field.description}")
     return lines
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The plain data of an experiment's YAML file, unchecked; raises ConfigError when it is none."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is no YAML: {reason}.", remedy="Mend the file at that place.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is no experiment.", remedy="Write a YAML mapping such as `data: {source: digits}`.")
-    return data
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, mapping by mapping."""
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _set(data: dict[str, Any], key: str, value: Any) -> list[str]:
-    """Puts the value where its dotted name says; what is wrong with the name."""
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        inner = data.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            return [f"{key}: {parent!r} is not a group of settings."]
-        data = inner
-    data[leaf] = value
-    return []
-
-
-def _parsed(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    try:
-        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-3 as text
-    except ValueError:
-        return value
-
-
-def _told(error: ValidationError) -> list[str]:
-    """One line per wrong setting."""
-    lines: dict[str, str] = {}
-    for each in error.errors():
-        path: list[str] = []
-        group: type[BaseModel] = Experiment
-        for part in map(str, each["loc"]):  # beyond the setting's own name come pydantic's names of union members
-            path.append(part)
-            inner = _group(group.model_fields[part].annotation) if part in group.model_fields else None
-            if inner is None:
-                break
-            group = inner
-        key = ".".join(path)
-        if each["type"] == "extra_forbidden":
-            near = nearest(path[-1], group.model_fields, n=1)
-            text = "no such setting." + (f" Did you mean {near[0]!r}?" if near else "")
-        elif each["type"] == "missing":
-            path = path if path[-1] in group.model_fields else [*path, "source"]  # the one setting without a default
-            key, text = ".".join(path), f"missing. {group.model_fields[path[-1]].description}"
-        else:
-            got = f" (got {each['input']!r})" if not isinstance(each["input"], Mapping) else ""
-            text = f"{each['msg'].removeprefix('Value error, ').rstrip('.')}{got}."
-        lines.setdefault(key, f"{key or 'settings'}: {text}")
-    return list(lines.values())
-
-
-def _group(annotation: Any) -> type[_Settings] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, _Settings) else None

@@ -82,6 +82,8 @@ def compared(winner: Contender, others: Mapping[str, Contender]) -> dict[str, Ro
     rows: dict[str, Row] = {"winner": own | curse(own)}
     for name, other in others.items():
         row = _row(other)
+        if name == "unpolished":  # its weights were those that val chose
+            row |= curse(row)
         for split in (split for split in other.splits if split in winner.splits):
             row |= ahead(winner.splits[split], other.splits[split], split)
         rows[name] = row

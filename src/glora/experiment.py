@@ -25,6 +25,8 @@ from glora.latency import latency_ratio
 from glora.methods import Method, Tuned
 from glora.methods.glora import TunedAdapter
 from glora.outcome import Outcome, Row
+from glora.pace import check_pace
+from glora.polishing import Polishing, check_polish, polish_info
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
 from glora.runfolder import RunFolder
@@ -72,6 +74,8 @@ class Run:
         self.backbone = self._backbone(len(task.classes))
         self.task: Task = task.prepared(self.backbone.preprocess)
         self.tuned: Tuned = self.method.apply(self.backbone.model, head=self.backbone.head, seed=experiment.seed)
+        if experiment.train.pace != "off":
+            check_pace(self.tuned)
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
@@ -101,13 +105,17 @@ class Run:
         data, val = self.experiment.data, len(self.task.val)
         if not self.searches:
             found = known(self.task, seed=data.split_seed, aside=0, folds=1)
-            asked = [name for name in ("aside", "folds") if getattr(data, name) not in (None, 0, 1)]
-            told = f"Nothing is searched: {' and '.join(f'data.{name}' for name in asked)} change nothing."
+            asked = [f"data.{name}" for name in ("aside", "folds") if getattr(data, name) not in (None, 0, 1)]
+            asked += ["search.polish"] if self.experiment.search.polish else []
+            told = f"Nothing is searched: {' and '.join(asked)} change nothing."
             return replace(found, notes=(told,)) if asked else found
-        if self.experiment.search.control == "retrain" and self.accelerator.num_processes > 1:
+        search = self.experiment.search
+        again = ["--control retrain"] if search.control == "retrain" else []
+        again += [f"--set search.polish={search.polish}"] if search.polish else []
+        if again and self.accelerator.num_processes > 1:
             raise ConfigError(
-                "search.control=retrain trains once more after the search, which one process does alone.",
-                remedy=f"Leave it out here, and then run: glora search {self.folder.path} --control retrain",
+                f"{' and '.join(again)} trains once more after the search, which one process does alone.",
+                remedy=f"Leave it out here, and then run: glora search {self.folder.path} {' '.join(again)}",
             )
         aside = data.aside
         if aside is None:
@@ -164,17 +172,27 @@ class Run:
             self.folder.write_config(self.experiment)
         self._training().run(self.tuned)
 
-    def _training(self) -> Training:
+    def _training(self, polish: dict[str, Any] | None = None) -> Training:
+        """The training loop: the supernet's, or that of a polish."""
+        settings = self.experiment.train
         return Training(
             self.known,
             self.folder,
-            self.experiment.train,
-            lr=self.lr,
+            settings.model_copy(update={"epochs": polish["epochs"]}) if polish else settings,
+            lr=polish["lr"] if polish else self.lr,
             seed=self.experiment.seed,
             accelerator=self.accelerator,
             reporter=self.reporter,
-            info=self.info,
+            info=self.info | ({"polish": polish} if polish else {}),
         )
+
+    def _polishing(self, search: Search) -> Polishing | None:
+        how = polish_info(search.settings, self.lr)
+        return None if how is None else Polishing(search, self._training(how), how, self._plain)
+
+    def _plain(self) -> nn.Module:
+        """The pretrained model anew."""
+        return self._backbone(len(self.task.classes)).model
 
     def _load_weights(self, path: Path) -> None:
         if isinstance(self.tuned, TunedAdapter):
@@ -195,7 +213,7 @@ class Run:
         if not self.folder.journal.is_file():  # a search anew
             self.folder.forget_search()
         self.folder.write_config(self.experiment)
-        outcome = search.run()
+        outcome = self._polished(search, search.run())
         if self.experiment.search.control == "retrain":
             self._retrained(outcome)
         return outcome
@@ -207,7 +225,12 @@ class Run:
             BudgetError: No scored genotype keeps the budget.
             RunError: The search is not finished.
         """
-        return self._searching().pick(budget=budget, min_budget=min_budget)
+        search = self._searching()
+        return self._polished(search, search.pick(budget=budget, min_budget=min_budget))
+
+    def _polished(self, search: Search, outcome: Outcome) -> Outcome:
+        polishing = self._polishing(search)
+        return outcome if polishing is None else polishing.run(outcome)
 
     def _searching(self) -> Search:
         if not self.searches:
@@ -231,14 +254,13 @@ class Run:
 
     def _retrained(self, outcome: Outcome) -> nn.Module:
         """The winner trained alone from the pretrained weights, merged."""
-        folder, classes = self.folder.retrained(outcome.number), len(self.task.classes)
+        folder = self.folder.retrained(outcome.number)
         if not folder.adapter.is_file():
             self.reporter.say("Control: the winner trained alone from the pretrained weights")
-            model = self._backbone(classes).model
-            fresh = self.method.apply(model, head=self.backbone.head, seed=self.experiment.seed)
+            fresh = self.method.apply(self._plain(), head=self.backbone.head, seed=self.experiment.seed)
             assert isinstance(fresh, TunedAdapter)
             self._training().alone(fresh, fresh.adapted.space.decode(outcome.genome), folder)
-        adapted = load_adapter(self._backbone(classes).model, folder.adapter)
+        adapted = load_adapter(self._plain(), folder.adapter)
         return adapted.merge(keep_base=False).to(self.accelerator.device)
 
     def evaluate(self) -> Result:
@@ -254,6 +276,8 @@ class Run:
             return Result.read(self.folder.result)
         self._alone()
         winner = load_winner(self.folder)
+        if self.searches:
+            check_polish(self.folder, polish_info(self.experiment.search, self.lr))
         model = winner.model.to(self.accelerator.device)
         latency = self._latency(model)
         start = time.perf_counter()
@@ -271,10 +295,16 @@ class Run:
             retrain = self.experiment.search.control == "retrain"
             retrained = self._retrained(outcome) if retrain else None
             search = self._searching()
-            rows = testing.searched(model, search, outcome, retrained=retrained)
+            polishing = self._polishing(search)
+            polished = None if polishing is None else polishing.contender(outcome, model)
+            rows = testing.searched(model, search, outcome, retrained=retrained, polished=polished)
             outcome = search.complete(outcome, rows)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
-        result = self._result(winner, rows, outcome, seconds=seconds, latency=latency)
+        work = {"train": self.folder.image_steps()}
+        if outcome is not None and polishing is not None:
+            polish = polishing.folder(outcome)
+            seconds, work = seconds | {"polish": polish.seconds()["train"]}, work | {"polish": polish.image_steps()}
+        result = self._result(winner, rows, outcome, seconds=seconds, image_steps=work, latency=latency)
         result.write(self.folder.result)
         return result
 
@@ -285,6 +315,7 @@ class Run:
         outcome: Outcome | None,
         *,
         seconds: dict[str, float],
+        image_steps: dict[str, int],
         latency: dict[str, float],
     ) -> Result:
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
@@ -301,20 +332,14 @@ class Run:
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
             seconds=seconds,
+            image_steps=image_steps,
             latency=latency,
             notes=(*self.task.notes, *self.known.notes, *new_keys),
-            verdict=() if outcome is None else (*self._looks(), *outcome.verdict),
+            verdict=() if outcome is None else (*self.folder.looks, *outcome.verdict),
             device=device_name(self.accelerator.device),
         )
 
-    def _looks(self) -> tuple[str, ...]:
-        """What must be said when winners for other budgets were tested before."""
-        if not (before := self.folder.retired):
-            return ()
-        names = ", ".join(path.name for path in before)
-        return (f"Not the first look at the test images: winners for other budgets were tested before ({names}).",)
-
     def _latency(self, model: nn.Module) -> dict[str, float]:
-        plain = self._backbone(len(self.task.classes)).model.to(self.accelerator.device)
+        plain = self._plain().to(self.accelerator.device)
         x, _ = self.known.val.batch(range(min(32, len(self.known.val))))
         return latency_ratio(model, plain, x.to(self.accelerator.device))

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from glora import backbones
-from glora.config import Experiment, build_experiment, describe, read_settings
+from glora.config import Experiment, build_experiment, describe
 from glora.data import DATASETS
 from glora.errors import ConfigError, UnknownNameError, nearest
 from glora.genotype import Site
 from glora.layers.places import adaptable
 from glora.methods import METHODS
 from glora.searchers import SEARCHERS
+from glora.wording import read_settings
 
 __all__ = ["check", "listing"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from glora.errors import RunError
 from glora.results import write_json
 
-__all__ = ["SPLITS", "Outcome", "Row", "bane", "row_title", "verdict"]
+__all__ = ["SPLITS", "Outcome", "Row", "bane", "before_after", "row_title", "verdict"]
 
 Row = Mapping[str, float | None]
 TITLES = {  # name of a row -> what it is
@@ -19,6 +19,7 @@ TITLES = {  # name of a row -> what it is
     "random_mean": "mean of {:,.0f} random",
     "random_best": "best of {:,.0f} random",
     "largest": "largest subnet",
+    "unpolished": "winner before polishing",
     "retrained": "winner trained alone",
 }
 SPLITS = {"test": "test", "aside": "set-aside", "val": "val"}  # from the most to the least honest
@@ -78,7 +79,8 @@ class Outcome:
     def verdict(self) -> tuple[str, ...]:
         """How the winner was chosen, how much val flatters it, and whether it beats its controls, in words."""
         compared = verdict(self.rows, fitness=self.fitness, budget=self.budget)
-        return (self.choice, self.told, *filter(None, [bane(self.rows.get("winner", {}))]), *compared)
+        chosen = self.rows.get("unpolished", self.rows.get("winner", {}))
+        return (self.choice, self.told, *filter(None, [bane(chosen), before_after(self.rows)]), *compared)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, a key per field, and the verdict."""
@@ -143,6 +145,17 @@ def bane(row: Row) -> str:
         f"Winner's curse, val minus set-aside: accuracy {points:+.1f} ± {points_error:.1f} points, "
         f"loss {-loss:+.3f} ± {loss_error:.3f}."
     )
+
+
+def before_after(rows: Mapping[str, Row]) -> str:
+    """What polishing did on val, in a sentence; empty where nothing was polished."""
+    if "unpolished" not in rows:
+        return ""
+    before, after = (row.get("val_accuracy") for row in (rows["unpolished"], rows["winner"]))
+    was = f"Accuracy on val before polishing {100 * (before or 0):.1f} %"
+    if after is None:
+        return f"{was}; polishing has seen the val images, so that they tell nothing after it."
+    return f"{was}, after it {100 * after:.1f} %."
 
 
 def _word(gap: float | None, error: float | None) -> str:

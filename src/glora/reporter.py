@@ -10,6 +10,7 @@ from glora.data import Task
 from glora.data.known import Known
 from glora.methods import Tuned
 from glora.methods.glora import TunedAdapter
+from glora.pace import image_steps
 from glora.searchers import Trial
 from glora.train import Progress
 
@@ -60,10 +61,12 @@ def plan(experiment: Experiment, task: Task, known: Known, backbone: Backbone, t
     height, width = backbone.preprocess.size
     what = f"{backbone.name} at {width} x {height} px, method {experiment.method}"
     lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *known.notes, *backbone.notes]
-    steps = settings.epochs * len(known.train) * max(1, len(known.folds))  # each fold leaves its own part out
+    images = [len(known.train), *(len(known.train) - len(part) for part in known.folds)]
+    steps = sum(image_steps(settings, n) for n in images)
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
     times = f" of {len(known.folds) + 1} supernets" if known.folds else ""
     training = f"Training: {epochs}{times}, {steps:,} image-steps, learning rate {lr:g}"
+    training += "" if settings.pace == "off" else f", PACE {settings.pace}"
     if isinstance(tuned, TunedAdapter):
         what += f", {len(tuned.adapted.sites)} layers"
         lines += tuned.adapted.notes

@@ -99,6 +99,7 @@ class Result:
             much better the winner is on the same images, with the paired standard error.
         seconds: Wall time per stage: `train`, `search`, `test`, ...; `search` is that of the scores, added up over
             all workers.
+        image_steps: Forward-and-backward passes of an image, per stage that trains: `train`, `polish`.
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.
@@ -119,6 +120,7 @@ class Result:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     controls: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    image_steps: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int | None = None
     latency: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
@@ -142,6 +144,7 @@ class Result:
         metrics: Mapping[str, float | None] | None = None,
         controls: Mapping[str, Mapping[str, float | None]] | None = None,
         seconds: Mapping[str, float] | None = None,
+        image_steps: Mapping[str, int] | None = None,
         latency: Mapping[str, float] | None = None,
         notes: Iterable[str] = (),
         verdict: Iterable[str] = (),
@@ -159,6 +162,7 @@ class Result:
             metrics=_plain(metrics or {}),
             controls=_plain(controls or {}),
             seconds=_plain(seconds or {}),
+            image_steps=_plain(image_steps or {}),
             memory_bytes=_peak_memory(),
             latency=None if latency is None else _plain(latency),
             notes=tuple(notes),
@@ -204,6 +208,7 @@ class Result:
             "metrics": dict,
             "controls": dict,
             "seconds": dict,
+            "image_steps": dict,
             "notes": list,
             "versions": dict,
         }

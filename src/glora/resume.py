@@ -38,13 +38,15 @@ def train_in(folder: RunFolder, trainer: Trainer, reporter: Reporter, *, fingerp
     for progress in trainer.run(reporter.training):
         if not main:
             continue
+        if told := trainer.pace.news():  # a layer that is never called is known after some passes
+            reporter.say(told)
         folder.record("train", asdict(progress))
         if trainer.epoch < epochs and cost <= SAVE_SHARE * (trainer.seconds - saved):
             start = time.perf_counter()
             _save(folder, trainer)
             saved, cost = trainer.seconds, time.perf_counter() - start
     if main:
-        folder.record("trained", {"seconds": trainer.seconds})
+        folder.record("trained", {"seconds": trainer.seconds, "image_steps": trainer.image_steps})
 
 
 def _save(folder: RunFolder, trainer: Trainer) -> None:

@@ -2,13 +2,14 @@
 
 It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
 `images.jsonl` (what winner and controls do image by image), `winner.json`, `adapter.safetensors`, `result.json` and
-`plots/`; while training runs also `training.safetensors`, with folds a folder for each, and `retrained/`.
+`plots/`; while training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from glora.results import append_jsonl, read_jsonl
 
 __all__ = ["RunFolder"]
 
-COMPARISON = {"search.controls", "search.control"}  # settings that change no score
+AFTER = {f"search.{name}" for name in ("controls", "control", "polish", "polish_on", "polish_lr")}  # change no score
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -54,6 +55,10 @@ class RunFolder:
         """The folder of a winner, the trial of this number, trained alone."""
         return RunFolder(self.path / "retrained" / str(number))
 
+    def polished(self, name: str) -> RunFolder:
+        """The folder of a winner that was polished; the name tells which and how."""
+        return RunFolder(self.path / "polished" / name)
+
     @property
     def searched(self) -> bool:
         """Whether a search has come to its end here."""
@@ -63,6 +68,14 @@ class RunFolder:
     def retired(self) -> list[Path]:
         """The results of winners for other budgets, which were tested before."""
         return sorted(self.path.glob("result-*.json"))
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """What must be said when winners for other budgets were tested before."""
+        if not (before := self.retired):
+            return ()
+        names = ", ".join(path.name for path in before)
+        return (f"Not the first look at the test images: winners for other budgets were tested before ({names}).",)
 
     def show_result(self, old: int | None, new: int) -> None:
         """The result in the folder is that of the trial `new`, or none; that of the trial `old` is kept beside."""
@@ -81,6 +94,8 @@ class RunFolder:
         """Nothing of an earlier search is left: a new one begins."""
         for file in (self.adapter, self.winner):
             file.unlink(missing_ok=True)
+        for folder in ("retrained", "polished"):  # their names are numbers of its trials
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def experiment(self) -> Experiment:
         """The settings of the run in the folder.
@@ -101,8 +116,8 @@ class RunFolder:
     def check(self, experiment: Experiment) -> None:
         """Nothing when a run of these settings may begin or go on here.
 
-        What concerns the search alone may still change as long as nothing was searched or tested; what its winner
-        is compared with, as long as nothing was tested; who does the scoring, at any time.
+        What concerns the search alone may still change as long as nothing was searched or tested; what comes
+        after it, polish and comparison, as long as nothing was tested; who does the scoring, at any time.
 
         Raises:
             RunError: The folder holds a run of other settings, or something else, or cannot be written.
@@ -116,7 +131,7 @@ class RunFolder:
             return
         only_search = all(key.startswith("search.") for key in differing)
         searched, tested = self.journal.is_file(), self.result.is_file()
-        if only_search and not tested and (not searched or COMPARISON.issuperset(differing)):
+        if only_search and not tested and (not searched or AFTER.issuperset(differing)):
             return
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
@@ -175,13 +190,19 @@ class RunFolder:
 
     def seconds(self) -> dict[str, float]:
         """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
-        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
-        records = [record for file in files for record in read_jsonl(file) if record["stage"] == "trained"]
-        seconds = {"train": sum(record["seconds"] for record in records)}
+        seconds = {"train": sum(record["seconds"] for record in self._trained())}
         for stage, file in (("search", self.journal), ("check", self.sheet)):
             if file.is_file():
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
         return seconds
+
+    def image_steps(self) -> int:
+        """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""
+        return sum(record.get("image_steps", 0) for record in self._trained())
+
+    def _trained(self) -> list[dict[str, Any]]:
+        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
+        return [record for file in files for record in read_jsonl(file) if record["stage"] == "trained"]
 
     def need(self, file: Path, command: str) -> None:
         """Nothing when an earlier stage has left its file.

@@ -245,7 +245,10 @@ class Search:
         folder.show_result(before, winner.number)
         self.final.put()
         self.adapted.activate(genotype)
-        save_adapter(self.adapted, folder.adapter, info=self.info)
+        if self.settings.polish:  # the adapter of this run is the polished one
+            folder.adapter.unlink(missing_ok=True)
+        else:
+            save_adapter(self.adapted, folder.adapter, info=self.info)
         outcome.write(folder.winner)
         for line in outcome.verdict:
             self.reporter.say(line)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["print_evaluation", "print_results", "reporting", "search_or_pick", "show"]
+__all__ = ["print_evaluation", "print_results", "reporting", "search_or_pick", "search_settings", "show"]
 
 
 @contextmanager
@@ -56,6 +56,27 @@ def print_evaluation(found: Any, data: Path, *, as_json: bool) -> None:
         return
     error = 100 * found.accuracy_standard_error
     typer.echo(f"accuracy {100 * found.accuracy:.1f} ± {error:.1f} % on the {len(found.losses):,} images of {data}")
+
+
+def search_settings(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the search that options and `--set` change, without the group's name.
+
+    Raises:
+        ConfigError: An override is none, or of another group.
+    """
+    from glora.errors import ConfigError
+    from glora.wording import parsed
+
+    found = dict(options)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.startswith("search."):
+            raise ConfigError(
+                f"{override!r} is no setting of the search.",
+                remedy="Give search.NAME=VALUE; everything else was settled when the run was trained.",
+            )
+        found[key] = parsed(text)
+    return {key.removeprefix("search."): value for key, value in found.items()}
 
 
 def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:

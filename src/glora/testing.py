@@ -45,25 +45,32 @@ class Testing:
         return compared(Contender(parameters, splits), {})
 
     def searched(
-        self, model: nn.Module, search: Search, outcome: Outcome, *, retrained: nn.Module | None
+        self,
+        model: nn.Module,
+        search: Search,
+        outcome: Outcome,
+        *,
+        retrained: nn.Module | None,
+        polished: Contender | None = None,
     ) -> dict[str, Row]:
         """The rows of the merged winner and its controls.
 
-        Test sees the winner, the best random genotype, the largest, and the winner trained alone.
+        Test sees the winner, the best random genotype, the largest, the winner trained alone, and before polishing.
 
         Args:
             model: The merged winner.
             search: Where it was found, with what is known of it and of the controls.
             outcome: The winner.
             retrained: It, trained alone and merged.
+            polished: What is known of it where it was polished.
         """
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget)
         if retrained is not None:
-            unseen = (
-                {"aside": self.known.aside} if self.known.folds else {"val": self.known.val, "aside": self.known.aside}
-            )
-            splits = {split: self._on(retrained, images) for split, images in unseen.items() if len(images)}
+            splits = {split: self._on(retrained, images) for split, images in self.known.unseen.items()}
             others["retrained"] = Contender(outcome.parameters, splits)
+        winner = search.contender(outcome.genome)
+        if polished is not None:
+            others, winner = {"unpolished": winner, **others}, polished
         self._say("the merged winner and its controls" if others else "the merged winner")
         for name, other in others.items():
             if other.genome is not None:
@@ -71,7 +78,7 @@ class Testing:
                     others[name] = self._with_test(other, held)
             elif name == "retrained" and retrained is not None:
                 others[name] = self._with_test(other, retrained)
-        return compared(self._with_test(search.contender(outcome.genome), model), others)
+        return compared(self._with_test(winner, model), others)
 
     def _say(self, what: str) -> None:
         self.reporter.say(f"Testing {what} once on {len(self.task.test):,} images")

@@ -18,6 +18,7 @@ from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
 from glora.methods import Tuned
+from glora.pace import Pace, Taken
 
 __all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
 
@@ -47,7 +48,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up.
+    """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up, PACE if asked.
 
     Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
     processes, those of numbers that no process played stay absent.
@@ -59,6 +60,12 @@ class Trainer:
         lr: Learning rate at the top.
         seed: Decides batches and subnets.
         accelerator: Device, precision and processes.
+
+    Attributes:
+        image_steps: Forward-and-backward passes of an image so far, over all processes.
+
+    Raises:
+        ConfigError: PACE is asked for, and nothing can be perturbed.
     """
 
     def __init__(
@@ -79,7 +86,9 @@ class Trainer:
         self.accelerator = accelerator
         self.epoch = 0
         self.seconds = 0.0
+        self.image_steps = 0
         self.parameters = list(tuned.parameters())
+        self.pace = Pace(tuned, settings, images=len(images), seed=seed, accelerator=accelerator)
         self.optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
         )
@@ -121,39 +130,39 @@ class Trainer:
         rng = random.Random(f"subnets {self.seed} {self.epoch}")
         loss_sum = torch.zeros((), device=self.accelerator.device)
         right = torch.zeros((), device=self.accelerator.device)
-        told = 0.0
-        for k, batch in enumerate(order[i : i + size] for i in range(0, n, size)):
-            lr = self.lr_at(self.epoch * self.steps_per_epoch + k)
-            loss, hits = self._step(batch, lr, rng)
-            loss_sum, right = loss_sum + loss * len(batch), right + hits
+        told, seen, first = 0.0, 0, self.epoch * self.steps_per_epoch
+        self.pace.begin(self.epoch)
+        for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
+            batch = whole[: self.pace.images(first + k, len(whole))]
+            loss, hits = self._step(batch, first + k, rng)
+            loss_sum, right, seen = loss_sum + loss * len(batch), right + hits, seen + len(batch)
             if time.perf_counter() - told < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
             told = time.perf_counter()
-            seen = min(n, (k + 1) * size)
             mean = loss_sum.item() / seen
             if not math.isfinite(mean):
                 raise StateError(
                     f"The training loss is {mean} in epoch {self.epoch + 1}.",
                     remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
                 )
-            done, epochs = self.epoch * n + seen, self.settings.epochs
+            done, epochs = self.epoch * n + min(n, (k + 1) * size), self.settings.epochs
             speed = done / max(1e-9, time.perf_counter() - start)
             yield Progress(
-                step=self.epoch * self.steps_per_epoch + k + 1,
+                step=first + k + 1,
                 steps=self.steps_per_epoch * epochs,
                 epoch=self.epoch + 1,
                 epochs=epochs,
                 loss=mean,
                 accuracy=right.item() / seen,
-                lr=lr,
+                lr=self.lr_at(first + k),
                 images_per_second=speed,
                 seconds_left=(epochs * n - done) / speed,
             )
 
-    def _step(self, batch: Tensor, lr: float, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Tensor, step: int, rng: random.Random) -> tuple[Tensor, Tensor]:
         """One optimizer step on the images of these indices; the batch's mean loss and number right."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.lr_at(step)
         places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
         share = len(places) / len(batch)
         if not share:  # fewer images than processes: this one's gradients are zeros
@@ -161,16 +170,22 @@ class Trainer:
         self.tuned.before_step(rng, places, len(batch))
         x, y = self.images.batch(batch[list(places)].tolist())
         x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
-        with self.accelerator.autocast():
-            logits = self.tuned.model(x)
-        loss = F.cross_entropy(logits.float(), y) * share
-        self.accelerator.backward(loss)
+        with self.pace.around():
+            logits, penalty = self.pace.run(lambda: self._logits(x), Taken(batch, places, step, share > 0))
+            loss = (F.cross_entropy(logits, y) + penalty) * share
+            self.accelerator.backward(loss)
+        self.image_steps += len(batch) * self.pace.passes(step)
         hits = (logits.argmax(-1) == y).sum() * (share > 0)
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         told = self.accelerator.reduce(torch.stack([loss.detach(), hits.float()]), "sum")
         return told[0], told[1]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            logits: Tensor = self.tuned.model(x)
+        return logits.float()
 
     def _sum_gradients(self) -> None:
         """Sums the gradients of this step over the processes; what no process played stays without one."""
@@ -193,10 +208,13 @@ class Trainer:
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}.value"] = parameter.detach()
             tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
+        if self.pace.logits is not None:
+            tensors["pace.logits"] = self.pace.logits
         scaler = self.accelerator.scaler
         return tensors, {
             "epoch": self.epoch,
             "seconds": self.seconds,
+            "image_steps": self.image_steps,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -212,9 +230,12 @@ class Trainer:
                 if f"{index}.step" in tensors:
                     optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
         self.optimizer.load_state_dict(optimizer)
+        if "pace.logits" in tensors:
+            self.pace.logits = tensors["pace.logits"].to(self.accelerator.device, copy=True)
         if self.accelerator.scaler is not None and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
+        self.image_steps = int(meta.get("image_steps", self.epoch * len(self.images)))  # older versions do not tell
 
 
 @dataclass(frozen=True, slots=True)

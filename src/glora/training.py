@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from glora.adapted import Adapted
 from glora.checkpoint import save_adapter, save_supernet, save_tensors
@@ -20,6 +21,7 @@ from glora.methods.glora import TunedAdapter
 from glora.reporter import Reporter
 from glora.resume import train_in
 from glora.runfolder import RunFolder
+from glora.state import AdapterState
 from glora.supernet import copied
 from glora.train import Trainer
 
@@ -77,9 +79,13 @@ class Training:
         """Trains one genotype of a fresh supernet as the supernet was: from the same start, images, steps and rate."""
         fresh.adapted.activate(genotype)
         state = fresh.adapted.state()
-        tuned = TunedAdapter(Adapted.from_state(fresh.adapted.detach(), state))
+        self.on(fresh.adapted.detach(), state, folder, self.known.train)
+
+    def on(self, model: nn.Module, start: AdapterState, folder: RunFolder, images: ImageSet) -> None:
+        """Trains the one genotype of a plain model's adapter state, from its numbers."""
+        tuned = TunedAdapter(Adapted.from_state(model, start))
         tuned.model.to(self.accelerator.device)
-        self._into(folder, tuned, self.known.train)
+        self._into(folder, tuned, images)
 
     def _into(self, folder: RunFolder, tuned: Tuned, images: ImageSet) -> None:
         done = folder.supernet.is_file()

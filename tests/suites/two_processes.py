@@ -16,11 +16,11 @@ from glora.supernet import Sampling
 from test_train import adapted, first_gradients, make_trainer, toy_images
 
 
-def main(folder: Path, sampling: Sampling) -> None:
+def main(folder: Path, sampling: Sampling, pace: str = "off") -> None:
     model = TinyViT()
     model.load_state_dict(read_tensors(folder / "base.safetensors")[0])
     tuned = adapted(model, sampling=sampling)
-    trainer = make_trainer(tuned, toy_images(17), epochs=2)
+    trainer = make_trainer(tuned, toy_images(17), epochs=2, pace=pace)
     assert trainer.accelerator.num_processes == 2
     genotypes, before = [], tuned.before_step
 
@@ -44,4 +44,4 @@ def main(folder: Path, sampling: Sampling) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

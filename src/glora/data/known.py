@@ -44,6 +44,18 @@ class Known:
         return self.train.subset([place for place in range(len(self.train)) if place not in mine])
 
     @cached_property
+    def everything(self) -> ImageSet:
+        """Train, val and set-aside images, each once."""
+        whole = self.train if self.folds else _joined(self.train, self.val)
+        return _joined(whole, self.aside) if len(self.aside) else whole
+
+    @property
+    def unseen(self) -> dict[str, ImageSet]:
+        """What the training images tell nothing of, by split."""
+        splits = {"aside": self.aside} if self.folds else {"val": self.val, "aside": self.aside}
+        return {name: images for name, images in splits.items() if len(images)}
+
+    @cached_property
     def scoring(self) -> tuple[ImageSet, ...]:
         """The parts of val, each scored by a supernet that has not seen it; one in the plain split."""
         return tuple(self.val.subset(places) for places in self.folds) or (self.val,)

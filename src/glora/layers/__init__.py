@@ -35,6 +35,7 @@ __all__ = [
     "dequantized",
     "detach",
     "effective",
+    "is_attached",
     "merge",
     "put_back",
     "row_of",

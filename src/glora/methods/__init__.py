@@ -27,9 +27,11 @@ class Tuned(Protocol):
 
     Attributes:
         model: The module whose forward is trained and evaluated.
+        head: Names of the modules that are trained whole and not counted.
     """
 
     model: nn.Module
+    head: tuple[str, ...]
 
     def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
         """Called before every training step, on every process with an equal generator.

@@ -30,6 +30,7 @@ class TunedAdapter:
         self.adapted = adapted
         self.supernet = Supernet(adapted, **how)
         self.model = adapted.model
+        self.head = adapted.head
 
     def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
         if self.adapted.space.size > 1:

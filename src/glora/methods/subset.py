@@ -27,6 +27,7 @@ class TunedSubset:
         self, model: nn.Module, trained: Sequence[nn.Parameter], head: Sequence[str], *, keep_statistics: bool = True
     ) -> None:
         self.model = model
+        self.head = tuple(head)
         self._hooks = freeze_statistics(model, head) if keep_statistics else []
         self._trained = list(trained)
         self._head = {id(p) for name in head for p in model.get_submodule(name).parameters()}

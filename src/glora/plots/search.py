@@ -24,6 +24,7 @@ LOOKS = {  # control -> marker and colour
     "random_best": ("s", "#0072B2"),
     "largest": ("^", "#CC79A7"),
     "retrained": ("P", "#009E73"),
+    "unpolished": ("v", "#009E73"),
 }
 BEYOND = 1.3  # times as large as anything scored: drawn at the edge
 

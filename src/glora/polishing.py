@@ -1,0 +1,109 @@
+"""After the search: some epochs of the winner alone, from the supernet's weights; no test image comes here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from glora.checkpoint import load_adapter, read_metadata
+from glora.config import SearchSettings
+from glora.controls import Contender, compared
+from glora.data import ImageSet
+from glora.errors import RunError
+from glora.files import atomic
+from glora.outcome import Outcome, before_after
+from glora.reporter import Reporter
+from glora.runfolder import RunFolder
+from glora.searching import Search
+from glora.train import evaluate
+from glora.training import Training
+
+__all__ = ["Polishing", "check_polish", "polish_info"]
+
+SHARE = 0.1  # of the supernet's learning rate: the start is trained already
+
+
+def polish_info(settings: SearchSettings, lr: float) -> dict[str, Any] | None:
+    """How a winner is polished, as its adapter file tells it; None where it is not.
+
+    Args:
+        settings: The search's.
+        lr: The supernet's learning rate at the top, of which a tenth is the polish's unless told otherwise.
+    """
+    if not settings.polish:
+        return None
+    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr or SHARE * lr}
+
+
+def check_polish(folder: RunFolder, wanted: Mapping[str, Any] | None) -> None:
+    """Nothing when the adapter in the folder was polished as wanted.
+
+    Raises:
+        RunError: It was polished in another way, or not at all.
+    """
+    found = read_metadata(folder.adapter)["info"].get("polish")
+    if found != wanted:
+        raise RunError(
+            f"The adapter in {folder.path} was polished with {found}, and the settings say {wanted}.",
+            remedy=f"Run `glora search {folder.path}` first.",
+        )
+
+
+class Polishing:
+    """Trains a search's winner on, and keeps what it does before and after.
+
+    Args:
+        search: The finished search.
+        training: The training loop with the polish's epochs and learning rate.
+        how: What `polish_info` gave.
+        base: Makes the plain model.
+    """
+
+    def __init__(
+        self, search: Search, training: Training, how: Mapping[str, Any], base: Callable[[], nn.Module]
+    ) -> None:
+        self.search = search
+        self.training = training
+        self.how = how
+        self.base = base
+        self.reporter: Reporter = search.reporter
+
+    def folder(self, outcome: Outcome) -> RunFolder:
+        """Where the polished winner is."""
+        name = f"{outcome.number}-{self.how['epochs']}-{self.how['on']}-{self.how['lr']:g}"
+        return self.search.folder.polished(name)
+
+    def run(self, outcome: Outcome) -> Outcome:
+        """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
+        search, folder = self.search, self.folder(outcome)
+        if not folder.adapter.is_file():
+            images = self._images()
+            epochs = "1 epoch" if self.how["epochs"] == 1 else f"{self.how['epochs']} epochs"
+            what = f"{epochs} of the winner alone on {len(images):,} images"
+            self.reporter.say(f"Polish: {what}, learning rate {self.how['lr']:g}")
+            search.final.put()
+            search.adapted.activate(search.space.decode(outcome.genome))
+            self.training.on(self.base(), search.adapted.state(), folder, images)
+        with atomic(search.folder.adapter) as temporary:
+            shutil.copyfile(folder.adapter, temporary)
+        model = load_adapter(self.base(), folder.adapter).merge(keep_base=False)
+        others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget)
+        others = {"unpolished": search.contender(outcome.genome), **others}
+        outcome = search.complete(outcome, compared(self.contender(outcome, model), others))
+        self.reporter.say(before_after(outcome.rows))
+        return outcome
+
+    def contender(self, outcome: Outcome, model: nn.Module) -> Contender:
+        """What the polished and merged winner does on the splits that it has not seen."""
+        device = self.search.accelerator.device
+        how: dict[str, Any] = {"accelerator": self.search.accelerator, "batch_size": self.search.settings.batch_size}
+        unseen = {} if self.how["on"] == "all" else self.search.known.unseen
+        splits = {split: evaluate(model.to(device), images, **how) for split, images in unseen.items()}
+        return Contender(outcome.parameters, splits)
+
+    def _images(self) -> ImageSet:
+        known = self.search.known
+        return known.everything if self.how["on"] == "all" else known.train
