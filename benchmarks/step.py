@@ -162,13 +162,15 @@ def peft(kind: str) -> Callable[[Subject, str], Runner]:
     return build
 
 
-def supernet(product: str) -> Callable[[Subject, str], Runner]:
+def supernet(product: str, **how: Any) -> Callable[[Subject, str], Runner]:
+    """The supernet with one genotype per step, or as `how` says."""
+
     def build(subject: Subject, targets: str) -> Runner:
-        mine = own(subject)
+        mine, size = own(subject), len(subject.inputs[0])
         space = SearchSpace(ranks=(RANK,), product=product)  # type: ignore[arg-type]
         adapted = adapted_by(mine.model, space, targets)
-        net, rng = Supernet(adapted, sampling="batch", largest=0), random.Random(0)
-        return Runner(mine, adapted.parameters(), lambda: net.sample(rng, (0,), 1))
+        net, rng = Supernet(adapted, **{"sampling": "batch", "largest": 0.0, **how}), random.Random(0)
+        return Runner(mine, adapted.parameters(), lambda: net.sample(rng, range(size), size))
 
     return build
 
@@ -197,6 +199,8 @@ METHODS: dict[str, Callable[[Subject, str], Runner]] = {
     "searched": searched,
     "supernet-matrix": supernet("matrix"),
     "supernet-elementwise": supernet("elementwise"),
+    "sample-matrix": supernet("matrix", sampling="sample", largest=0.25),
+    "sample-elementwise": supernet("elementwise", sampling="sample", largest=0.25),
 }
 
 
