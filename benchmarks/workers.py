@@ -21,7 +21,7 @@ from glora.experiment import Run
 from glora.genotype import Genotype, Site
 from glora.progress import ConsoleReporter
 from glora.results import Result
-from glora.searchers import search
+from glora.searchers import Racing, search
 from glora.space import BoundSpace, SearchSpace
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +79,37 @@ def candidates(run: Run, workers: int) -> float:
     return (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
 
 
+def elsewhere(run: Run, racing: bool) -> float:
+    """Share of a search's time that is not the network's forward passes: drawing, building weights, the journal."""
+    searching = run._searching()
+    inside, begun = 0.0, 0.0
+
+    def begin(*_: object) -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+
+    def end(*_: object) -> None:
+        nonlocal inside
+        inside += time.perf_counter() - begun
+
+    model = run.adapter.model
+    hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+    settings = {"population": 20, "generations": 3, "parents": 5}
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        search(
+            searching.scorer,
+            run.adapter.adapted.space,
+            settings=settings,
+            racing=Racing(len(searching.known.val)) if racing else None,
+            journal=Path(folder) / "search.jsonl",
+        )
+        whole = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    return (whole - inside) / whole
+
+
 def measure(cluster: str | None) -> Result:
     """One kind of worker."""
     demo = demo_experiment()
@@ -90,6 +121,7 @@ def measure(cluster: str | None) -> Result:
         if cluster is None:
             run.train()
             metrics |= {f"candidate_{workers}": candidates(run, workers) for workers in (1, 2)}
+            metrics |= {"elsewhere": elsewhere(run, racing=False), "elsewhere_racing": elsewhere(run, racing=True)}
         return Result.stamped(
             method="glora",
             task=run.task.name,
@@ -113,8 +145,8 @@ def page(local: Result, ray: Result | None) -> str:
         for workers in (8, 64, 512):
             seconds = math.ceil(POPULATION / workers) * cost + POPULATION * m[f"message_{sites}"]
             gains.append(f"{POPULATION * cost / seconds:.1f}x")
-        share = m[f"message_{sites}"] / cost
-        rows.append(f"| {name} | {cost:,.1f} | {share:.1e} | {' | '.join(gains)} |")
+        fed = cost / m[f"message_{sites}"]
+        rows.append(f"| {name} | {cost:,.1f} | {fed:,.0f} | {' | '.join(gains)} |")
     messages = [("processes", local), *([("Ray", ray)] if ray else [])]
     return "\n".join(
         [
@@ -138,12 +170,16 @@ def page(local: Result, ray: Result | None) -> str:
             "one. A candidate's seconds on one CPU thread follow from the measured one by FLOPs (2 x parameters x",
             "tokens, 200 examples).",
             "",
-            "| model | candidate, s | message / candidate | 8 workers | 64 | 512 |",
+            "| model | candidate, s | candidate / message | 8 workers | 64 | 512 |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,
             "",
             f"More workers than the population's {POPULATION} have nothing to do: for 64 or 512 raise `population` to",
-            "theirs. Messages are no limit: even one process can feed many more workers than that.",
+            "theirs. One searching process can feed candidate / message workers.",
+            "",
+            "Share of a search's time in one process that is not forward passes (drawing, building effective weights,",
+            f"reading images, journal and fsync): {100 * m['elsewhere']:.1f}% when every candidate sees all images,",
+            f"{100 * m['elsewhere_racing']:.1f}% in a race, whose pieces are small.",
             "",
         ]
     )
