@@ -53,12 +53,9 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
     adapter.mark()
-    view, plays = adapter.view, adapter.plays
     if adapter.held is not None:
-        return view.plain(self, x, *adapter.held)
-    if len(plays) > 1 and not view.tells_apart(x, len(plays)):
-        plays = (adapter.first(x),)
-    return view.forward(plays, self, x, *base_of(self))
+        return adapter.view.plain(self, x, *adapter.held)
+    return adapter.view.forward(adapter.playing(x), self, x, *base_of(self))
 
 
 def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:
