@@ -213,4 +213,4 @@ def test_an_elementwise_lora_a_changes_a_weight_by_the_same_share_whatever_its_w
             change = support.weight(LINEAR, w0, LayerConfig(A=choice)).detach() - w0
             shares[width, choice] = float(change.norm() / w0.norm())
         assert shares[width, "vector"] == pytest.approx(0.01, rel=1e-3)
-        assert shares[width, "lora:4"] == pytest.approx(0.01 * (2 * 4) ** 0.5, rel=0.2)  # var(up) = 2 / (i + r), 4 terms
+        assert shares[width, "lora:4"] == pytest.approx(0.01 * (2 * 4) ** 0.5, rel=0.2)  # 4 terms, var 2 / (i + r)
