@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -87,6 +87,20 @@ class Adapter(nn.Module):
         support, config = self.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        if self.held is not None:  # it follows the model
+            weight, bias = self.held
+            self.held = fn(weight), None if bias is None else fn(bias)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if any(value is not None and not value.is_leaf for value in self.held or ()):
+            raise StateError(
+                f"{self.name or 'A layer'} is held for training: it cannot be copied.", remedy="Leave hold() first."
+            )
+        return self.__dict__
 
     def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
         raise StateError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,8 @@ def plan_sites(
     """
     refuse_adapted(model)
     refuse_unmade(model)
+    if isinstance(targets, Iterator):  # it is read more than once
+        targets = tuple(targets)
     heads, notes = find_head(model, head)
     every = holders(model)
     chosen = choose_sites(model, targets, skip, heads)
