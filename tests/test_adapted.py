@@ -1026,3 +1026,26 @@ def test_targets_may_be_read_only_once(caplog):
     adapted = glora.inject(Odd(), SearchSpace((2,)), targets=(word for word in ["all"]), head=None)
     assert list(adapted.sites) == ["layer"]
     assert "their parameters are of no layer type that is known: Odd" in caplog.text
+
+
+def test_memory_that_runs_out_in_a_merge_leaves_the_model_adapted(monkeypatch):
+    adapted = glora.inject(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)), SearchSpace((2,)), head=None)
+    play(adapted)
+    adapted.activate(adapted.space.smallest)  # every weight is copied
+    x, real, left = torch.randn(3, 6), Tensor.clone, [2]
+    expected = adapted.model(x)
+
+    def clone(tensor: Tensor) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        return real(tensor)
+
+    with monkeypatch.context() as short, pytest.raises(MemoryError):
+        short.setattr(Tensor, "clone", clone)
+        adapted.merge()
+    assert not adapted.merged
+    adapted.activate(adapted.space.largest)
+    assert difference(adapted.model(x), expected) > 1e-3
+    adapted.activate(adapted.space.smallest)
+    assert torch.equal(adapted.merge()(x), expected)

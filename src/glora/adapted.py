@@ -235,6 +235,8 @@ class Adapted(NamedAdapters):
                 "nothing was merged.",
                 remedy="Train again with a lower learning rate.",
             )
+        copies: dict[nn.Parameter, Tensor] = {}  # all of them first: memory may run out
+        played = {name: layers.owned(layer, played[name], copies) for name, layer in self._layers.items()}
         self._release()
         shared: dict[nn.Parameter, nn.Parameter] = {}
         base = {name: layers.merge(layer, played[name], shared) for name, layer in self._layers.items()}
