@@ -993,3 +993,59 @@ def test_a_wrong_input_is_an_error_of_ours_that_says_what_is_allowed_and_changes
     same(before, photograph(plain))
     assert adapted.active == genotype
     assert adapted.playing == "default"
+
+
+def test_a_model_held_for_training_says_that_it_cannot_be_copied():
+    adapted = glora.inject(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)), SearchSpace((2,)), head=None)
+    play(adapted)
+    with adapted.hold(adapted.space.largest, train=True), pytest.raises(StateError, match="0 is held for training"):
+        copy.deepcopy(adapted)
+    with adapted.hold(adapted.space.largest):
+        copy.deepcopy(adapted)
+    copy.deepcopy(adapted)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_what_is_held_follows_the_type_of_the_model(train):
+    adapted = glora.inject(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)), SearchSpace((2,)), head=None)
+    play(adapted)
+    x = torch.randn(3, 6)
+    with adapted.hold(adapted.space.largest, train=train) as model:
+        expected = model(x)
+        assert difference(model.double()(x.double()), expected.double()) < 1e-5
+        model.float()
+        assert torch.equal(model(x), expected)
+
+
+def test_targets_may_be_read_only_once(caplog):
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.loose = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
+
+    adapted = glora.inject(Odd(), SearchSpace((2,)), targets=(word for word in ["all"]), head=None)
+    assert list(adapted.sites) == ["layer"]
+    assert "their parameters are of no layer type that is known: Odd" in caplog.text
+
+
+def test_memory_that_runs_out_in_a_merge_leaves_the_model_adapted(monkeypatch):
+    adapted = glora.inject(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)), SearchSpace((2,)), head=None)
+    play(adapted)
+    adapted.activate(adapted.space.smallest)  # every weight is copied
+    x, real, left = torch.randn(3, 6), Tensor.clone, [2]
+    expected = adapted.model(x)
+
+    def clone(tensor: Tensor) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        return real(tensor)
+
+    with monkeypatch.context() as short, pytest.raises(MemoryError):
+        short.setattr(Tensor, "clone", clone)
+        adapted.merge()
+    assert not adapted.merged
+    adapted.activate(adapted.space.largest)
+    assert difference(adapted.model(x), expected) > 1e-3
+    adapted.activate(adapted.space.smallest)
+    assert torch.equal(adapted.merge()(x), expected)

@@ -50,6 +50,18 @@ def test_gradients_are_those_of_the_effective_weight(product, rows):
             assert mine is None or other is None or not other.any() or difference(mine, other) <= 1e-5, config
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_base_that_is_unfrozen_has_its_whole_gradient_whatever_plays(product):
+    layer = linear(product).double().requires_grad_(True)
+    x = torch.randn(50, 6, dtype=torch.float64)
+    base = [layer.parametrizations.weight.original, layer.parametrizations.bias.original]
+    for config in EVERY:
+        layers.state_of(layer).play([config])
+        outputs = (layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        found, wanted = (torch.autograd.grad((y**3).sum(), base) for y in outputs)
+        assert max(map(difference, found, wanted)) <= 1e-5, config
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [(2,), (50,), (4, 50), (2, 3, 50), ()])
 def test_fresh_bits_do_not_depend_on_the_shape_or_the_strides_of_the_input(rows, dtype):

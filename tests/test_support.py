@@ -197,3 +197,20 @@ def test_low_precision_weights_are_computed_in_float32_and_rounded_once():
     w, b = restated(support, config, w0.double().numpy(), b0.double().numpy())
     assert torch.equal(support.weight(LINEAR, w0, config), torch.tensor(w).float().bfloat16())
     assert torch.equal(support.bias(LINEAR, w0, b0, config), torch.tensor(b).float().bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_an_elementwise_lora_a_changes_a_weight_by_the_same_share_whatever_its_width(kind):
+    """As a vector A does: an embedding's rows are looked up, not summed, and need the scale nevertheless."""
+    shares = {}
+    for width in (16, 1024):
+        support = make(Site(kind, 400, width, bias=False), "elementwise", scaling="fan_in")
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            support.down["A"].copy_(torch.randn(support.down["A"].shape, generator=generator).sign() * 0.01)
+        w0 = torch.randn(400, width, generator=generator)
+        for choice in ("lora:4", "vector"):
+            change = support.weight(LINEAR, w0, LayerConfig(A=choice)).detach() - w0
+            shares[width, choice] = float(change.norm() / w0.norm())
+        assert shares[width, "vector"] == pytest.approx(0.01, rel=1e-3)
+        assert shares[width, "lora:4"] == pytest.approx(0.01 * (2 * 4) ** 0.5, rel=0.2)  # 4 terms, var 2 / (i + r)

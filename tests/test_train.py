@@ -218,6 +218,23 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, a
     assert second.seconds > first.seconds
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_training_of_other_fixed_scales_does_not_go_on(vit: Vit, tmp_path: Path, told: bool) -> None:
+    first = make_trainer(adapted(vit()))
+    for support in first.tuned.adapted.supports.values():
+        support.scales.pop("A.lora")  # as it was before
+    next(first.run())
+    tensors, meta = first.state()
+    if not told:  # by versions that knew no other
+        del meta["scales"]
+    save_tensors(tmp_path / "state.safetensors", tensors, meta)
+    tuned = adapted(vit(), seed=5)
+    before = values(tuned)
+    with pytest.raises(StateError, match=r"other fixed scales.*Finish it with that version"):
+        make_trainer(tuned).restore(*read_tensors(tmp_path / "state.safetensors"))
+    assert equal(values(tuned), before)
+
+
 # -- evaluate
 
 

@@ -16,7 +16,8 @@ from glora.errors import GloraError, SpaceError, StateError, listed, several
 from glora.genotype import A_GENOTYPE, TENSORS, Genotype, LayerConfig, Site
 from glora.layers.head import head_of, show_head
 from glora.layers.places import holders
-from glora.layers.sites import guard_batch, refuse_adapted, refuse_sequence_first
+from glora.layers.samples import guard_batch, refuse_sequence_first
+from glora.layers.sites import refuse_adapted
 from glora.layers.statistics import freeze_statistics, statistics_of
 from glora.named import NamedAdapters
 from glora.space import BoundSpace
@@ -234,6 +235,8 @@ class Adapted(NamedAdapters):
                 "nothing was merged.",
                 remedy="Train again with a lower learning rate.",
             )
+        copies: dict[nn.Parameter, Tensor] = {}  # all of them first: memory may run out
+        played = {name: layers.owned(layer, played[name], copies) for name, layer in self._layers.items()}
         self._release()
         shared: dict[nn.Parameter, nn.Parameter] = {}
         base = {name: layers.merge(layer, played[name], shared) for name, layer in self._layers.items()}
@@ -283,7 +286,7 @@ class Adapted(NamedAdapters):
         self._unmix()
 
     def _guard(self, *, several: bool) -> None:
-        """Checks the batch's size where several genotypes play: torch's encoder layers leave their fast path for it."""
+        """Checks the batch where several genotypes play: torch's encoder layers leave their fast path for it."""
         for hook in self._guards:
             hook.remove()
         self._guards = [guard_batch(self.model)] if several else []

@@ -13,7 +13,7 @@ from glora.errors import StateError, UnknownNameError, listed, need, several
 from glora.genotype import Genotype, LayerConfig, Site
 from glora.layers.head import MixedHead, head_of, show_head
 from glora.layers.places import Place
-from glora.layers.sites import refuse_sequence_first
+from glora.layers.samples import refuse_sequence_first
 from glora.registry import load
 from glora.space import BoundSpace
 from glora.state import AdapterState, NamedAdapter, fill

@@ -28,9 +28,11 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
     Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. A vector or scalar
-    B adds `b_k sum_j x_j`, a sum over `i` inputs: it is divided by i. (An embedding looks its rows up and sums
-    nothing.) A LoRA A of the elementwise product adds `sum_j W0_kj u_j x_j` with `u_j` of about 1 / sqrt(i) and any
-    sign, where LoRA B adds `sum_j u_j x_j`: it is multiplied by sqrt(i). docs/supernet.md has the derivation.
+    B adds `b_k sum_j x_j`, a sum over `i` inputs: it is divided by i, but where nothing is summed: an embedding looks
+    its rows up. A LoRA A of the elementwise product changes `W0_kj` by its `u_j`-fold, `u_j` of about 1 / sqrt(i) and
+    any sign, where a vector or scalar A changes it by its a-fold: it is multiplied by sqrt(i), an embedding's too, so
+    that a step changes every number by the same share whatever i is. In a layer that sums, it so is on a par with
+    LoRA B besides, `sum_j W0_kj u_j x_j` with `sum_j u_j x_j`. docs/supernet.md has that derivation.
     """
     if space.scaling == "none":
         return 1.0

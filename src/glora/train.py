@@ -19,6 +19,7 @@ from glora.data import ImageSet
 from glora.errors import StateError
 from glora.methods import Tuned
 from glora.pace import Pace, Taken
+from glora.support import Support
 
 __all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
 
@@ -215,11 +216,26 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "image_steps": self.image_steps,
+            "scales": self._scales(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _scales(self) -> dict[str, dict[str, float]]:
+        modules = self.tuned.model.named_modules()
+        return {name: dict(part.scales) for name, part in modules if isinstance(part, Support) and part.scales}
+
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Takes over what `state` gave; the run goes on as if it had not stopped."""
+        """Takes over what `state` gave; the run goes on as if it had not stopped.
+
+        Raises:
+            StateError: The support tensors were multiplied by other fixed scales; nothing is changed then.
+        """
+        if meta.get("scales", {}) != self._scales():
+            raise StateError(
+                "The unfinished training is of a version of glora with other fixed scales of the support tensors: its "
+                "numbers would play another function now.",
+                remedy="Finish it with that version, or start anew with another --out.",
+            )
         optimizer = self.optimizer.state_dict()
         with torch.no_grad():
             for name, buffer in self.tuned.model.named_buffers():

@@ -37,6 +37,7 @@ __all__ = [
     "effective",
     "is_attached",
     "merge",
+    "owned",
     "put_back",
     "row_of",
     "state_of",
@@ -53,12 +54,9 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
     adapter.mark()
-    view, plays = adapter.view, adapter.plays
     if adapter.held is not None:
-        return view.plain(self, x, *adapter.held)
-    if len(plays) > 1 and not view.tells_apart(x, len(plays)):
-        plays = (adapter.first(x),)
-    return view.forward(plays, self, x, *base_of(self))
+        return adapter.view.plain(self, x, *adapter.held)
+    return adapter.view.forward(adapter.playing(x), self, x, *base_of(self))
 
 
 def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -249,6 +247,25 @@ def _with_grad(value: Any) -> Tensor:
     return grown
 
 
+def owned(
+    layer: nn.Module, played: Mapping[str, Tensor | None], known: dict[nn.Parameter, Tensor]
+) -> dict[str, Tensor | None]:
+    """What `effective` gave as tensors that can be merged: not the base's, which keeps its numbers, nor inference's.
+
+    Args:
+        layer: An attached layer.
+        played: What `effective` gave.
+        known: Base parameters copied so far and their copies: one that several layers share is copied once.
+    """
+    found = dict(played)
+    for name, value in played.items():
+        plain = plain_parameter(layer, name)
+        kept = value is None or is_quantized(value)
+        if value is not None and not kept and (value.data_ptr() == plain.data_ptr() or value.is_inference()):
+            known[plain] = found[name] = known[plain] if plain in known else value.detach().clone()
+    return found
+
+
 def merge(
     layer: nn.Module,
     played: Mapping[str, Tensor | None] | None = None,
@@ -258,7 +275,7 @@ def merge(
 
     Args:
         layer: An attached layer.
-        played: What `effective` gave, checked to be finite already; None computes and checks it.
+        played: What `effective` gave, checked to be finite already, as `owned`; None computes and checks it.
         shared: Base parameters merged so far and what they became: one that several layers share is merged once.
 
     Returns:
@@ -272,6 +289,7 @@ def merge(
         played = effective(layer)
         if broken(layer, played):
             raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
+        played = owned(layer, played, {})
     detach(layer)
     base = dict(layer._parameters)
     for name, value in played.items():
@@ -279,14 +297,10 @@ def merge(
         if value is not None:
             flag = plain is not None and plain.requires_grad
             merged = None if plain is None else shared.get(plain)
-            if merged is None and is_quantized(value):  # nothing changed it, and nothing can train it
-                merged = plain
-            if merged is None:  # the base keeps its own numbers; an inference tensor cannot be trained
-                shares = plain is not None and value.data_ptr() == plain.data_ptr()
-                new = value.detach().clone() if shares or value.is_inference() else value.detach()
-                merged = nn.Parameter(new, requires_grad=flag)
+            if merged is None:  # nothing changed a quantised one, and nothing can train it
+                merged = plain if is_quantized(value) else nn.Parameter(value.detach(), requires_grad=flag)
             layer._parameters[name] = merged
-            if plain is not None:
+            if plain is not None and merged is not None:
                 shared[plain] = merged
     return base
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -33,6 +33,8 @@ class Adapter(nn.Module):
         said: Of which ways, "read" or "called", it was said that the first sample's genotype plays for the whole batch.
         traced: Whether a compiler has read what it plays, which is then part of the compiled code.
         ran: What it played in the latest forward pass.
+        mixes: Whether the layer's input was found not to keep samples apart; None before any look (`samples.py`).
+        seen: During that look the length of every input, and whether it was equal for all samples, else None.
         new_bias: Whether attaching created the bias.
         order: The plain layer's parameter names in their order.
     """
@@ -49,6 +51,8 @@ class Adapter(nn.Module):
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.said: tuple[str, ...] = ()
         self.traced = False
+        self.mixes: bool | None = None
+        self.seen: list[tuple[int, bool | None]] | None = None
         self.ran: tuple[tuple[Support, LayerConfig], ...] = self.plays
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
@@ -84,11 +88,36 @@ class Adapter(nn.Module):
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        if self.held is not None:  # it follows the model
+            weight, bias = self.held
+            self.held = fn(weight), None if bias is None else fn(bias)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if any(value is not None and not value.is_leaf for value in self.held or ()):
+            raise StateError(
+                f"{self.name or 'A layer'} is held for training: it cannot be copied.", remedy="Leave hold() first."
+            )
+        return self.__dict__
+
     def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
         raise StateError(
             "nn.DataParallel cannot copy an adapted model to several devices.",
             remedy="Use torch's DistributedDataParallel or accelerate, or merge first.",
         )
+
+    def playing(self, x: Tensor) -> tuple[tuple[Support, LayerConfig], ...]:
+        """What is played for the input of a call: one for all, or one per sample."""
+        n = len(self.plays)
+        if n == 1:
+            return self.plays
+        apart = self.view.tells_apart(x, n)
+        if self.seen is not None:
+            self.seen.append((len(x) if x.dim() else 0, _copies(x, n) if apart and x.numel() else None))
+            return self.plays[:1]
+        return self.plays if apart and not self.mixes else (self.first(x),)
 
     def first(self, x: Tensor | None = None) -> tuple[Support, LayerConfig]:
         """What the first sample plays; says it aloud when the others play something else.
@@ -104,6 +133,15 @@ class Adapter(nn.Module):
             log.warning("%s plays the first sample's genotype for the whole batch %s.", self.name or "A layer", why)
             self.said += (way,)
         return self.plays[0]
+
+
+def _copies(x: Tensor, n: int) -> bool:
+    """Whether the n parts of x, next to each other, are equal but for rounding, which most kernels do alike in all."""
+    parts = x.detach().reshape(n, -1)
+    first = parts[:1].expand_as(parts)
+    different = (parts - first).abs() > 0.1 * torch.maximum(parts.abs(), first.abs())
+    allowed = 0.3 if x.dtype in (torch.float16, torch.bfloat16) else 0.02
+    return int(different.sum()) <= allowed * int(((parts != 0) | (first != 0)).sum())
 
 
 class BiasAdapter(nn.Module):

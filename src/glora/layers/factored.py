@@ -46,7 +46,9 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
     """
     support, config = play
     plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
-    if view.last and plain and not torch._C._are_functorch_transforms_active():  # vmap and grad know no such Function
+    frozen = not (w0.requires_grad or (b0 is not None and b0.requires_grad))  # a user may train the base as well
+    transformed = torch._C._are_functorch_transforms_active()  # vmap and grad know no such Function
+    if view.last and plain and frozen and not transformed:
         return product(play, view, layer, x, w0, b0)
     if view.builds(config, support.is_matrix):
         with torch.autocast(x.device.type, enabled=False):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils.hooks import RemovableHandle
 
 from glora import layers
 from glora.errors import StateError, TargetError, listed, nearest, several
@@ -18,7 +17,7 @@ from glora.genotype import Site
 from glora.layers.head import find_head
 from glora.layers.places import Place, adaptable, holders, is_inside
 
-__all__ = ["choose_sites", "guard_batch", "plan_sites", "refuse_adapted", "refuse_sequence_first"]
+__all__ = ["choose_sites", "plan_sites", "refuse_adapted"]
 
 WORDS = ", ".join(map(repr, layers.WORDS))
 
@@ -40,6 +39,8 @@ def plan_sites(
     """
     refuse_adapted(model)
     refuse_unmade(model)
+    if isinstance(targets, Iterator):  # it is read more than once
+        targets = tuple(targets)
     heads, notes = find_head(model, head)
     every = holders(model)
     chosen = choose_sites(model, targets, skip, heads)
@@ -120,33 +121,6 @@ def refuse_unmade(model: nn.Module) -> None:
         raise StateError(
             f"Parameters are not made yet: {listed(names)}.", remedy="Call the model once on an input, then inject."
         )
-
-
-def refuse_sequence_first(model: nn.Module) -> None:
-    """Nothing, unless a layer says that its first dimension is not the batch; raises StateError then."""
-    for name, module in model.named_modules():
-        if getattr(module, "batch_first", True) is False:
-            kind = type(module).__name__
-            raise StateError(
-                f"{name or 'The model'}, a {kind}, takes sequences first: samples cannot be told apart.",
-                remedy="Activate one genotype for the whole batch, or build the layer with batch_first=True.",
-            )
-
-
-def _refuse_another_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    adapter = next(inner for inner in module.modules() if isinstance(inner, layers.Adapter))
-    active = len(adapter.plays)
-    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
-    if active > 1 and given is not None and given.shape[0] != active:
-        raise StateError(
-            f"{active} genotypes are active, one per sample, but the batch has {given.shape[0]} samples.",
-            remedy="Activate one genotype per sample of the batch, or a single one.",
-        )
-
-
-def guard_batch(model: nn.Module) -> RemovableHandle:
-    """A hook that refuses a batch of another size than the genotypes, one per sample, that are active."""
-    return model.register_forward_pre_hook(_refuse_another_batch, with_kwargs=True)
 
 
 def choose_sites(
