@@ -57,7 +57,7 @@ class Adapter(nn.Module):
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
-        self.held, self.said = None, ()
+        self.held = None
         self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
 
     def mark(self) -> None:
