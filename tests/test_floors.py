@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "glora"
 TOP = 9
 FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on another
-    "errors": 0, "files": 0, "preprocess": 0, "registry": 0.5,
+    "errors": 0, "files": 0, "metadata": 0.5, "preprocess": 0, "registry": 0.5,
     "genotype": 0.5, "workers": 1, "space": 1, "results": 1, "config": 1.5, "cluster": 1.5,
     "wording": 1,
     "support": 2, "searchers": 2, "state": 2.5, "layers": 3, "named": 3.5,

@@ -108,6 +108,7 @@ class Result:
         commit: The git commit of the working folder, or None.
         device: What it ran on, in words.
         time: When the record was made, UTC, ISO 8601.
+        winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
     """
 
     method: str
@@ -129,6 +130,7 @@ class Result:
     commit: str | None = None
     device: str = "cpu"
     time: str = ""
+    winner: str = ""
 
     @classmethod
     def stamped(

@@ -43,7 +43,7 @@ SEARCHERS = {
 
 
 def search(
-    score: Callable[[Genotype], float | Score] | Callable[[Genotype, Sequence[int]], Sequence[float]] | Any,
+    score: Callable[[Genotype], float | Score] | Callable[[Genotype, Sequence[int]], Sequence[float]] | Any | None,
     space: BoundSpace,
     *,
     searcher: str = "evolution",
@@ -63,7 +63,8 @@ def search(
 
     Args:
         score: Genotype -> score, higher is better; called once per genotype. With racing: (genotype, indices) ->
-            values, one per example; the score is their mean. For workers see `glora.searchers.measure.new_scorers`.
+            values, one per example; the score is their mean. None reads a finished search back from its journal,
+            and writes nothing. For workers see `glora.searchers.measure.new_scorers`.
         space: The search space at the sites of a model.
         searcher: A name in `SEARCHERS`.
         budget: Most trainable numbers, without the head; None for no limit.
@@ -85,21 +86,23 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    given = settings or {}
-    asker = new_searcher(space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=given)
+    asker = new_searcher(
+        space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=settings or {}
+    )
     run = _run if racing is None else _race(racing, asker, searcher, seed).run
     header = {
         "space": space_hash(space),
         "searcher": searcher,
-        "settings": dataclasses.asdict(_settings(searcher, given)),
+        "settings": dataclasses.asdict(_settings(searcher, settings or {})),
         "budget": budget,
         "min_budget": min_budget,
         "seed": seed,
         "racing": None if racing is None else dataclasses.asdict(racing),
         "context": dict(context or {}),
     }
-    book = Journal(journal, header)
-    with closing(new_scorers(score, workers, cluster=cluster, limit=limit)) as team:
+    book = Journal(journal, header, grows=score is not None)
+    scorer = book.unfinished if score is None else score
+    with closing(new_scorers(scorer, workers, cluster=cluster, limit=limit)) as team:
 
         def scored(asked: Mapping[int, Genotype]) -> Iterator[Outcome]:
             return run(asked, lambda jobs: measured(jobs, team, book))

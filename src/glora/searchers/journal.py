@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glora.errors import RunError
 from glora.results import append_jsonl, read_jsonl
@@ -47,13 +47,15 @@ class Journal:
     Args:
         path: The file; made when missing, continued when it is there.
         header: What the scores belong to: plain data.
+        grows: Whether lines may be added; otherwise it must be that of a finished search, and is only read.
 
     Raises:
         RunError: The file is no journal, or the journal of another search; the message names what differs.
     """
 
-    def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path | None, header: Mapping[str, Any], *, grows: bool = True) -> None:
         self.path = None if path is None else Path(path)
+        self.grows = grows
         self.header = {"event": "search", "format": FORMAT, **json.loads(json.dumps(header))}
         self._lines: dict[tuple[str, int, int | None], dict[str, Any]] = {}
         if self.path is None:
@@ -62,7 +64,7 @@ class Journal:
         if records:
             self._check(records[0])
             self._lines = {_key(record): record for record in records[1:]}
-        else:
+        elif grows:
             self._check_unfinished(self.path)
             append_jsonl(self.path, self.header)
 
@@ -80,7 +82,9 @@ class Journal:
             return
         line = {"event": event, "number": number, **record}
         found = self._lines.get(_key(line))
-        if found is None:
+        if found is None and not self.grows:
+            self.unfinished()
+        elif found is None:
             append_jsonl(self.path, line)
         elif found != line:
             raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=AGAIN)
@@ -93,6 +97,13 @@ class Journal:
         """
         if extra := sorted(number for _, number, _ in self._lines if number >= trials):
             raise RunError(f"{self.path} has trial {extra[0]}, but the search ends after {trials}.", remedy=AGAIN)
+
+    def unfinished(self, *_: object) -> NoReturn:
+        """Raises RunError: something is asked of the search that only a finished one has."""
+        raise RunError(
+            f"The search of {self.path} is not finished.",
+            remedy="Go on with it first: `glora search RUN`, or from Python with its score function.",
+        )
 
     def _check(self, found: Mapping[str, Any]) -> None:
         for key in self.header.keys() | found.keys():
