@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glora.errors import RunError
 from glora.files import write_text
@@ -67,7 +67,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_number)
             if not isinstance(record, dict):
                 raise ValueError("no object")
         except ValueError as error:
@@ -244,6 +244,10 @@ class Result:
     def read_all(cls, paths: Iterable[str | Path]) -> list[Result]:
         """The results in the files, in their order."""
         return [cls.read(path) for path in paths]
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _plain(data: Any) -> Any:

@@ -12,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from glora.errors import ConfigError, nearest
+from glora.errors import ConfigError, nearest, need, whole
 from glora.genotype import Genotype
 from glora.registry import lookup
 from glora.searchers.journal import Journal, genes, space_hash
-from glora.searchers.measure import Job, Measure, measured, new_scorers
+from glora.searchers.measure import Job, Measure, Scorers, measured, new_scorers
 from glora.searchers.operators import Pool
 from glora.searchers.racing import Outcome, Race, Racing
 from glora.searchers.trials import Candidate, Score, Searcher, SearchResult, Trial, pareto_front
@@ -86,30 +86,33 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    asker = new_searcher(
-        space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=settings or {}
-    )
+    need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
+    need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
+    given = {} if settings is None else settings
+    asker = new_searcher(space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=given)
     run = _run if racing is None else _race(racing, asker, searcher, seed).run
-    header = {
-        "space": space_hash(space),
-        "searcher": searcher,
-        "settings": dataclasses.asdict(_settings(searcher, settings or {})),
-        "budget": budget,
-        "min_budget": min_budget,
-        "seed": seed,
-        "racing": None if racing is None else dataclasses.asdict(racing),
-        "context": dict(context or {}),
-    }
-    book = Journal(journal, header, grows=score is not None)
-    scorer = book.unfinished if score is None else score
-    with closing(new_scorers(scorer, workers, cluster=cluster, limit=limit)) as team:
+    whose = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
+    header = whose | _header(space, _settings(searcher, given), racing, context or {})
+    with (
+        closing(Journal(journal, header, grows=score is not None)) as book,
+        closing(_scorers(score, book, workers=workers, cluster=cluster, limit=limit)) as team,
+    ):
 
         def scored(asked: Mapping[int, Genotype]) -> Iterator[Outcome]:
             return run(asked, lambda jobs: measured(jobs, team, book))
 
         found = _searched(asker, scored, space, book, on_trial)
-    book.finish(len(found))
+        book.finish(len(found))
     return SearchResult(min(found, key=lambda trial: trial.rank), found, pareto_front(found))
+
+
+def _header(space: BoundSpace, settings: Any, racing: Racing | None, context: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "space": space_hash(space),
+        "settings": dataclasses.asdict(settings),
+        "racing": None if racing is None else dataclasses.asdict(racing),
+        "context": dict(context),
+    }
 
 
 def _searched(
@@ -148,11 +151,21 @@ def new_searcher(
         ConfigError: A setting is unknown or not allowed.
         UnknownNameError: There is no such searcher.
     """
+    need(space, BoundSpace, ConfigError, "space", "a bound space, such as adapted.space")
+    need(settings, Mapping, ConfigError, "settings", "the searcher's settings by name, or None")
+    if budget is not None:
+        whole(budget, "budget")
+    whole(min_budget, "min_budget", least=0)
+    whole(seed, "seed")
     chosen, kind = _settings(searcher, settings), _kind(searcher)
     legalize: Any = getattr(chosen, "legalize", "repair")
     pool = Pool(space.costs, budget, min_budget, random.Random(seed), legalize=legalize)
     asker: Searcher = kind(pool, chosen)
     return asker
+
+
+def _scorers(score: Any, book: Journal, **who: Any) -> Scorers:
+    return new_scorers(book.unfinished if score is None else score, **who)
 
 
 def _kind(searcher: str) -> Any:
