@@ -44,12 +44,16 @@ class TestNSGA2(SearcherSuite):
     searcher = "nsga2"
     few = FEW
     many = {}  # noqa: RUF012
+    near = 0.05  # of its scores one end of the front has a part only
+    long = {"generations": 60}  # noqa: RUF012
 
 
 class TestNSGA2ByRejection(SearcherSuite):
     searcher = "nsga2"
     few = FEW | {"legalize": "reject", "mutation_probability": 0.2}
     many = {"legalize": "reject", "generations": 9}  # noqa: RUF012
+    near = 0.05
+    long = {"legalize": "reject", "generations": 60}  # noqa: RUF012
 
 
 def searcher_of(space: BoundSpace, *, budget: int | None = None, seed: int = 0, **options: Any) -> NSGA2:
