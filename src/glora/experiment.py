@@ -34,7 +34,7 @@ from glora.results import Result
 from glora.runfolder import RunFolder
 from glora.searchers import new_searcher
 from glora.searching import Search
-from glora.settle import method_of, settled
+from glora.settle import method_of, search_arguments, settled, unused
 from glora.testing import Testing, looked
 from glora.training import Training
 from glora.winner import Winner, load_winner
@@ -81,7 +81,7 @@ class Run:
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
-            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
+            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **search_arguments(experiment.search))
         self.known: Known = self._known()
         assert experiment.train.lr is not None  # settled
         self.lr = experiment.train.lr
@@ -122,7 +122,8 @@ class Run:
         aside = data.aside
         if aside is None:
             aside = val // 2 if self.experiment.search.rescore else 0
-        return known(self.task, seed=data.split_seed, aside=aside, folds=data.folds)
+        found = known(self.task, seed=data.split_seed, aside=aside, folds=data.folds)
+        return replace(found, notes=(*found.notes, *unused(search)))
 
     def _backbone(self, classes: int) -> Backbone:
         model = self.experiment.model
@@ -217,6 +218,8 @@ class Run:
         if not self.folder.journal.is_file():  # a search anew
             self.folder.forget_search()
         self.folder.write_config(self.experiment)
+        for line in unused(self.experiment.search):
+            self.reporter.say(line)
         return self._finished(search, search.run())
 
     def pick(self, *, budget: int | None, min_budget: int) -> Outcome:

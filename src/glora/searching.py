@@ -25,6 +25,7 @@ from glora.reporter import Reporter
 from glora.runfolder import RunFolder
 from glora.scoring import Part, Recipe, ValScorer, shared_weights
 from glora.searchers import Racing, SearchResult, Trial, search
+from glora.settle import search_arguments
 from glora.sheet import Genome, Sheet, Splits
 from glora.space import numbers
 from glora.supernet import StoredSupernet, on_cpu
@@ -195,7 +196,7 @@ class Search:
             self.recipe() if workers else score,
             self.space,
             seed=self.seed,
-            **settings.arguments(),
+            **search_arguments(settings),
             racing=racing if settings.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,

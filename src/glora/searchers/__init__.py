@@ -33,6 +33,7 @@ __all__ = [
     "new_searcher",
     "pareto_front",
     "search",
+    "settings_of",
 ]
 
 SEARCHERS = {
@@ -168,6 +169,11 @@ def _scorers(score: Any, book: Journal, **who: Any) -> Scorers:
     return new_scorers(book.unfinished if score is None else score, **who)
 
 
+def settings_of(searcher: str) -> tuple[str, ...]:
+    """The names of a searcher's own settings."""
+    return tuple(item.name for item in dataclasses.fields(_kind(searcher).Settings))
+
+
 def _kind(searcher: str) -> Any:
     return lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
 
@@ -190,8 +196,7 @@ def _run(genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcom
 
 def _settings(searcher: str, given: Mapping[str, Any]) -> Any:
     """The searcher's settings from plain data; raises ConfigError on an unknown one."""
-    kind = _kind(searcher)
-    allowed = [item.name for item in dataclasses.fields(kind.Settings)]
+    kind, allowed = _kind(searcher), settings_of(searcher)
     for name in given:
         if name not in allowed:
             near = nearest(name, allowed, n=1)
