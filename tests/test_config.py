@@ -10,6 +10,7 @@ import yaml
 
 from glora.config import Experiment, build_experiment, describe, load_experiment, parse_count
 from glora.errors import ConfigError
+from glora.settle import search_arguments
 from glora.space import SearchSpace
 
 HERE = Path(__file__).parents[1]
@@ -61,7 +62,10 @@ def test_every_error_is_told_at_once_with_the_nearest_names(tmp_path: Path) -> N
 def test_relations_name_both_settings() -> None:
     with pytest.raises(ConfigError, match=r"mutations=19 and crossovers=10 exceed population=20"):
         build_experiment({**DATA, "search": {"population": 20, "mutations": 19}})
-    assert build_experiment({**DATA, "search": {"population": 20}}).search.arguments()["settings"]["population"] == 20
+    assert (
+        search_arguments(build_experiment({**DATA, "search": {"population": 20}}).search)["settings"]["population"]
+        == 20
+    )
 
 
 def test_overrides_win_over_values_and_both_over_the_file(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from glora.searchers import pareto_front
 from glora.searching import Search
 from glora.space import SearchSpace
 from glora.supernet import StoredSupernet, copied
+from glora.terminal import search_or_pick
 from glora.train import evaluate
 from glora.winner import load_winner
 from suites.toy import Recorder, image_folder, tiny
@@ -331,7 +332,7 @@ def test_the_winner_trained_alone_is_a_control_that_costs_a_training(photos: Pat
     row = result.controls["retrained"]
     assert row["parameters"] == result.parameters
     assert {"val_loss", "aside_loss", "test_loss", "test_loss_ahead"} <= set(row)
-    folder = run.folder.retrained(Outcome.read(run.folder.winner).number)
+    folder = run.folder.retrained(Outcome.read(run.folder.winner).genome)
     header = read_header(folder.adapter)
     assert header["genotype"] == read_header(run.folder.adapter)["genotype"]
     assert row["test_loss"] != result.metrics["test_loss"]
@@ -403,11 +404,139 @@ def test_a_second_winner_is_tested_too_and_it_is_said_that_test_was_read_before(
     picked = run.pick(budget=small + 1, min_budget=0)
     second = run.evaluate()
     assert second.parameters == picked.parameters < first.parameters
-    kept = folder / f"result-{Outcome.read(searched.folder.winner).number}.json"
+    kept = folder / "tested" / f"{first.winner}.json"
     assert Result.read(kept) == first
     assert any("Not the first look" in line and kept.name in line for line in second.verdict)
     assert not any("Not the first look" in line for line in first.verdict)
     assert second.controls["random_best"]["parameters"] <= small + 1  # type: ignore[operator]
     run.search()  # back to the run's own winner, which was tested already
     assert run.evaluate() == first
-    assert not kept.exists()
+    assert [file.stem for file in run.folder.tested] == ["result", second.winner]
+
+
+# -- what a folder holds is one model
+
+
+def smaller(run: Run) -> int:
+    """A budget that the run's own winner does not keep."""
+    return Outcome.read(run.folder.winner).parameters - 1
+
+
+def test_after_one_winner_was_tested_no_other_is_polished_and_no_setting_changes(searched: Run, tmp_path: Path) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    first = Run.open(folder, Recorder()).evaluate()
+    Run.open(folder, Recorder()).pick(budget=smaller(searched), min_budget=0)
+    for change in ({"polish": 2}, {"controls": 1}, {"control": "retrain"}):
+        with pytest.raises(RunError, match="holds a run of other settings"):
+            Run.open(folder, Recorder(), search=change)
+    (folder / "search.jsonl").unlink()
+    with pytest.raises(RunError, match="holds a run of other settings"):
+        Run.open(folder, Recorder(), search={"budget": smaller(searched)})
+    again = Run.open(folder, Recorder())
+    again.search()
+    assert again.evaluate() == first
+
+
+def test_a_result_is_shown_beside_no_other_model(searched: Run, tmp_path: Path) -> None:
+    folder = RunFolder(copy_of(searched, tmp_path / "run"))
+    first = Run.open(folder.path, Recorder()).evaluate()
+    kept = folder.result.read_bytes()
+    run = Run.open(folder.path, Recorder())
+    picked = run.pick(budget=smaller(searched), min_budget=0)
+    assert not folder.result.exists()
+    folder.result.write_bytes(kept)  # by hand
+    second = run.evaluate()
+    assert second.winner == picked.key != first.winner
+    assert second.parameters == picked.parameters
+    assert {Result.read(file).winner for file in folder.tested} == {first.winner, second.winner}
+
+
+@pytest.mark.parametrize("place", ["adapter", "outcome", "result"])
+def test_a_stop_between_the_files_of_a_winner_is_told_and_mended(
+    searched: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = RunFolder(copy_of(searched, tmp_path / "run"))
+    first = Run.open(folder.path, Recorder()).evaluate()
+    budget = smaller(searched)
+    with monkeypatch.context() as patch:
+        stop = {"adapter": ("glora.searching", "save_adapter"), "outcome": ("glora.outcome.Outcome", "write")}
+        where, name = stop.get(place, ("glora.runfolder.RunFolder", "show"))
+        patch.setattr(f"{where}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Run.open(folder.path, Recorder()).pick(budget=budget, min_budget=0)
+    if place == "outcome":  # the adapter is the picked one, winner.json the one before
+        for reader in (Run.open(folder.path, Recorder()).evaluate, folder.shown, lambda: load_winner(folder)):
+            with pytest.raises(RunError, match=r"is not the winner that winner\.json tells of.*glora search"):
+                reader()
+    elif place == "adapter":
+        assert Run.open(folder.path, Recorder()).evaluate() == first
+    picked = Run.open(folder.path, Recorder()).pick(budget=budget, min_budget=0)
+    result = Run.open(folder.path, Recorder()).evaluate()
+    assert (result.winner, result.parameters) == (picked.key, picked.parameters)
+    fitted = Run.open(folder.path, Recorder())
+    fitted.search()
+    assert fitted.fit() == first
+
+
+def test_a_fit_mends_what_a_stop_has_left(searched: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    first = Run.open(folder, Recorder()).evaluate()
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Run.open(folder, Recorder()).pick(budget=smaller(searched), min_budget=0)
+    assert Run.open(folder, Recorder()).fit() == first
+    assert read_header(folder / "adapter.safetensors")["info"]["winner"] == first.winner
+    (folder / "winner.json").write_text("{")
+    assert Run.open(folder, Recorder()).fit() == first
+
+
+def test_without_a_finished_journal_of_this_winner_test_is_not_read(searched: Run, tmp_path: Path) -> None:
+    folder = RunFolder(copy_of(searched, tmp_path / "run"))
+    lines = folder.journal.read_text().splitlines(keepends=True)
+
+    def refused(words: str) -> None:
+        reporter = Recorder()
+        with pytest.raises(RunError, match=words):
+            Run.open(folder.path, reporter).evaluate()
+        assert not any(line.startswith("Testing") for line in reporter.lines)
+        assert not folder.tested
+
+    for kept in (lines[:-1], lines[:1], [lines[0][:20]]):
+        folder.journal.write_text("".join(kept))
+        refused(r"is not finished.*glora search")
+        assert folder.journal.read_text() == "".join(kept)
+    folder.journal.unlink()
+    refused(r"is not finished.*glora search")
+    assert not folder.journal.exists()
+    folder.journal.write_text("".join(lines))
+    told = json.loads(folder.winner.read_text())
+    folder.winner.write_text(json.dumps(told | {"number": told["number"] + 1}))
+    refused(r"is of another search than .*search\.jsonl")
+
+
+def test_a_search_of_a_tested_run_keeps_what_test_told(searched: Run, tmp_path: Path) -> None:
+    folder = RunFolder(copy_of(searched, tmp_path / "run"))
+    Run.open(folder.path, Recorder()).evaluate()
+    tested = Outcome.read(folder.winner).rows
+    (folder.path / "winner.json").write_text("damaged")
+    again = Run.open(folder.path, Recorder()).search()
+    assert again == Outcome.read(folder.winner)
+    assert any(name.startswith("test_") for name in tested["winner"])
+    for name, row in tested.items():
+        assert {**row, "genotypes": 0} == {**again.rows[name], "genotypes": 0}
+
+
+def test_what_comes_after_a_search_is_for_the_winner_picked_with_it(searched: Run, tmp_path: Path) -> None:
+    folder = copy_of(searched, tmp_path / "run")
+    budget = smaller(searched)
+    changes = {"budget": budget, "control": "retrain", "polish": 1, "controls": 0}
+    picked = search_or_pick(folder, changes, Recorder())
+    assert (picked.picked, picked.budget, picked.polish["epochs"]) == (True, budget, 1)
+    run = RunFolder(folder)
+    assert read_header(run.retrained(picked.genome).adapter)["genotype"] == read_header(run.adapter)["genotype"]
+    settings = run.experiment().search
+    assert (settings.budget, settings.polish, settings.control) == (None, 1, "retrain")
+    assert set(Run.open(folder, Recorder()).evaluate().controls) == {"unpolished", "retrained"}
+    with pytest.raises(RunError, match=r"search\.population is 6 there, 7 here"):
+        search_or_pick(folder, {"budget": budget, "population": 7}, Recorder())

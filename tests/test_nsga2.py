@@ -31,6 +31,7 @@ from glora.genotype import Genotype, Site
 from glora.results import read_jsonl
 from glora.searchers import SEARCHERS, Candidate, Score, Trial, new_searcher, pareto_front, search
 from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
+from glora.settle import search_arguments, unused
 from glora.space import BoundSpace, SearchSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 from suites.toy import image_folder
@@ -44,12 +45,16 @@ class TestNSGA2(SearcherSuite):
     searcher = "nsga2"
     few = FEW
     many = {}  # noqa: RUF012
+    near = 0.05  # of its scores one end of the front has a part only
+    long = {"generations": 60}  # noqa: RUF012
 
 
 class TestNSGA2ByRejection(SearcherSuite):
     searcher = "nsga2"
     few = FEW | {"legalize": "reject", "mutation_probability": 0.2}
     many = {"legalize": "reject", "generations": 9}  # noqa: RUF012
+    near = 0.05
+    long = {"legalize": "reject", "generations": 60}  # noqa: RUF012
 
 
 def searcher_of(space: BoundSpace, *, budget: int | None = None, seed: int = 0, **options: Any) -> NSGA2:
@@ -284,10 +289,37 @@ def test_wrong_settings_are_told(wrong: dict[str, Any], message: str) -> None:
         search(lambda genotype: 0.0, toy_space(1), searcher="nsga2", settings=wrong)
 
 
+def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(searcher: str, *changes: str) -> tuple[str, ...]:
+        overrides = [f"search.{change}" for change in (f"searcher={searcher}", "population=12", *changes)]
+        return unused(load_experiment(None, overrides, {"data.source": "x"}).search)
+
+    assert told("nsga2", "legalize=reject", "mutation_probability=0.3") == told("random") == ()
+    assert told("evolution", "parents=3", "legalize=reject") == ()
+    assert told("nsga2", "parents=3", "mutations=2")[0].startswith("The searcher 'nsga2' has no search.mutations, ")
+    assert told("random", "legalize=reject") == (
+        "The searcher 'random' has no search.legalize: nothing changes by it.",
+    )
+    monkeypatch.setitem(SEARCHERS, "mine", f"{__name__}:Mine")  # one more searcher is one more line
+    assert "search.legalize" not in told("mine", "legalize=reject", "parents=3")[0]
+    settings = load_experiment(None, ["search.searcher=mine"], {"data.source": "x"}).search
+    assert search_arguments(settings)["settings"] == {"legalize": "repair"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MySettings:
+    tries: int = 5
+    legalize: str = "repair"
+
+
+class Mine:
+    Settings = MySettings
+
+
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None:
     overrides = [f"search.searcher={searcher}", "search.population=12", "search.generations=4"]
-    options = load_experiment(None, overrides, {"data.source": "x"}).search.arguments()
+    options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search)
     asker = new_searcher(toy_space(12), seed=0, **options)
     assert len(asker.ask()) == (60 if searcher == "random" else 12)
     if searcher != "random":

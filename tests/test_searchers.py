@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora.errors import ConfigError, RunError, UnknownNameError
 from glora.results import read_jsonl
-from glora.searchers import SEARCHERS, Score, Trial, pareto_front, search
-from suites.searcher_suite import SearcherSuite, legal, toy_score, toy_space
+from glora.searchers import SEARCHERS, Racing, Score, Trial, pareto_front, search
+from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 
 SOURCE = str(Path(sys.modules["glora"].__file__ or "").parent.parent)
 FEW = {"population": 6, "generations": 3, "parents": 3}
@@ -35,12 +36,14 @@ class TestEvolutionByRejection(SearcherSuite):
     searcher = "evolution"
     few = FEW | {"legalize": "reject"}
     many = {"legalize": "reject", "generations": 9}  # noqa: RUF012
+    long = {"legalize": "reject"}  # noqa: RUF012
 
 
 class TestRandomSearch(SearcherSuite):
     searcher = "random"
     few = {"candidates": 24}  # noqa: RUF012
     many = {}  # noqa: RUF012
+    learns = False
 
 
 def test_every_searcher_of_the_table_has_a_suite() -> None:
@@ -138,10 +141,70 @@ def test_a_diverged_candidate_never_wins_and_its_score_is_kept(tmp_path: Path) -
     assert search(constant, space, **options) == first
 
 
-@pytest.mark.parametrize("score", [math.inf, Score(0.5, -0.1)])
-def test_an_impossible_score_is_an_error(score: Any) -> None:
-    with pytest.raises(ConfigError, match="score function returned"):
+@pytest.mark.parametrize(
+    "score",
+    [
+        math.inf, Score(0.5, -0.1), "abc", "0.5", None, True, [1.0], [1, 2], (1,), (1, 2, 3), (0.5, "x"), {"a": 1}, 1j,
+        10**400, np.ones(3), np.True_,
+    ],
+)  # fmt: skip
+def test_what_is_no_score_is_an_error_that_says_what_one_is(score: Any) -> None:
+    with pytest.raises(ConfigError, match=r"score function returned.*A score is a number, higher is better"):
         search(lambda genotype: score, toy_space(1))
+
+
+@pytest.mark.parametrize("score", [0.5, 1, np.float32(0.5), np.array(0.5), Score(0.5, 0.1), (0.5, 0.1)])
+def test_numbers_of_any_library_are_scores(score: Any) -> None:
+    best = search(lambda genotype: score, toy_space(1), settings=FEW).best
+    assert best.score.value == (1 if score == 1 else 0.5)
+
+
+RACED = (
+    {"a": 1},
+    5.0,
+    None,
+    "abcdefghij",
+    [1.0],
+    [1e308] * 10,
+    [-1e308] * 10,
+    [(0.5, 0.1)] * 10,
+    [None] * 10,
+    [True] * 10,
+)
+
+
+@pytest.mark.parametrize("values", RACED, ids=lambda value: repr(value)[:12])
+def test_what_are_no_values_in_a_race_is_told(values: Any) -> None:
+    options: dict[str, Any] = {"searcher": "random", "settings": {"candidates": 3}, "racing": Racing(10)}
+    with pytest.raises(ConfigError, match=r"score function returned.*one number per index"):
+        search(lambda genotype, indices: values, toy_space(1), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": "0.3M"}, {"budget": math.nan}, {"budget": 3e3}, {"budget": True}, {"min_budget": "1"},
+        {"min_budget": -5}, {"seed": None}, {"seed": "a"}, {"racing": True}, {"racing": 200}, {"score": 3},
+        {"score": "foo"}, {"score": "no_such_module:score"}, {"score": "math:no_such_name"}, {"space": "linear"},
+        {"context": {"a": object()}}, {"context": {"a": math.nan}}, {"context": [1]}, {"workers": 1.5},
+        {"workers": True}, {"limit": "a"}, {"limit": 0}, {"settings": 3}, {"settings": {"population": True}},
+        {"settings": {"population": "a"}}, {"settings": {"population": None}},
+        {"settings": {"mutation_probability": "a"}}, {"settings": {"mutation_probability": math.nan}},
+        {"settings": {"legalize": []}}, {"searcher": "nsga2", "settings": {"mutation_probability": "a"}},
+        {"searcher": "random", "settings": {"candidates": True}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_arguments_are_told(options: dict[str, Any]) -> None:
+    arguments = {"score": constant, "space": toy_space(1)} | options
+    with pytest.raises(ConfigError):
+        search(arguments.pop("score"), arguments.pop("space"), **arguments)
+
+
+@pytest.mark.parametrize("wrong", [{"examples": 30.5}, {"examples": True}, {"first": 1}, {"level": "a"}, {"level": 0}])
+def test_a_wrong_race_is_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
+        Racing(**({"examples": 30} | wrong))
 
 
 def test_standard_errors_and_every_trial_are_handed_on() -> None:
@@ -187,7 +250,8 @@ def lines_of(path: Path, event: str) -> list[dict[str, Any]]:
 
 def journaled(path: Path, **options: Any) -> Any:
     space = options.pop("space", toy_space(4))
-    return search(toy_score(space), space, **{"settings": FEW, "budget": 400, "journal": path} | options)
+    score = options.pop("score", toy_score(space))
+    return search(score, space, **{"settings": FEW, "budget": 400, "journal": path} | options)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +288,101 @@ def test_an_edited_or_damaged_journal_is_refused(tmp_path: Path) -> None:
         path.write_text("\n".join([*wrong, ""]))
         with pytest.raises(RunError, match=message):
             journaled(path)
+
+
+def edited(lines: list[str], place: int, drop: str = "", **changes: Any) -> list[str]:
+    """The journal with one line changed; it is the first score's when place is -1."""
+    place = next(n for n, line in enumerate(lines) if '"score"' in line) if place == -1 else place
+    record = {name: value for name, value in (json.loads(lines[place]) | changes).items() if name != drop}
+    return [*lines[:place], json.dumps(record), *lines[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"score": "abc"}, r"line \d+, is damaged: trial 0 has score='abc'"),
+        ({"score": True}, r"trial 0 has score=True"),
+        ({"drop": "score"}, r"trial 0 has score='missing'"),
+        ({"drop": "seconds"}, r"trial 0 has seconds=None"),
+        ({"seconds": "1"}, r"trial 0 has seconds='1'"),
+        ({"standard_error": -1}, r"trial 0 has standard_error=-1"),
+        ({"score": math.inf}, r"line \d+, is damaged"),
+        ({"score": math.nan}, r"line \d+, is damaged"),
+        ({"number": "x"}, r"the number of a trial is 'x'"),
+        ({"number": -1}, r"the number of a trial is -1"),
+        ({"event": "guess"}, r"there is no event 'guess'"),
+        ({"drop": "score", "values": [1.0]}, r"trial 0 has score='missing'"),
+        ({"piece": 0}, r"trial 0 has the piece 0"),
+        ({"number": 1}, r"line \d+, is damaged: trial 1 has a second line 'score'"),
+    ],
+)
+def test_a_line_that_no_search_writes_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = tmp_path / "search.jsonl"
+    journaled(path)
+    path.write_text("\n".join([*edited(path.read_text().splitlines(), -1, **change), ""]))
+    with pytest.raises(RunError, match=words):
+        journaled(path)
+
+
+@pytest.mark.parametrize("change", [{"score": 1.0}, {"values": [1.0]}, {"values": "abc"}, {"values": [None, "1"] * 5}])
+def test_a_races_line_that_no_search_writes_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    def race() -> None:
+        options: dict[str, Any] = {"searcher": "random", "settings": {"candidates": 3}, "racing": Racing(30)}
+        search(lambda genotype, indices: [0.5] * len(indices), toy_space(2), journal=path, **options)
+
+    path = tmp_path / "search.jsonl"
+    race()
+    race()
+    drop = "" if "values" in change else "values"
+    path.write_text("\n".join([*edited(path.read_text().splitlines(), -1, drop, **change), ""]))
+    with pytest.raises(RunError, match=r"trial 0"):
+        race()
+
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from test_searchers import journaled
+def slow(genotype):
+    print("scoring", flush=True)
+    time.sleep(600)
+journaled(sys.argv[1], score=slow)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_journal_belongs_to_one_search_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    words = [sys.executable, "-c", HOLDER, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": SOURCE}, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"scoring\n"
+        before = path.read_bytes()
+        with pytest.raises(RunError, match="Another search is running on"):
+            journaled(path)
+        assert path.read_bytes() == before
+        holder.kill()
+    journaled(path)
+    with pytest.raises(RunError, match="another search: its seed"):
+        journaled(path, seed=1)
+    journaled(path)
+
+
+def test_a_finished_search_is_read_back_without_a_score_and_an_unfinished_one_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    found = journaled(path)
+    whole = path.read_bytes()
+    assert journaled(path, score=None) == found
+    lines = whole.splitlines(keepends=True)
+    for part in (b"", lines[0][:9], lines[0], b"".join(lines[:3]), b"".join(lines[:-1])):
+        path.write_bytes(part)
+        with pytest.raises(RunError, match=r"is not finished"):
+            journaled(path, score=None)
+        assert path.read_bytes() == part
+    path.unlink()
+    with pytest.raises(RunError, match=r"is not finished"):
+        journaled(path, score=None)
+    assert not path.exists()
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
@@ -300,14 +459,6 @@ def test_a_thousand_sites_are_asked_and_told_quickly_and_in_little_memory(search
         assert line.split()[0] == "1000"
         assert float(line.split()[1]) < 6  # 0.6 to 1.1 s on one 2026 core; the slack is for a busy machine
     assert int(kilobytes) < 200_000
-
-
-def test_the_best_under_a_budget_is_the_best_of_all_that_keep_it() -> None:
-    space = toy_space(1, ranks=(2,))
-    score = toy_score(space)
-    for budget in (0, 1, 13, 30):
-        best = search(score, space, budget=budget).best
-        assert score(best.genotype) == max(map(score, legal(space, budget)))
 
 
 def test_the_searchers_never_import_torch() -> None:

@@ -24,6 +24,7 @@ from glora.genotype import Genotype, Site
 from glora.layers.head import fits_head, head_of
 from glora.layers.places import base_state, holders, site_of
 from glora.layers.statistics import statistics_of
+from glora.metadata import read_metadata
 from glora.space import SearchSpace
 from glora.state import AdapterState
 
@@ -110,26 +111,6 @@ def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] |
     """Writes the state dict of a plain (merged) model as safetensors, tied weights once, with plain JSON beside it."""
     with atomic(path) as temporary:
         save_model(model, str(temporary), metadata={"glora": json.dumps(dict(info or {}))})
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The JSON that any file of this library carries; empty when it carries none.
-
-    Raises:
-        AdapterFileError: No such file, or damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise AdapterFileError(f"There is no adapter file {path}.", remedy="Give the file that save_adapter wrote.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get("glora", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(
-            f"{path} is damaged or no safetensors file: {error}.",
-            remedy="Copy it again from its source; adapters are never read from pickle files.",
-        ) from error
-    return found if isinstance(found, dict) else {}
 
 
 def is_adapter(metadata: Mapping[str, Any]) -> bool:

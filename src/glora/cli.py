@@ -176,12 +176,11 @@ def evaluate(
     Example: glora eval run
     """
     with reporting() as reporter:
-        from glora.results import Result
         from glora.runfolder import RunFolder
 
-        if data is None and RunFolder(run).result.is_file():
+        result: Any = RunFolder(run).shown() if data is None else None
+        if result:
             reporter.say("The test images were read once already; this is the result of then.")
-            result: Any = Result.read(RunFolder(run).result)
         else:
             from glora.experiment import Run
             from glora.winner import load_winner

@@ -186,18 +186,6 @@ class SearchSettings(_Settings):
         """How many genotypes are scored."""
         return self.population * (1 + self.generations)
 
-    def arguments(self) -> dict[str, Any]:
-        """What `glora.search` is called with: the searcher, its own settings and the budget."""
-        shared = ("population", "generations", "mutation_probability", "legalize")
-        own = {"random": ("candidates",), "nsga2": shared}
-        names = own.get(self.searcher, (*shared, "parents", "mutations", "crossovers"))
-        return {
-            "searcher": self.searcher,
-            "settings": {name: value for name in names if (value := getattr(self, name)) is not None},
-            "budget": self.budget,
-            "min_budget": self.min_budget,
-        }
-
 
 class Experiment(_Settings):
     """Everything that decides a run."""

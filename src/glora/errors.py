@@ -24,6 +24,8 @@ __all__ = [
     "nearest",
     "need",
     "several",
+    "whole",
+    "within",
 ]
 
 
@@ -94,6 +96,19 @@ def need(value: object, kind: Any, error: type[GloraError], name: str, allowed: 
     """Raises the error unless the argument of this name is of that kind."""
     if not isinstance(value, kind):
         raise error(f"{name}={reprlib.repr(value)} is not allowed.", allowed=f"Allowed: {allowed}.")
+
+
+def whole(value: object, name: str, *, least: int | None = None) -> None:
+    """Raises ConfigError unless the argument of this name is an int, and no smaller than the least."""
+    if type(value) is not int or (least is not None and value < least):
+        allowed = "A whole number" + ("." if least is None else f" >= {least}.")
+        raise ConfigError(f"{name}={reprlib.repr(value)} is not allowed.", allowed=allowed)
+
+
+def within(value: object, name: str, low: float, high: float) -> None:
+    """Raises ConfigError unless the argument of this name is a number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ConfigError(f"{name}={reprlib.repr(value)} is not allowed.", allowed=f"A number in [{low:g}, {high:g}].")
 
 
 def several(value: Any, kind: Any, error: type[GloraError], name: str, allowed: str) -> tuple[Any, ...]:

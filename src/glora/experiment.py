@@ -5,8 +5,10 @@ Every stage that has left its file in the run folder is not done again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,20 @@ from glora.config import Experiment
 from glora.data import Task, load_task
 from glora.data.known import Known, known
 from glora.device import device_name, new_accelerator
-from glora.errors import ConfigError, RunError
+from glora.errors import ConfigError, GloraError, RunError
 from glora.latency import latency_ratio
 from glora.methods import Method, Tuned
 from glora.methods.glora import TunedAdapter
 from glora.outcome import Outcome, Row
 from glora.pace import check_pace
-from glora.polishing import Polishing, check_polish, polish_info
+from glora.polishing import Polishing, polish_info
 from glora.reporter import Reporter, Silent, plan
 from glora.results import Result
 from glora.runfolder import RunFolder
 from glora.searchers import new_searcher
 from glora.searching import Search
-from glora.settle import method_of, settled
-from glora.testing import Testing
+from glora.settle import method_of, search_arguments, settled, unused
+from glora.testing import Testing, looked
 from glora.training import Training
 from glora.winner import Winner, load_winner
 
@@ -79,7 +81,7 @@ class Run:
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
-            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **experiment.search.arguments())
+            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **search_arguments(experiment.search))
         self.known: Known = self._known()
         assert experiment.train.lr is not None  # settled
         self.lr = experiment.train.lr
@@ -120,7 +122,8 @@ class Run:
         aside = data.aside
         if aside is None:
             aside = val // 2 if self.experiment.search.rescore else 0
-        return known(self.task, seed=data.split_seed, aside=aside, folds=data.folds)
+        found = known(self.task, seed=data.split_seed, aside=aside, folds=data.folds)
+        return replace(found, notes=(*found.notes, *unused(search)))
 
     def _backbone(self, classes: int) -> Backbone:
         model = self.experiment.model
@@ -147,10 +150,12 @@ class Run:
 
     def fit(self) -> Result:
         """All stages: train, search, and one look at test."""
-        if not self.folder.result.is_file():
-            self.train()
-            if self.searches:
-                self.search()
+        with contextlib.suppress(GloraError):  # what a stop has left is mended by the stages
+            if self.folder.shown():
+                return self.evaluate()
+        self.train()
+        if self.searches:
+            self.search()
         return self.evaluate()
 
     def _alone(self) -> None:
@@ -172,8 +177,8 @@ class Run:
             self.folder.write_config(self.experiment)
         self._training().run(self.tuned)
 
-    def _training(self, polish: dict[str, Any] | None = None) -> Training:
-        """The training loop: the supernet's, or that of a polish."""
+    def _training(self, polish: Mapping[str, Any] | None = None, key: str = "") -> Training:
+        """The training loop: the supernet's, or that of a polish, of the winner of this key."""
         settings = self.experiment.train
         return Training(
             self.known,
@@ -183,12 +188,12 @@ class Run:
             seed=self.experiment.seed,
             accelerator=self.accelerator,
             reporter=self.reporter,
-            info=self.info | ({"polish": polish} if polish else {}),
+            info=self.info | ({"polish": polish, "winner": key} if polish else {}),
         )
 
-    def _polishing(self, search: Search) -> Polishing | None:
-        how = polish_info(search.settings, self.lr)
-        return None if how is None else Polishing(search, self._training(how), how, self._plain)
+    def _polishing(self, search: Search, outcome: Outcome) -> Polishing | None:
+        how = outcome.polish
+        return None if how is None else Polishing(search, self._training(how, outcome.key), how, self._plain)
 
     def _plain(self) -> nn.Module:
         """The pretrained model anew."""
@@ -213,10 +218,9 @@ class Run:
         if not self.folder.journal.is_file():  # a search anew
             self.folder.forget_search()
         self.folder.write_config(self.experiment)
-        outcome = self._polished(search, search.run())
-        if self.experiment.search.control == "retrain":
-            self._retrained(outcome)
-        return outcome
+        for line in unused(self.experiment.search):
+            self.reporter.say(line)
+        return self._finished(search, search.run())
 
     def pick(self, *, budget: int | None, min_budget: int) -> Outcome:
         """The winner for another budget out of a finished search, without a new score; its adapter and pictures.
@@ -226,11 +230,19 @@ class Run:
             RunError: The search is not finished.
         """
         search = self._searching()
-        return self._polished(search, search.pick(budget=budget, min_budget=min_budget))
+        outcome = search.pick(budget=budget, min_budget=min_budget)
+        self.folder.write_config(self.experiment)
+        return self._finished(search, outcome)
 
-    def _polished(self, search: Search, outcome: Outcome) -> Outcome:
-        polishing = self._polishing(search)
-        return outcome if polishing is None else polishing.run(outcome)
+    def _finished(self, search: Search, outcome: Outcome) -> Outcome:
+        """The winner polished and trained alone, where the settings ask for it; tested before, it keeps its result."""
+        if polishing := self._polishing(search, outcome):
+            outcome = polishing.run(outcome)
+        if self.experiment.search.control == "retrain":
+            self._retrained(outcome)
+        if tested := self.folder.show(outcome.key):
+            outcome = search.complete(outcome, tested.rows)
+        return outcome
 
     def _searching(self) -> Search:
         if not self.searches:
@@ -250,11 +262,12 @@ class Run:
             accelerator=self.accelerator,
             reporter=self.reporter,
             info=self.info,
+            polish=polish_info(self.experiment.search, self.lr),
         )
 
     def _retrained(self, outcome: Outcome) -> nn.Module:
         """The winner trained alone from the pretrained weights, merged."""
-        folder = self.folder.retrained(outcome.number)
+        folder = self.folder.retrained(outcome.genome)
         if not folder.adapter.is_file():
             self.reporter.say("Control: the winner trained alone from the pretrained weights")
             fresh = self.method.apply(self._plain(), head=self.backbone.head, seed=self.experiment.seed)
@@ -271,17 +284,17 @@ class Run:
         Raises:
             RunError: An earlier stage is missing.
         """
-        if self.folder.result.is_file():
+        if found := self.folder.shown():
             self.reporter.say("The test images were read once already; this is the result of then.")
-            return Result.read(self.folder.result)
+            return found
         self._alone()
         winner = load_winner(self.folder)
-        if self.searches:
-            check_polish(self.folder, polish_info(self.experiment.search, self.lr))
+        search = self._searching() if self.searches else None
+        outcome = None if search is None else search.shown()
+        polishing = None if search is None or outcome is None else self._polishing(search, outcome)
         model = winner.model.to(self.accelerator.device)
         latency = self._latency(model)
         start = time.perf_counter()
-        outcome = Outcome.read(self.folder.winner) if self.searches else None
         testing = Testing(
             self.task,
             self.known,
@@ -289,35 +302,27 @@ class Run:
             batch_size=self.experiment.search.batch_size,
             reporter=self.reporter,
         )
-        if outcome is None:
+        if search is None or outcome is None:
             rows = testing.alone(model, parameters=self.tuned.count())
         else:
             retrain = self.experiment.search.control == "retrain"
             retrained = self._retrained(outcome) if retrain else None
-            search = self._searching()
-            polishing = self._polishing(search)
             polished = None if polishing is None else polishing.contender(outcome, model)
             rows = testing.searched(model, search, outcome, retrained=retrained, polished=polished)
             outcome = search.complete(outcome, rows)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         work = {"train": self.folder.image_steps()}
-        if outcome is not None and polishing is not None:
-            polish = polishing.folder(outcome)
+        if outcome is not None and outcome.polish:
+            polish = self.folder.polished(outcome.key)
             seconds, work = seconds | {"polish": polish.seconds()["train"]}, work | {"polish": polish.image_steps()}
         result = self._result(winner, rows, outcome, seconds=seconds, image_steps=work, latency=latency)
+        if outcome is not None:
+            result = replace(result, winner=outcome.key)
+        self.folder.put_away()
         result.write(self.folder.result)
         return result
 
-    def _result(
-        self,
-        winner: Winner,
-        rows: dict[str, Row],
-        outcome: Outcome | None,
-        *,
-        seconds: dict[str, float],
-        image_steps: dict[str, int],
-        latency: dict[str, float],
-    ) -> Result:
+    def _result(self, winner: Winner, rows: dict[str, Row], outcome: Outcome | None, **measured: Any) -> Result:
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in self.backbone.head for p in winner.model.get_submodule(name).parameters()]
         new_keys = (f"A new key of the merged model: {key}" for key in winner.new_keys)
@@ -331,11 +336,9 @@ class Run:
             head_parameters=sum(p.numel() for p in heads),
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
-            seconds=seconds,
-            image_steps=image_steps,
-            latency=latency,
+            **measured,
             notes=(*self.task.notes, *self.known.notes, *new_keys),
-            verdict=() if outcome is None else (*self.folder.looks, *outcome.verdict),
+            verdict=() if outcome is None else (*looked(self.folder.tested), *outcome.verdict),
             device=device_name(self.accelerator.device),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,7 +12,7 @@ from typing import Any
 from glora.errors import RunError
 from glora.results import write_json
 
-__all__ = ["SPLITS", "Outcome", "Row", "bane", "before_after", "row_title", "verdict"]
+__all__ = ["SPLITS", "Outcome", "Row", "bane", "before_after", "digest", "row_title", "verdict"]
 
 Row = Mapping[str, float | None]
 TITLES = {  # name of a row -> what it is
@@ -32,6 +33,7 @@ class Outcome:
 
     Attributes:
         number: Its trial in the journal. genome: Its genome. parameters: Its trainable numbers, without the head.
+        weights: Hash of the supernet whose numbers it plays. polish: How these were trained on; None: not at all.
         sites: Site -> its choices `A` to `E`, None where nothing is offered, and `numbers`, its trainable numbers.
         fitness: What the search read on val. score, standard_error: What it read of the winner; higher is better.
         budget, min_budget: What the winner keeps.
@@ -43,6 +45,8 @@ class Outcome:
 
     number: int
     genome: tuple[int, ...]
+    weights: str
+    polish: Mapping[str, Any] | None
     parameters: int
     sites: Mapping[str, Mapping[str, Any]]
     fitness: str
@@ -55,6 +59,11 @@ class Outcome:
     rescored: int = 0
     picked: bool = False
     rows: Mapping[str, Row] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Which model this is: its adapter, its polish and its result carry the same."""
+        return digest(self.genome, self.weights, self.polish)
 
     @property
     def choice(self) -> str:
@@ -104,6 +113,11 @@ class Outcome:
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = "Search again: it takes the journal's scores."
             raise RunError(f"{path} cannot be read: {error}.", remedy=remedy) from error
+
+
+def digest(*parts: Any) -> str:
+    """A short name for plain data: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def row_title(name: str, row: Row) -> str:

@@ -8,20 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from glora.checkpoint import load_adapter, read_metadata
+from glora.checkpoint import load_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, compared
 from glora.data import ImageSet
-from glora.errors import RunError
 from glora.files import atomic
 from glora.outcome import Outcome, before_after
 from glora.reporter import Reporter
-from glora.runfolder import RunFolder
 from glora.searching import Search
 from glora.train import evaluate
 from glora.training import Training
 
-__all__ = ["Polishing", "check_polish", "polish_info"]
+__all__ = ["Polishing", "polish_info"]
 
 SHARE = 0.1  # of the supernet's learning rate: the start is trained already
 
@@ -36,20 +34,6 @@ def polish_info(settings: SearchSettings, lr: float) -> dict[str, Any] | None:
     if not settings.polish:
         return None
     return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr or SHARE * lr}
-
-
-def check_polish(folder: RunFolder, wanted: Mapping[str, Any] | None) -> None:
-    """Nothing when the adapter in the folder was polished as wanted.
-
-    Raises:
-        RunError: It was polished in another way, or not at all.
-    """
-    found = read_metadata(folder.adapter)["info"].get("polish")
-    if found != wanted:
-        raise RunError(
-            f"The adapter in {folder.path} was polished with {found}, and the settings say {wanted}.",
-            remedy=f"Run `glora search {folder.path}` first.",
-        )
 
 
 class Polishing:
@@ -71,14 +55,9 @@ class Polishing:
         self.base = base
         self.reporter: Reporter = search.reporter
 
-    def folder(self, outcome: Outcome) -> RunFolder:
-        """Where the polished winner is."""
-        name = f"{outcome.number}-{self.how['epochs']}-{self.how['on']}-{self.how['lr']:g}"
-        return self.search.folder.polished(name)
-
     def run(self, outcome: Outcome) -> Outcome:
         """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
-        search, folder = self.search, self.folder(outcome)
+        search, folder = self.search, self.search.folder.polished(outcome.key)
         if not folder.adapter.is_file():
             images = self._images()
             epochs = "1 epoch" if self.how["epochs"] == 1 else f"{self.how['epochs']} epochs"

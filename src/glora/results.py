@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glora.errors import RunError
 from glora.files import write_text
@@ -67,7 +67,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_number)
             if not isinstance(record, dict):
                 raise ValueError("no object")
         except ValueError as error:
@@ -108,6 +108,7 @@ class Result:
         commit: The git commit of the working folder, or None.
         device: What it ran on, in words.
         time: When the record was made, UTC, ISO 8601.
+        winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
     """
 
     method: str
@@ -129,6 +130,7 @@ class Result:
     commit: str | None = None
     device: str = "cpu"
     time: str = ""
+    winner: str = ""
 
     @classmethod
     def stamped(
@@ -242,6 +244,10 @@ class Result:
     def read_all(cls, paths: Iterable[str | Path]) -> list[Result]:
         """The results in the files, in their order."""
         return [cls.read(path) for path in paths]
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _plain(data: Any) -> Any:

@@ -2,15 +2,16 @@
 
 It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
 `images.jsonl` (what winner and controls do image by image), `winner.json`, `adapter.safetensors`, `result.json` and
-`plots/`; while training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`.
+`plots/`; while training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`;
+in `tested/` the results of winners that were tested before. A model is known by `Outcome.key`, which its adapter and
+its result carry: what a stop has left is never taken for what it is not.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import yaml
 from glora.config import Experiment, build_experiment
 from glora.errors import RunError, listed
 from glora.files import write_text
-from glora.results import append_jsonl, read_jsonl
+from glora.metadata import read_metadata
+from glora.outcome import Outcome, digest
+from glora.results import Result, append_jsonl, read_jsonl
 
 __all__ = ["RunFolder"]
 
@@ -45,19 +48,20 @@ class RunFolder:
         self.winner = self.path / "winner.json"
         self.sheet = self.path / "images.jsonl"
         self.result = self.path / "result.json"
+        self.others = self.path / "tested"
         self.plots = self.path / "plots"
 
     def fold(self, place: int) -> RunFolder:
         """The folder of one fold's supernet."""
         return RunFolder(self.path / f"fold-{place + 1}")
 
-    def retrained(self, number: int) -> RunFolder:
-        """The folder of a winner, the trial of this number, trained alone."""
-        return RunFolder(self.path / "retrained" / str(number))
+    def retrained(self, genome: Sequence[int]) -> RunFolder:
+        """The folder of the genotype trained alone."""
+        return RunFolder(self.path / "retrained" / digest(genome))
 
-    def polished(self, name: str) -> RunFolder:
-        """The folder of a winner that was polished; the name tells which and how."""
-        return RunFolder(self.path / "polished" / name)
+    def polished(self, key: str) -> RunFolder:
+        """The folder of the polished winner of this key."""
+        return RunFolder(self.path / "polished" / key)
 
     @property
     def searched(self) -> bool:
@@ -65,37 +69,56 @@ class RunFolder:
         return self.journal.is_file() and self.winner.is_file()
 
     @property
-    def retired(self) -> list[Path]:
-        """The results of winners for other budgets, which were tested before."""
-        return sorted(self.path.glob("result-*.json"))
+    def tested(self) -> list[Path]:
+        """The results of all winners that were tested: of the one shown here, and of those before."""
+        return [file for file in (self.result, *sorted(self.others.glob("*.json"))) if file.is_file()]
 
-    @property
-    def looks(self) -> tuple[str, ...]:
-        """What must be said when winners for other budgets were tested before."""
-        if not (before := self.retired):
-            return ()
-        names = ", ".join(path.name for path in before)
-        return (f"Not the first look at the test images: winners for other budgets were tested before ({names}).",)
+    def key(self) -> str:
+        """Which winner is here, by its outcome and its adapter; empty of a method without a search.
 
-    def show_result(self, old: int | None, new: int) -> None:
-        """The result in the folder is that of the trial `new`, or none; that of the trial `old` is kept beside."""
-        if old == new:
-            return
+        Raises:
+            RunError: The two are not of one model, which a stop between their writing leaves.
+        """
+        told = Outcome.read(self.winner).key if self.winner.is_file() else ""
+        if told:
+            self.need(self.adapter, f"glora search {self.path}")
+        held = read_metadata(self.adapter).get("info", {}).get("winner", "") if self.adapter.is_file() else ""
+        if told != held:
+            raise RunError(
+                f"{self.adapter} is not the winner that {self.winner.name} tells of.",
+                remedy=f"The search writes both again: glora search {self.path} (with --budget for a picked one)",
+            )
+        return told
+
+    def shown(self) -> Result | None:
+        """The result of the model that is here; None when it was not tested."""
+        key = self.key()
+        for file in (self.result, self._beside(key)):
+            if file.is_file() and (found := Result.read(file)).winner == key:
+                return found
+        return None
+
+    def put_away(self) -> None:
+        """No result is shown; what was, is kept beside under the key of its winner."""
         if self.result.is_file():
-            aside = self.path / f"result-{f'before-{len(self.retired) + 1}' if old is None else old}.json"
-            if aside.is_file():  # a kill came after the renaming
-                return
-            self.result.rename(aside)
-        theirs = self.path / f"result-{new}.json"
-        if theirs.is_file():
-            theirs.rename(self.result)
+            aside = self._beside(Result.read(self.result).winner)
+            aside.parent.mkdir(exist_ok=True)
+            self.result.replace(aside)
+
+    def show(self, key: str) -> Result | None:
+        """The result of this winner is shown again, where it was tested before."""
+        if self._beside(key).is_file():
+            self._beside(key).replace(self.result)
+        return self.shown()
+
+    def _beside(self, key: str) -> Path:
+        return self.others / f"{key or 'unknown'}.json"
 
     def forget_search(self) -> None:
-        """Nothing of an earlier search is left: a new one begins."""
+        """No winner of an earlier search is here: a new one begins."""
+        self.put_away()
         for file in (self.adapter, self.winner):
             file.unlink(missing_ok=True)
-        for folder in ("retrained", "polished"):  # their names are numbers of its trials
-            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def experiment(self) -> Experiment:
         """The settings of the run in the folder.
@@ -130,7 +153,7 @@ class RunFolder:
         if not differing:
             return
         only_search = all(key.startswith("search.") for key in differing)
-        searched, tested = self.journal.is_file(), self.result.is_file()
+        searched, tested = self.journal.is_file(), bool(self.tested)
         if only_search and not tested and (not searched or AFTER.issuperset(differing)):
             return
         if not only_search or tested:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from accelerate import Accelerator
@@ -23,7 +24,8 @@ from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
 from glora.scoring import Part, Recipe, ValScorer, shared_weights
-from glora.searchers import Racing, Score, SearchResult, Trial, search
+from glora.searchers import Racing, SearchResult, Trial, search
+from glora.settle import search_arguments
 from glora.sheet import Genome, Sheet, Splits
 from glora.space import numbers
 from glora.supernet import StoredSupernet, on_cpu
@@ -44,6 +46,7 @@ class Search:
         accelerator: Device and precision.
         reporter: Where to tell what is going on.
         info: What travels with the adapter file.
+        polish: How the winner is trained on, None where it is not.
 
     Raises:
         RunError: A supernet is not trained yet.
@@ -61,6 +64,7 @@ class Search:
         accelerator: Accelerator,
         reporter: Reporter,
         info: Mapping[str, Any],
+        polish: Mapping[str, Any] | None = None,
     ) -> None:
         self.known = known
         self.method = method
@@ -72,13 +76,15 @@ class Search:
         self.seed = seed
         self.reporter = reporter
         self.info = info
+        self.polish = polish
         self.parts, self.final = load_parts(self.adapted, known, folder)
         self.scorer = ValScorer(
             self.parts, fitness=settings.fitness, accelerator=accelerator, batch_size=settings.batch_size
         )
         files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
         self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
-        header = {"event": "images", **self.context, "winner": sha256(folder.supernet)}
+        self.weights = sha256(folder.supernet)
+        header = {"event": "images", **self.context, "winner": self.weights}
         self.sheet = Sheet(folder.sheet, header, self._measured)
 
     def run(self) -> Outcome:
@@ -108,7 +114,7 @@ class Search:
             BudgetError: No scored genotype keeps it; the message has the smallest and the largest scored.
             RunError: The search is not finished.
         """
-        found = self._search(self._unfinished, None)
+        found = self.finished
         high = float("inf") if budget is None else budget
         scored = [trial for trial in found.trials if trial.seen == 1]
         kept = [trial for trial in scored if min_budget <= trial.parameters <= high]
@@ -136,7 +142,7 @@ class Search:
         """The outcome with all that was compared, in the folder and in the picture."""
         outcome = replace(outcome, rows=rows)
         outcome.write(self.folder.winner)
-        found = self._search(self._unfinished, None)
+        found = self.finished
         self._pictures(outcome, found, found.trials[outcome.number])
         return outcome
 
@@ -156,6 +162,33 @@ class Search:
             self.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
         return controls(self.space, self.sheet, sizes, fitness=settings.fitness, rescore=settings.rescore)
 
+    @cached_property
+    def finished(self) -> SearchResult:
+        """The finished search, from its journal alone; nothing is scored and nothing written.
+
+        Raises:
+            RunError: It is not finished.
+        """
+        return self._search(None, None)
+
+    def shown(self) -> Outcome:
+        """The winner in the folder, which this finished search has found and the settings ask for.
+
+        Raises:
+            RunError: The search is not finished, or the winner is another search's or polished in another way.
+        """
+        outcome, remedy = Outcome.read(self.folder.winner), f"Run `glora search {self.folder.path}` first."
+        if outcome.polish != self.polish:
+            raise RunError(
+                f"The adapter in {self.folder.path} was polished with {outcome.polish}, and the settings say "
+                f"{self.polish}.",
+                remedy=remedy,
+            )
+        theirs = [trial.genome for trial in self.finished.trials if trial.number == outcome.number]
+        if theirs != [outcome.genome] or outcome.weights != self.weights:
+            raise RunError(f"{self.folder.winner} is of another search than {self.folder.journal}.", remedy=remedy)
+        return outcome
+
     def _search(self, score: Any, tell: Any, *, workers: int = 0) -> SearchResult:
         settings = self.settings
         racing = Racing(len(self.known.val), level=settings.racing_level, first=settings.racing_first)
@@ -163,7 +196,7 @@ class Search:
             self.recipe() if workers else score,
             self.space,
             seed=self.seed,
-            **settings.arguments(),
+            **search_arguments(settings),
             racing=racing if settings.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,
@@ -194,11 +227,6 @@ class Search:
             batch_size=self.settings.batch_size,
         )
 
-    def _unfinished(self, *_: object) -> Score:
-        raise RunError(
-            f"The search in {self.folder.path} is not finished.", remedy=f"Continue it: glora search {self.folder.path}"
-        )
-
     def _measured(self, genome: Genome) -> Splits:
         genotype = self.space.decode(genome)
         found = {"val": self.scorer.evaluation(genotype)}
@@ -227,6 +255,8 @@ class Search:
         return Outcome(
             number=winner.number,
             genome=winner.genome,
+            weights=self.weights,
+            polish=self.polish,
             parameters=winner.parameters,
             sites=sites,
             fitness=self.settings.fitness,
@@ -241,14 +271,13 @@ class Search:
         """The winner's adapter and the outcome are in the folder, and the pictures where they can be drawn."""
         folder = self.folder
         genotype = winner.genotype
-        before = Outcome.read(folder.winner).number if folder.winner.is_file() else None
-        folder.show_result(before, winner.number)
+        folder.put_away()
         self.final.put()
         self.adapted.activate(genotype)
-        if self.settings.polish:  # the adapter of this run is the polished one
+        if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            save_adapter(self.adapted, folder.adapter, info=self.info)
+            save_adapter(self.adapted, folder.adapter, info={**self.info, "winner": outcome.key})
         outcome.write(folder.winner)
         for line in outcome.verdict:
             self.reporter.say(line)

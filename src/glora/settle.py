@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from glora.config import Experiment
+from glora import searchers
+from glora.config import Experiment, SearchSettings
 from glora.data import DATASETS
 from glora.methods import Method, get_method, settings_of
 
-__all__ = ["method_of", "settled"]
+__all__ = ["method_of", "search_arguments", "settled", "unused"]
 
 
 def settled(experiment: Experiment, method: Method) -> Experiment:
@@ -21,6 +23,30 @@ def settled(experiment: Experiment, method: Method) -> Experiment:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
     train = experiment.train.model_copy(update={"lr": experiment.train.lr or method.lr})
     return experiment.model_copy(update={"data": data, "model": model, "train": train})
+
+
+def search_arguments(settings: SearchSettings) -> dict[str, Any]:
+    """What `glora.search` is called with: the searcher, those of the settings that it has, and the budget."""
+    own = {name: getattr(settings, name, None) for name in searchers.settings_of(settings.searcher)}
+    return {
+        "searcher": settings.searcher,
+        "settings": {name: value for name, value in own.items() if value is not None},
+        "budget": settings.budget,
+        "min_budget": settings.min_budget,
+    }
+
+
+def unused(settings: SearchSettings) -> tuple[str, ...]:
+    """What must be said of settings that are not at their default and that only other searchers have."""
+    own, fields = set(searchers.settings_of(settings.searcher)), type(settings).model_fields
+    if "candidates" in own:  # as many as these two give
+        own |= {"population", "generations"}
+    others = {
+        name for searcher in searchers.SEARCHERS for name in searchers.settings_of(searcher)
+    } & fields.keys() - own
+    changed = sorted(name for name in others if getattr(settings, name) != fields[name].default)
+    names = ", ".join(f"search.{name}" for name in changed)
+    return (f"The searcher {settings.searcher!r} has no {names}: nothing changes by it.",) if changed else ()
 
 
 def method_of(experiment: Experiment) -> Method:

@@ -80,7 +80,7 @@ def search_settings(options: Mapping[str, Any], overrides: Sequence[str]) -> dic
 
 
 def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:
-    """Searches a run, or picks from a finished search when nothing but the budget is another."""
+    """Searches a run, or picks from a finished search when the budget is another; then the rest is for the picked."""
     from glora.experiment import Run
     from glora.runfolder import RunFolder
 
@@ -89,8 +89,9 @@ def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:
     wanted = experiment.with_(search={**experiment.search.model_dump(), **changes}).search
     own = experiment.search
     another = (wanted.budget, wanted.min_budget) != (own.budget, own.min_budget)
-    if folder.searched and another and changes.keys() <= {"budget", "min_budget", "workers"}:
-        return Run.open(run, reporter).pick(budget=wanted.budget, min_budget=wanted.min_budget)
+    if folder.searched and another:
+        rest = {name: value for name, value in changes.items() if name not in ("budget", "min_budget")}
+        return Run.open(run, reporter, search=rest).pick(budget=wanted.budget, min_budget=wanted.min_budget)
     return Run.open(run, reporter, search=dict(changes)).search()
 
 
@@ -109,6 +110,7 @@ def show(run: Path, *, as_json: bool) -> None:
     folder = RunFolder(run)
     folder.experiment()  # tells when there is no run
     folder.need(folder.winner, f"glora search {run}")
+    folder.key()  # tells when a stop has left two winners
     outcome = Outcome.read(folder.winner)
     if as_json:
         typer.echo(json.dumps(outcome.to_json()))

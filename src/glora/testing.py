@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
@@ -15,7 +17,13 @@ from glora.reporter import Reporter
 from glora.searching import Search
 from glora.train import Evaluation, evaluate
 
-__all__ = ["Testing"]
+__all__ = ["Testing", "looked"]
+
+
+def looked(before: Sequence[Path]) -> tuple[str, ...]:
+    """What must be said of a result when the test images were read before, for the results of other winners."""
+    names = ", ".join(f"{file.parent.name}/{file.name}" for file in before)
+    return (f"Not the first look at the test images: other winners were tested before ({names}).",) if before else ()
 
 
 class Testing:

@@ -73,7 +73,7 @@ def load_winner(folder: RunFolder) -> Winner:
     """The run's plain model: of adapters the winner, read from its file and merged as a user would.
 
     Raises:
-        RunError: An earlier stage is missing.
+        RunError: An earlier stage is missing, or a stop has left two winners.
         AdapterFileError: A file is damaged, or of another base.
     """
     experiment = folder.experiment()
@@ -83,6 +83,7 @@ def load_winner(folder: RunFolder) -> Winner:
     model: nn.Module = load_backbone(**info["backbone"], num_classes=len(info["classes"])).model
     if is_adapter(trained):
         folder.need(folder.adapter, f"glora search {folder.path}")
+        folder.key()
         adapted = load_adapter(model, folder.adapter)
         return Winner(adapted.merge(keep_base=False), experiment, info, adapted.new_keys)
     tensors, _ = read_tensors(folder.supernet)

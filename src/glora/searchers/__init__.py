@@ -12,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from glora.errors import ConfigError, nearest
+from glora.errors import ConfigError, nearest, need, whole
 from glora.genotype import Genotype
 from glora.registry import lookup
 from glora.searchers.journal import Journal, genes, space_hash
-from glora.searchers.measure import Job, Measure, measured, new_scorers
+from glora.searchers.measure import Job, Measure, Scorers, measured, new_scorers
 from glora.searchers.operators import Pool
 from glora.searchers.racing import Outcome, Race, Racing
 from glora.searchers.trials import Candidate, Score, Searcher, SearchResult, Trial, pareto_front
@@ -33,6 +33,7 @@ __all__ = [
     "new_searcher",
     "pareto_front",
     "search",
+    "settings_of",
 ]
 
 SEARCHERS = {
@@ -43,7 +44,7 @@ SEARCHERS = {
 
 
 def search(
-    score: Callable[[Genotype], float | Score] | Callable[[Genotype, Sequence[int]], Sequence[float]] | Any,
+    score: Callable[[Genotype], float | Score] | Callable[[Genotype, Sequence[int]], Sequence[float]] | Any | None,
     space: BoundSpace,
     *,
     searcher: str = "evolution",
@@ -63,7 +64,8 @@ def search(
 
     Args:
         score: Genotype -> score, higher is better; called once per genotype. With racing: (genotype, indices) ->
-            values, one per example; the score is their mean. For workers see `glora.searchers.measure.new_scorers`.
+            values, one per example; the score is their mean. None reads a finished search back from its journal,
+            and writes nothing. For workers see `glora.searchers.measure.new_scorers`.
         space: The search space at the sites of a model.
         searcher: A name in `SEARCHERS`.
         budget: Most trainable numbers, without the head; None for no limit.
@@ -85,28 +87,33 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    given = settings or {}
+    need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
+    need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
+    given = {} if settings is None else settings
     asker = new_searcher(space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=given)
     run = _run if racing is None else _race(racing, asker, searcher, seed).run
-    header = {
-        "space": space_hash(space),
-        "searcher": searcher,
-        "settings": dataclasses.asdict(_settings(searcher, given)),
-        "budget": budget,
-        "min_budget": min_budget,
-        "seed": seed,
-        "racing": None if racing is None else dataclasses.asdict(racing),
-        "context": dict(context or {}),
-    }
-    book = Journal(journal, header)
-    with closing(new_scorers(score, workers, cluster=cluster, limit=limit)) as team:
+    whose = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
+    header = whose | _header(space, _settings(searcher, given), racing, context or {})
+    with (
+        closing(Journal(journal, header, grows=score is not None)) as book,
+        closing(_scorers(score, book, workers=workers, cluster=cluster, limit=limit)) as team,
+    ):
 
         def scored(asked: Mapping[int, Genotype]) -> Iterator[Outcome]:
             return run(asked, lambda jobs: measured(jobs, team, book))
 
         found = _searched(asker, scored, space, book, on_trial)
-    book.finish(len(found))
+        book.finish(len(found))
     return SearchResult(min(found, key=lambda trial: trial.rank), found, pareto_front(found))
+
+
+def _header(space: BoundSpace, settings: Any, racing: Racing | None, context: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "space": space_hash(space),
+        "settings": dataclasses.asdict(settings),
+        "racing": None if racing is None else dataclasses.asdict(racing),
+        "context": dict(context),
+    }
 
 
 def _searched(
@@ -145,11 +152,26 @@ def new_searcher(
         ConfigError: A setting is unknown or not allowed.
         UnknownNameError: There is no such searcher.
     """
+    need(space, BoundSpace, ConfigError, "space", "a bound space, such as adapted.space")
+    need(settings, Mapping, ConfigError, "settings", "the searcher's settings by name, or None")
+    if budget is not None:
+        whole(budget, "budget")
+    whole(min_budget, "min_budget", least=0)
+    whole(seed, "seed")
     chosen, kind = _settings(searcher, settings), _kind(searcher)
     legalize: Any = getattr(chosen, "legalize", "repair")
     pool = Pool(space.costs, budget, min_budget, random.Random(seed), legalize=legalize)
     asker: Searcher = kind(pool, chosen)
     return asker
+
+
+def _scorers(score: Any, book: Journal, **who: Any) -> Scorers:
+    return new_scorers(book.unfinished if score is None else score, **who)
+
+
+def settings_of(searcher: str) -> tuple[str, ...]:
+    """The names of a searcher's own settings."""
+    return tuple(item.name for item in dataclasses.fields(_kind(searcher).Settings))
 
 
 def _kind(searcher: str) -> Any:
@@ -174,8 +196,7 @@ def _run(genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcom
 
 def _settings(searcher: str, given: Mapping[str, Any]) -> Any:
     """The searcher's settings from plain data; raises ConfigError on an unknown one."""
-    kind = _kind(searcher)
-    allowed = [item.name for item in dataclasses.fields(kind.Settings)]
+    kind, allowed = _kind(searcher), settings_of(searcher)
     for name in given:
         if name not in allowed:
             near = nearest(name, allowed, n=1)

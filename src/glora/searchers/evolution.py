@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from glora.errors import ConfigError
+from glora.errors import ConfigError, whole, within
 from glora.searchers.operators import Genome, Pool, crossover, mutate
 from glora.searchers.trials import Candidate, Origin, Trial
 
@@ -38,20 +38,18 @@ class EvolutionSettings:
     legalize: Literal["repair", "reject"] = "repair"
 
     def __post_init__(self) -> None:
+        whole(self.population, "population", least=1)
         for name in ("mutations", "crossovers"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.population // 2)
-        for name, least in (("population", 1), ("generations", 0), ("parents", 1), ("mutations", 0), ("crossovers", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} is not allowed.", allowed=f"A whole number >= {least}.")
+        for name, least in (("generations", 0), ("parents", 1), ("mutations", 0), ("crossovers", 0)):
+            whole(getattr(self, name), name, least=least)
         if self.children > self.population:
             raise ConfigError(
                 f"mutations={self.mutations} and crossovers={self.crossovers} exceed population={self.population}.",
                 allowed="Together they are at most the population; random genotypes fill it up.",
             )
-        if not 0 <= self.mutation_probability <= 1:
-            raise ConfigError(f"mutation_probability={self.mutation_probability!r}.", allowed="A number in [0, 1].")
+        within(self.mutation_probability, "mutation_probability", 0, 1)
         if self.legalize not in ("repair", "reject"):
             raise ConfigError(f"legalize={self.legalize!r} is not allowed.", allowed="Allowed: repair, reject.")
 

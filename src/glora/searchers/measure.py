@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from glora.errors import ConfigError
+from glora.errors import ConfigError, RunError, whole, within
 from glora.genotype import Genotype
 from glora.registry import load, lookup
 from glora.searchers.journal import Journal
@@ -16,6 +17,15 @@ from glora.workers import Build, Team, timed
 
 __all__ = ["Done", "Job", "Measure", "Scorers", "measured", "new_scorers"]
 
+LARGEST = 1e150  # of a value in a race: its square is finite
+SCORE = (
+    "A score is a number, higher is better, or glora.Score(value, standard_error): NaN and -inf count as the worst, "
+    "inf is none, and a standard error is at least 0."
+)
+RACED = (
+    "With racing it is called with a genotype and indices, and returns one number per index, such as a list of floats, "
+    f"each at most {LARGEST:g}; NaN and -inf count as the worst."
+)
 TEAMS = {"local": "glora.workers:LocalTeam", "ray": "glora.cluster:RayTeam"}
 
 
@@ -71,10 +81,18 @@ def new_scorers(score: Any, workers: int, *, cluster: str | None = None, limit: 
         ConfigError: The number or the limit is not allowed.
         UnknownNameError: There is no such cluster.
     """
-    if workers < (cluster is not None) or limit <= 0:
+    whole(workers, "workers")
+    within(limit, "limit", 0, math.inf)
+    if workers < (cluster is not None) or not limit:
         raise ConfigError(
             f"workers={workers}, cluster={cluster!r}, limit={limit}.",
             allowed="workers at least 0, on a cluster at least 1; a limit above 0 seconds.",
+        )
+    named = isinstance(score, str) and all(score.partition(":"))
+    if isinstance(score, str) != named or not (named or callable(score) or hasattr(score, "build")):
+        raise ConfigError(
+            f"score={reprlib.repr(score)} is not allowed.",
+            allowed="A function of a genotype, an object with a method `build`, or 'module:function' that makes one.",
         )
     build: Build = partial(_named, score) if isinstance(score, str) else partial(_itself, score)
     if hasattr(score, "build"):
@@ -86,7 +104,11 @@ def new_scorers(score: Any, workers: int, *, cluster: str | None = None, limit: 
 
 
 def _named(name: str) -> Callable[..., Any]:
-    score: Callable[..., Any] = load(name)()
+    try:
+        make = load(name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"score={name!r} cannot be imported: {error}.", allowed="'module:function'.") from error
+    score: Callable[..., Any] = make()
     return score
 
 
@@ -113,7 +135,7 @@ def measured(jobs: Iterable[Job], team: Scorers, book: Journal) -> Iterator[Done
     missing = []
     for job in jobs:
         if record := book.recall("score", job.number, job.piece):
-            yield Done(job, _recorded(record), record["seconds"])
+            yield Done(job, _recorded(job, record), record["seconds"])
         else:
             missing.append(job)
 
@@ -140,31 +162,54 @@ def _told(found: Score | list[float]) -> dict[str, Any]:
     return {"values": found}
 
 
-def _recorded(record: Mapping[str, Any]) -> Score | list[float]:
+def _recorded(job: Job, record: Mapping[str, Any]) -> Score | list[float]:
     """What a score line said; JSON has no -inf."""
-    numbers = record["values"] if "values" in record else [record["score"]]
-    found = [-math.inf if number is None else float(number) for number in numbers]
-    return found if "values" in record else Score(found[0], record["standard_error"])
+    if job.piece is None:
+        return Score(_worst_if_none(record["score"]), float(record["standard_error"]))
+    if len(record["values"]) != len(job.indices):
+        raise RunError(
+            f"The journal has {len(record['values'])} values for the {len(job.indices)} examples of piece {job.piece} "
+            f"of trial {job.number}.",
+            remedy="It was edited: start on a new journal.",
+        )
+    return [_worst_if_none(value) for value in record["values"]]
+
+
+def _worst_if_none(value: float | None) -> float:
+    return -math.inf if value is None else float(value)
 
 
 def _checked(answer: Any) -> Score:
     """The score as two floats; NaN becomes the worst score, for a diverged candidate must not win."""
-    value, error = answer if isinstance(answer, tuple) else (answer, 0.0)
-    value, error = float(value), float(error)
+    pair = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, 0.0)
+    value, error = (_float(each, answer) for each in pair)
     if value == math.inf or error < 0:
-        raise ConfigError(
-            f"The score function returned {answer!r}.",
-            allowed="A score is a finite number (NaN and -inf count as the worst), a standard error at least 0.",
-        )
+        raise _no_score(answer)
     return Score(-math.inf if math.isnan(value) else value, error if math.isfinite(error) else 0.0)
 
 
 def _checked_values(answer: Any, examples: int) -> list[float]:
     """A value per example as floats; NaN becomes the worst."""
-    values = [_checked(value).value for value in answer]
-    if len(values) != examples:
-        raise ConfigError(
-            f"The score function returned {len(values)} values for {examples} examples.",
-            allowed="With racing it is called with a genotype and indices, and returns one value per index.",
-        )
-    return values
+    if isinstance(answer, str | bytes | Mapping) or not hasattr(answer, "__len__"):
+        raise _no_score(answer, RACED)
+    if len(answer) != examples:
+        raise ConfigError(f"The score function returned {len(answer)} values for {examples} examples.", allowed=RACED)
+    values = [_float(value, answer, RACED) for value in answer]
+    if any(value > LARGEST or -math.inf < value < -LARGEST for value in values):
+        raise _no_score(answer, RACED)
+    return [-math.inf if math.isnan(value) else value for value in values]
+
+
+def _float(value: Any, answer: Any, allowed: str = SCORE) -> float:
+    """A number of any library as a float; raises ConfigError for what only looks like one."""
+    kind = type(value).__name__.lower()
+    try:
+        if not hasattr(value, "__float__") or "bool" in kind or "bool" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a tensor of several numbers, 10**400, ...
+        raise _no_score(answer, allowed) from None
+
+
+def _no_score(answer: Any, allowed: str = SCORE) -> ConfigError:
+    return ConfigError(f"The score function returned {reprlib.repr(answer)}.", allowed=allowed)

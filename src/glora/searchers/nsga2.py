@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from glora.errors import ConfigError
+from glora.errors import ConfigError, whole, within
 from glora.searchers.operators import Pool, crossover, mutate
 from glora.searchers.trials import Candidate, Trial
 
@@ -43,11 +43,9 @@ class NSGA2Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("population", 1), ("generations", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} is not allowed.", allowed=f"A whole number >= {least}.")
-        if self.mutation_probability is not None and not 0 <= self.mutation_probability <= 1:
-            raise ConfigError(f"mutation_probability={self.mutation_probability!r}.", allowed="A number in [0, 1].")
+            whole(getattr(self, name), name, least=least)
+        if self.mutation_probability is not None:
+            within(self.mutation_probability, "mutation_probability", 0, 1)
         if self.legalize not in ("repair", "reject"):
             raise ConfigError(f"legalize={self.legalize!r} is not allowed.", allowed="Allowed: repair, reject.")
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
 
-from glora.errors import ConfigError
+from glora.errors import ConfigError, whole, within
 from glora.genotype import Genotype
 from glora.searchers.measure import Job, Measure
 from glora.searchers.trials import Score
@@ -46,13 +46,13 @@ class Racing:
     first: int = 10
 
     def __post_init__(self) -> None:
-        if self.examples < 1 or self.first < 2:
+        whole(self.examples, "examples", least=1)
+        whole(self.first, "first", least=2)  # a test needs a spread
+        within(self.level, "level", 0, 0.5)
+        if not self.level:
             raise ConfigError(
-                f"A race over {self.examples} examples, the first piece of {self.first}.",
-                allowed="At least 1 example; a first piece of at least 2, for a test needs a spread.",
+                "level=0 is not allowed.", allowed="A number above 0: at 0 nobody leaves; switch racing off."
             )
-        if not 0 < self.level <= 0.5:
-            raise ConfigError(f"The level {self.level!r} of the race's test.", allowed="A number in (0, 0.5].")
 
     def pieces(self, rng: random.Random) -> list[tuple[int, ...]]:
         """The examples' indices, shuffled and cut into pieces."""

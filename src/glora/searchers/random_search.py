@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glora.errors import ConfigError
+from glora.errors import whole
 from glora.searchers.operators import Pool
 from glora.searchers.trials import Candidate, Trial
 
@@ -24,8 +24,7 @@ class RandomSettings:
     candidates: int = 1_050
 
     def __post_init__(self) -> None:
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ConfigError(f"candidates={self.candidates!r} is not allowed.", allowed="A whole number >= 1.")
+        whole(self.candidates, "candidates", least=1)
 
 
 class RandomSearch:
