@@ -3,7 +3,7 @@
     python benchmarks/racing.py              # run the seeds that results/racing lacks; a killed one goes on
     python benchmarks/racing.py --seeds 1    # only that one
     python benchmarks/racing.py --table      # docs/racing.md from results/racing
-    python benchmarks/racing.py --record     # tests/data/digits_losses.npz, the table that the tests race on
+    python benchmarks/racing.py --record     # the first seed's full search: the table that the tests race on
 
 Per seed: one supernet is trained, searched with racing, and searched in full. Then every genotype of the raced search
 is scored in full too, which gives the ranking that its winner is looked up in.
@@ -16,7 +16,6 @@ import dataclasses
 import math
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from glora.config import Experiment, build_experiment
 from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.progress import ConsoleReporter
-from glora.results import Result
+from glora.results import Result, read_jsonl
 from glora.scoring import Part, ValScorer
 from glora.searchers import Racing, SearchResult, search
 
@@ -219,23 +218,16 @@ def page(results: list[Result]) -> str:
 
 
 def record() -> None:
-    """A table of real values: a small supernet, trained from random weights, searched in full on real images."""
-    settings = {
-        "model": {"name": "test_vit", "pretrained": False, "image_size": 32},
-        "data": {"source": "digits", "train": 400, "val": 200},
-        "train": {"epochs": 80, "lr": 5e-3},
-    }
-    with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
-        run = Run(build_experiment(settings), Path(folder) / "run", reporter)
-        run.train()
-        scorer, space, rows = scorer_of(run), run.adapter.adapted.space, list[list[float]]()
-
-        def score(genotype: Genotype) -> float:
-            rows.append(scorer(genotype, range(len(run.task.val))))
-            return math.fsum(rows[-1])
-
-        search(score, space, budget=space.count(space.largest) // 4)
-        np.savez_compressed(TABLE, losses=-np.array(rows, dtype=np.float16))
+    """A table of real values: all candidates of the first seed's full search, on all images in their order."""
+    lines = read_jsonl(RUNS / f"seed{SEEDS[0]}" / "full.jsonl")
+    n, rng = len(lines[-1]["values"]), random.Random(f"race {SEEDS[0]}")
+    generation = {line["number"]: line["generation"] for line in lines if line["event"] == "ask"}
+    orders = [Racing(n, first=n).pieces(rng)[0] for _ in range(max(generation.values()) + 1)]
+    losses = np.empty((len(generation), n), dtype=np.float32)
+    for line in lines:
+        if line["event"] == "score":
+            losses[line["number"], orders[generation[line["number"]]]] = [-value for value in line["values"]]
+    np.savez_compressed(TABLE, losses=losses.astype(np.float16))
 
 
 def main() -> None:

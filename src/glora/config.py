@@ -160,7 +160,7 @@ class SearchSettings(_Settings):
     racing: bool = Field(False, description="Candidates leave when some val images have told that they cannot win.")
     racing_level: float = Field(0.25, gt=0, le=0.5, description="Of the race's one-sided paired test.")
     racing_first: int = Field(
-        10, ge=2, description="Images of the race's first piece; then half as many again, and so on."
+        20, ge=2, description="Images of the race's first piece; then half as many again, and so on."
     )
     workers: int = Field(0, ge=0, description="Processes that score, a thread each; 0: this one, with its threads.")
     cluster: Literal["ray"] | None = Field(None, description="Where the workers are; not given: on this machine.")

@@ -43,7 +43,7 @@ class Racing:
 
     examples: int
     level: float = 0.25
-    first: int = 10
+    first: int = 20
 
     def __post_init__(self) -> None:
         whole(self.examples, "examples", least=1)
