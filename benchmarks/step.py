@@ -246,10 +246,9 @@ def saved_bytes(runner: Runner) -> float:
         kept: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
-            kept.setdefault(
-                tensor.untyped_storage().data_ptr(), tensor.detach()
-            )  # with its graph it would never be freed
-            return tensor
+            alone = tensor.detach()  # with its graph neither would ever be freed
+            kept.setdefault(alone.untyped_storage().data_ptr(), alone)
+            return alone
 
         if runner.draw:
             runner.draw()
