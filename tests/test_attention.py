@@ -147,6 +147,7 @@ def eq13(support: Support, config: LayerConfig, w0: Tensor) -> Tensor:
     a, b = ({side: value.double() for side, value in support.slices(t, config).items()} for t in "AB")
     w = w0.double()
     change = a["down"] @ a["up"] if "up" in a else a.get("down", torch.zeros(1, 1, dtype=torch.float64))
+    change = change * support.scale("A", config.A)
     if not support.is_matrix:
         w = w + w * change
     elif "up" in a:
