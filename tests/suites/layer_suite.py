@@ -573,14 +573,15 @@ class LayerSuite:
                 assert float((alone - together[sample : sample + 1]).abs().max()) <= NEAR * float(size), config
 
     def test_where_samples_cannot_be_told_apart_the_first_genotype_plays_and_it_is_said_once(self, caplog):
-        layer, support = self.adapt()
-        configs = self.spread(support)[1:4]
-        for read in (lambda: layer(self.make_input(4)), lambda: shown(layer)[0]):
+        for read in (lambda layer: layer(self.make_input(4)), lambda layer: shown(layer)[0]):
+            layer, support = self.adapt()
+            configs = self.spread(support)[1:4]
             layers.state_of(layer).play(configs)
             caplog.clear()
-            mixed = read()
-            read()
+            mixed = read(layer)
+            layers.state_of(layer).play(configs)  # the next step
+            read(layer)
             assert len(caplog.records) == 1
             assert "for the whole batch" in caplog.text
             layers.state_of(layer).play(configs[:1])
-            assert torch.equal(mixed, read())
+            assert torch.equal(mixed, read(layer))
