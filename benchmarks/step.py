@@ -4,6 +4,7 @@
     python benchmarks/step.py --models vit_s14 --rounds 30
     python benchmarks/step.py --device cuda --dtype bf16 --compile
     python benchmarks/step.py --profile supernet-matrix    # where the time of that method's step goes
+    python benchmarks/step.py --no-memory; python benchmarks/step.py --peaks    # first the times, then the memory
     python benchmarks/step.py --table                      # the Results as a Markdown table
 
 The frozen floor is forward, and backward of the activations alone: all weights frozen, a gradient wanted at the first
@@ -294,6 +295,15 @@ def peak(name: str, method: str, options: argparse.Namespace) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def fill_peaks(options: argparse.Namespace) -> None:
+    """Measures the peak memory that this machine's Results lack."""
+    for path in sorted(FOLDER.glob("*.json")):
+        result = Result.read(path)
+        asked = result.model in options.models and result.method in METHODS
+        if asked and result.memory_bytes is None and result.config["targets"] == options.targets:
+            replace(result, memory_bytes=peak(result.model, result.method, options)).write(path)
+
+
 def print_peak(runner: Runner, options: argparse.Namespace) -> None:
     import resource
 
@@ -444,6 +454,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="no processes for peak memory")
     parser.add_argument("--profile", choices=METHODS, help="print where the time of this method's step goes")
     parser.add_argument("--peak", choices=METHODS, help="print the peak memory of this process in bytes")
+    parser.add_argument("--peaks", action="store_true", help="add the peak memory that the Results lack, and stop")
     parser.add_argument("--table", action="store_true", help="print the Results as Markdown and stop")
     options = parser.parse_args()
     options.methods = list(dict.fromkeys(["frozen", *options.methods]))
@@ -457,6 +468,9 @@ def main() -> None:
         return
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.peaks:
+        fill_peaks(options)
+        return
     for name in options.models:
         torch.manual_seed(0)
         if name not in MODELS:
