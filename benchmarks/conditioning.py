@@ -128,7 +128,10 @@ def measure(model: str, product: str, scaling: str) -> Result:
         subject.loss(subject.model)
     metrics: dict[str, float | None] = {}
     for tensor, kind in CHOICES:
-        changes = stepped(subject, adapted, seen, alone(adapted, tensor, kind))
+        genotype = alone(adapted, tensor, kind)
+        if genotype == adapted.space.smallest:  # no layer has the choice
+            continue
+        changes = stepped(subject, adapted, seen, genotype)
         if len(changes):
             key = f"{tensor}.{kind.partition(':')[0]}"
             metrics |= {f"{key}_p{q}": float(np.percentile(changes, q)) for q in (10, 50, 90)}
