@@ -48,20 +48,22 @@ class Subject(NamedTuple):
     loss: Callable[[nn.Module], Tensor]
 
 
+def digits(name: str, size: int, *targets: str, pretrained: bool = True) -> Subject:
+    """A backbone with a head drawn at random, on 64 digits of `size` pixels."""
+    task = load_task("digits", train=64, val=10)
+    backbone = load_backbone(name, num_classes=len(task.classes), image_size=size, pretrained=pretrained)
+    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
+    return Subject(backbone.model, tuple(backbone.head), targets, lambda model: F.cross_entropy(model(x), y))
+
+
 def vit_s14() -> Subject:
     """The packaged DINOv2 ViT-S/14 on digits of 56 pixels; its head is drawn at random."""
-    task = load_task("digits", train=64, val=10)
-    backbone = load_backbone("dinov2_vits14", num_classes=len(task.classes), image_size=56)
-    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
-    return Subject(backbone.model, tuple(backbone.head), ("linear",), lambda model: F.cross_entropy(model(x), y))
+    return digits("dinov2_vits14", 56, "linear")
 
 
 def convnext_t() -> Subject:
     """timm's ConvNeXt-T on digits of 64 pixels: its linear layers and its convolutions."""
-    task = load_task("digits", train=64, val=10)
-    backbone = load_backbone("convnext_tiny", num_classes=len(task.classes), image_size=64, pretrained=False)
-    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
-    return Subject(backbone.model, tuple(backbone.head), ("linear", "conv"), lambda model: F.cross_entropy(model(x), y))
+    return digits("convnext_tiny", 64, "linear", "conv", pretrained=False)
 
 
 def smollm2_135m() -> Subject:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from suites.toy import image_folder
 
 pytest.register_assert_rewrite("suites.layer_suite")
 torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
@@ -71,3 +74,9 @@ def vit() -> Callable[..., TinyViT]:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labelled images."""
+    return image_folder(tmp_path_factory.mktemp("data") / "photos")

@@ -35,11 +35,6 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture(scope="module")
 def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Result, Recorder]:
     """A finished run."""
     reporter = Recorder()

@@ -28,16 +28,11 @@ from glora.supernet import StoredSupernet, copied
 from glora.terminal import search_or_pick
 from glora.train import evaluate
 from glora.winner import load_winner
-from suites.toy import Recorder, image_folder, tiny
+from suites.toy import Recorder, tiny
 from test_floors import SRC, imports, tree_of
 from test_statistics import normed
 
 NSGA2 = {"searcher": "nsga2", "population": 6, "generations": 2, "rescore": 3, "controls": 5}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from glora.errors import ConfigError, StateError
 from glora.experiment import Run
 from glora.methods import get_method
 from glora.pace import Noise, image_steps
-from suites.toy import Recorder, image_folder, tiny
+from suites.toy import Recorder, tiny
 from test_train import TESTS, adapted, equal, first_gradients, free_port, make_trainer, run, toy_images, values
 
 CPU = torch.device("cpu")
@@ -319,11 +319,6 @@ def test_each_form_lowers_the_distance_between_two_noisy_passes(vit: Vit, form: 
 
 
 # -- as a setting
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.mark.parametrize("method", ["glora", "lora", "bitfit", "full"])

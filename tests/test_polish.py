@@ -23,14 +23,9 @@ from glora.polishing import SHARE
 from glora.results import Result
 from glora.runfolder import RunFolder
 from glora.tables import comparison_table
-from suites.toy import Recorder, image_folder, tiny
+from suites.toy import Recorder, tiny
 
 FEW = {"rescore": 2, "controls": 2}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="module")
