@@ -15,6 +15,7 @@ import torch
 from glora import data
 from glora.data import ImageSet, carve_val, load_task, offline, split_in_three, stratified_split
 from glora.data import images as images_module
+from glora.data.sprites import ORIENTATIONS, SCALES, sprite
 from glora.errors import DataError, GloraError, MissingExtraError, UnknownNameError
 from glora.preprocess import Preprocess
 
@@ -367,6 +368,42 @@ def test_digits() -> None:
     assert load_task("digits", train=100, val=50, seed=1).fingerprint != task.fingerprint
 
 
+def test_dsprites_labels_say_what_is_seen() -> None:
+    def points(image: np.ndarray) -> np.ndarray:  # x to the right and y up of every white pixel
+        rows, columns = np.nonzero(image)
+        return np.stack([columns + 0.5, -rows])
+
+    loc, ori = load_task("dsprites_loc"), load_task("dsprites_ori")
+    assert [len(split) for split in splits(loc)] == [len(split) for split in splits(ori)] == [800, 200, 3000]
+    assert set(loc.train.labels) == set(ori.train.labels) == set(range(16))
+    for image, label in zip(loc.train.items, loc.train.labels, strict=True):
+        # a heart's middle is not its origin
+        assert (points(image)[0].mean() - 16) / 2 == pytest.approx(label + 0.5, abs=2)
+    ellipses = 0
+    for image, label in zip(ori.train.items, ori.train.labels, strict=True):
+        size, axes = np.linalg.eigh(np.cov(points(image)))
+        if size[1] > 3 * size[0]:  # long: no square and no heart
+            ellipses += 1
+            turn = np.arctan2(axes[1, 1], axes[0, 1]) / (2 * np.pi)  # of a whole one, and up to half of one
+            off = (16 * turn - label - 0.3) % 8  # a bin has 2.5 orientations, told by the least
+            assert min(off, 8 - off) < 0.9
+    assert ellipses > 200
+
+
+def test_a_sprite_turns_and_moves_as_told() -> None:
+    def middle(image: np.ndarray) -> tuple[float, float]:
+        rows, columns = np.nonzero(image)
+        return columns.mean(), rows.mean()
+
+    (x0, y0), (x1, y1) = middle(sprite(2, 5, 7, 0, 0)), middle(sprite(2, 5, 7, 31, 31))
+    assert (x1 - x0, y1 - y0) == pytest.approx((32, 32), abs=1)
+    assert np.array_equal(sprite(0, 5, 0, 3, 3), sprite(0, 5, 10, 3, 3))  # a square, a quarter of a turn
+    assert np.array_equal(sprite(1, 5, 5, 3, 3), sprite(1, 5, 25, 3, 3))  # an ellipse, half of one
+    assert len({sprite(2, 2, turn, 3, 3).tobytes() for turn in range(ORIENTATIONS)}) == ORIENTATIONS
+    sizes = [int((sprite(1, scale, 0, 3, 3) > 0).sum()) for scale in range(SCALES)]
+    assert sizes == sorted(sizes) and sizes[-1] == pytest.approx(4 * sizes[0], rel=0.1)
+
+
 def test_textile() -> None:
     pytest.importorskip("conformal_clip_data")
     task = load_task("textile")
@@ -404,7 +441,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_name_lists_the_known_and_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnknownNameError, match=r"digits, fashion_mnist, textile.*Did you mean 'digits'"):
+    with pytest.raises(UnknownNameError, match=r"digits, .*fashion_mnist, textile.*Did you mean 'digits'"):
         load_task("digit")
     with pytest.raises(UnknownNameError):
         load_task("")

@@ -48,7 +48,7 @@ Config = Annotated[Path | None, Option("--config", metavar="FILE", help="An expe
 Overrides = Annotated[
     list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as space.ranks=[4].")
 ]
-Data = Annotated[str | None, Option(metavar="FOLDER", help="Labelled images, or: digits, textile, fashion_mnist.")]
+Data = Annotated[str | None, Option(metavar="FOLDER", help="Labelled images, or a name of `glora ls data`.")]
 Model = Annotated[str | None, Option(metavar="NAME", help="dinov2_vits14 (packaged) or any timm model.")]
 Out = Annotated[Path, Option(metavar="RUN", help="The run folder; an unfinished run in it is continued.")]
 Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable numbers: 300000 or 0.3M.")]

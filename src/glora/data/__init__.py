@@ -31,6 +31,8 @@ __all__ = [
 
 DATASETS = {
     "digits": "glora.data.offline:digits",
+    "dsprites_loc": "glora.data.sprites:dsprites_loc",
+    "dsprites_ori": "glora.data.sprites:dsprites_ori",
     "fashion_mnist": "glora.data.offline:fashion_mnist",
     "textile": "glora.data.offline:textile",
 }
