@@ -393,6 +393,11 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "ten years of work"
 
 
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot be written.*Give the path of a file"):
+        journaled(tmp_path)
+
+
 def test_the_journal_writes_the_genes_that_changed_and_tells_every_genome(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     result = journaled(path)

@@ -175,8 +175,6 @@ class SearchSettings(_Settings):
         crossovers = half if self.crossovers is None else self.crossovers
         if mutations + crossovers > self.population:
             raise ValueError(f"mutations={mutations} and crossovers={crossovers} exceed population={self.population}")
-        if self.racing and self.searcher == "nsga2":
-            raise ValueError("racing=True: nsga2 looks at more than the best, so that none may leave a race")
         if self.cluster and not self.workers:
             raise ValueError(f"cluster={self.cluster} needs workers of at least 1")
         return self

@@ -81,7 +81,8 @@ class Run:
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
-            new_searcher(self.adapter.adapted.space, seed=experiment.seed, **search_arguments(experiment.search))
+            how = search_arguments(experiment.search)
+            new_searcher(self.adapter.adapted.space, seed=experiment.seed, raced=experiment.search.racing, **how)
         self.known: Known = self._known()
         assert experiment.train.lr is not None  # settled
         self.lr = experiment.train.lr

@@ -90,9 +90,9 @@ def search(
     need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
     need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
     given = {} if settings is None else settings
-    asker = new_searcher(space, searcher=searcher, budget=budget, min_budget=min_budget, seed=seed, settings=given)
-    run = _run if racing is None else _race(racing, asker, searcher, seed).run
-    whose = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
+    whose: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
+    asker = new_searcher(space, **whose, settings=given, raced=racing is not None)
+    run = _run if racing is None or asker.elite is None else Race(racing, asker.elite, seed).run
     header = whose | _header(space, _settings(searcher, given), racing, context or {})
     with (
         closing(Journal(journal, header, grows=score is not None)) as book,
@@ -143,13 +143,20 @@ def _searched(
 
 
 def new_searcher(
-    space: BoundSpace, *, searcher: str, budget: int | None, min_budget: int, seed: int, settings: Mapping[str, Any]
+    space: BoundSpace,
+    *,
+    searcher: str,
+    budget: int | None,
+    min_budget: int,
+    seed: int,
+    settings: Mapping[str, Any],
+    raced: bool = False,
 ) -> Searcher:
     """The searcher that `search` asks, its settings and the budget checked.
 
     Raises:
         BudgetError: No genotype keeps the budget.
-        ConfigError: A setting is unknown or not allowed.
+        ConfigError: A setting is unknown or not allowed, or its candidates may not be raced.
         UnknownNameError: There is no such searcher.
     """
     need(space, BoundSpace, ConfigError, "space", "a bound space, such as adapted.space")
@@ -162,6 +169,11 @@ def new_searcher(
     legalize: Any = getattr(chosen, "legalize", "repair")
     pool = Pool(space.costs, budget, min_budget, random.Random(seed), legalize=legalize)
     asker: Searcher = kind(pool, chosen)
+    if raced and asker.elite is None:
+        raise ConfigError(
+            f"The searcher {searcher!r} looks at more than its best trials: none may leave a race.",
+            remedy="Switch racing off, or search with evolution.",
+        )
     return asker
 
 
@@ -176,15 +188,6 @@ def settings_of(searcher: str) -> tuple[str, ...]:
 
 def _kind(searcher: str) -> Any:
     return lookup(SEARCHERS, searcher, kind="searcher", remedy="List them: glora ls searchers")
-
-
-def _race(racing: Racing, asker: Searcher, searcher: str, seed: int) -> Race:
-    if asker.elite is None:
-        raise ConfigError(
-            f"The searcher {searcher!r} looks at more than its best trials: none may leave a race.",
-            remedy="Switch racing off, or search with evolution.",
-        )
-    return Race(racing, asker.elite, seed)
 
 
 def _run(genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcome]:

@@ -189,8 +189,11 @@ def _lock(path: Path) -> BinaryIO | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.", remedy="Give the path of a file.") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
