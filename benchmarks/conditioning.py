@@ -6,14 +6,15 @@
 From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
 rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
 output over that of the plain output, both at the inputs that the plain model gives it: in thousandths, the median over
-the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 examples. Only the images and the
-ViT's weights are real; the others are drawn at random, as torch or transformers initialises them.
+the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 examples. "Right" is one such step
+of LoRA's right factors alone, after ten of its left ones, which start at zero. Only the images and the ViT's weights
+are real; the others are drawn at random, as torch or transformers initialises them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ FOLDER = ROOT / "results" / "conditioning"
 PAGE = ROOT / "docs" / "conditioning.md"
 LR = 1e-3
 RANK = 8
+LEFT_STEPS = 10
 CHOICES = [(t, k) for t in "AB" for k in (f"lora:{RANK}", "vector", "scalar")]
 CHOICES += [("C", "vector"), *((t, k) for t in "DE" for k in ("vector", "scalar"))]
 SCALINGS = ("none", "fan_in")
@@ -101,23 +103,36 @@ def alone(adapted: Adapted, tensor: str, kind: str) -> Genotype:
     return Genotype(configs)
 
 
-def stepped(subject: Subject, adapted: Adapted, seen: dict[str, tuple[Tensor, Tensor]], genotype: Genotype) -> Any:
-    """The relative change of each layer's output that one step of the genotype makes."""
+def stepped(
+    subject: Subject, adapted: Adapted, seen: dict[str, tuple[Tensor, Tensor]], genotype: Genotype, *, right: bool
+) -> Any:
+    """The relative change of each layer's output that one step of the genotype makes, or of its right factors."""
     adapted.activate(genotype)
-    subject.loss(subject.model).backward()
+    start = [(p, p.detach().clone()) for p in adapted.parameters()]
+    step(subject, adapted.parameters(), times=LEFT_STEPS if right else 1)
+    layers = {name: adapted.model.get_submodule(name) for name in seen if set(map(str, genotype[name])) != {"none"}}
+    with torch.no_grad():
+        outs = {name: layer(seen[name][0]) if right else seen[name][1] for name, layer in layers.items()}
+    if right:
+        step(subject, [p for support in adapted.supports.values() for p in support.up.parameters()])
     changes = []
     with torch.no_grad():
-        moved = [(p, p.clone()) for p in adapted.parameters() if p.grad is not None]
-        for parameter, _ in moved:
-            parameter.sub_(LR * parameter.grad.sign())  # type: ignore[union-attr]
-        for name, (x, plain) in seen.items():
-            if any(choice.kind != "none" for choice in genotype[name]):
-                change = adapted.model.get_submodule(name)(x) - plain
-                changes.append((change.square().mean() / plain.square().mean()).sqrt().item())
-        for parameter, before in moved:
+        for name, layer in layers.items():
+            x, plain = seen[name]
+            changes.append(((layer(x) - outs[name]).square().mean() / plain.square().mean()).sqrt().item())
+        for parameter, before in start:
             parameter.copy_(before)
-            parameter.grad = None
     return np.array(changes)
+
+
+def step(subject: Subject, parameters: Iterable[nn.Parameter], *, times: int = 1) -> None:
+    """So many times Adam's first step of these parameters, all with the gradient of now."""
+    subject.loss(subject.model).backward()
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_(times * LR * parameter.grad.sign())
+    subject.model.zero_grad()
 
 
 def measure(model: str, product: str, scaling: str) -> Result:
@@ -133,11 +148,11 @@ def measure(model: str, product: str, scaling: str) -> Result:
         genotype = alone(adapted, tensor, kind)
         if genotype == adapted.space.smallest:  # no layer has the choice
             continue
-        changes = stepped(subject, adapted, seen, genotype)
-        if len(changes):
-            key = f"{tensor}.{kind.partition(':')[0]}"
-            metrics |= {f"{key}_p{q}": float(np.percentile(changes, q)) for q in (10, 50, 90)}
-            metrics[f"{key}_layers"] = float(len(changes))
+        for right in (False, True) if kind.startswith("lora") else (False,):
+            changes, key = stepped(subject, adapted, seen, genotype, right=right), key_of(tensor, kind, right)
+            if len(changes):
+                metrics |= {f"{key}_p{q}": float(np.percentile(changes, q)) for q in (10, 50, 90)}
+                metrics[f"{key}_layers"] = float(len(changes))
     config = {"product": product, "scaling": scaling, "rank": RANK, "lr": LR, "targets": subject.targets}
     return Result.stamped(
         method="glora", task="conditioning", model=model, seed=0, config=config, parameters=0, metrics=metrics
@@ -154,11 +169,18 @@ def page(results: list[Result]) -> str:
         lines += [f"## {model}", "", f"{(build.__doc__ or '').strip()}", ""]
         lines += [f"| choice | {' | '.join(heads)} |", f"|---|{'---:|' * len(mine)}"]
         for tensor, kind in CHOICES:
-            key = f"{tensor}.{kind.partition(':')[0]}"
-            if any(f"{key}_p50" in each.metrics for each in mine):
-                lines.append(f"| {tensor} {kind} | {' | '.join(cell(each, key) for each in mine)} |")
+            for right in (False, True):
+                key = key_of(tensor, kind, right)
+                if any(f"{key}_p50" in each.metrics for each in mine):
+                    name = f"{tensor} {kind}{', right' if right else ''}"
+                    lines.append(f"| {name} | {' | '.join(cell(each, key) for each in mine)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def key_of(tensor: str, kind: str, right: bool) -> str:
+    """What a choice is called in the metrics."""
+    return f"{tensor}.{kind.partition(':')[0]}" + (".right" if right else "")
 
 
 def cell(result: Result, key: str) -> str:

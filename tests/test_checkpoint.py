@@ -118,7 +118,7 @@ def test_the_header_is_plain_json_that_anyone_can_read(saved):
     assert header == checkpoint.read_header(path)
     assert header["format"] == "glora-adapter"
     assert header["version"] == 2
-    assert header["space"]["product"] == "elementwise"
+    assert header["space"]["product"] == "matrix"
     assert header["head"] == ["head"]
     assert header["genotype"]["blocks.0.fc1"]["B"] == "lora:4"
     assert header["info"] == {"classes": ["a", "b", "c"]}

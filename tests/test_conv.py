@@ -120,7 +120,9 @@ def test_a_matrix_product_a_is_one_mixing_of_the_channels_of_every_group_before_
     layer, support = suite.adapt("bias", "matrix")
     layers.state_of(layer).play([LayerConfig(A="lora:4")])
     x = suite.make_input(3)
-    a = (support.down["A"] @ support.up["A"]).detach()
+    down, up = support.factors("A", LayerConfig(A="lora:4"))
+    assert down is not None and up is not None
+    a = (down @ up).detach()
     assert a.shape == (5, 5)
     mixed = x + torch.cat([torch.einsum("dc,nchw->ndhw", a, half) for half in x.chunk(2, 1)], 1)
     out = layer(x)

@@ -40,7 +40,7 @@ def restated(support: Support, config: LayerConfig, w0: np.ndarray, b0: np.ndarr
         fan_in = support.space.scaling == "fan_in"
         scale = 1 / i if fan_in and name == "B" else 1
         if choice.kind == "lora":
-            scale = i**0.5 if fan_in and name == "A" and not matrix else 1
+            scale = i**-0.5 if fan_in and (name == "B" or (name == "A" and matrix)) else 1
             up = support.up[name].detach().double().numpy()
             return down[:, : choice.rank] @ up[: choice.rank] * scale
         column = down[:, :1] if choice.kind == "vector" else np.full((rows, 1), down[0, 0])
@@ -108,13 +108,32 @@ def test_a_configuration_of_two_ranks_reads_slices(product):
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_fan_in_scales_what_sums_over_all_inputs_and_nothing_else(product):
     site, kinds = Site("linear", 6, 384, True), ("lora", "vector", "scalar", "none")
-    scales = {("B", "vector"): 1 / 384, ("B", "scalar"): 1 / 384}
-    if product == "elementwise":
-        scales["A", "lora"] = 384**0.5
+    scales = {("B", "vector"): 1 / 384, ("B", "scalar"): 1 / 384, ("B", "lora"): 384**-0.5}
+    if product == "matrix":
+        scales["A", "lora"] = 384**-0.5
     for tensor, kind in itertools.product(TENSORS, kinds):
-        choice = Choice(kind)
-        assert fixed_scale(SearchSpace(product=product), site, tensor, choice) == scales.get((tensor, kind), 1.0)
+        if tensor in "DE" and kind == "lora":
+            continue
+        choice = Choice(kind, 4 if kind == "lora" else 0)
+        assert fixed_scale(SearchSpace(product=product), site, tensor, choice) == pytest.approx(
+            scales.get((tensor, kind), 1.0)
+        )
         assert fixed_scale(SearchSpace(product=product, scaling="none"), site, tensor, choice) == 1.0
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_right_factor_starts_the_same_function_and_one_step_is_the_same_share_of_it_whatever_the_width(product):
+    for width in (60, 6_000):
+        site = Site("linear", 6, width, True)
+        ours, published = (
+            Support(site, space, space.options(site), generator=torch.Generator().manual_seed(0))
+            for space in (SearchSpace(product=product), SearchSpace(product=product, scaling="none"))
+        )
+        for tensor in ours.up:
+            share = 1e-3 / ours.up[tensor].detach().square().mean().sqrt().item()  # of a step of Adam of 1e-3
+            assert share == pytest.approx(1e-3 / 2**0.5, rel=0.1)
+            scale = ours.scale(tensor, Choice("lora", 8)) * (1 if tensor == "B" or product == "matrix" else width**-0.5)
+            assert torch.allclose(scale * ours.up[tensor], published.up[tensor], rtol=1e-5)
 
 
 def test_the_first_step_on_lora_a_changes_the_output_about_as_much_as_on_lora_b():

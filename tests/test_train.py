@@ -222,7 +222,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, a
 def test_a_training_of_other_fixed_scales_does_not_go_on(vit: Vit, tmp_path: Path, told: bool) -> None:
     first = make_trainer(adapted(vit()))
     for support in first.tuned.adapted.supports.values():
-        support.scales.pop("A.lora")  # as it was before
+        support.scales.pop("B.lora")  # as it was before
     next(first.run())
     tensors, meta = first.state()
     if not told:  # by versions that knew no other

@@ -98,7 +98,7 @@ class SpaceSettings(_Settings):
     """What may be chosen at every site."""
 
     ranks: list[Annotated[int, Field(ge=1)]] = Field([8, 4], min_length=1, description="LoRA ranks offered.")
-    product: Literal["elementwise", "matrix"] = Field("elementwise", description="How W0 * A is read.")
+    product: Literal["elementwise", "matrix"] = Field("matrix", description="How W0 * A is read.")
     variant: Literal["lean", "paper"] = Field("lean", description="'paper' offers all choices.")
     new_bias: bool = Field(False, description="Offer C and E on layers without a bias too.")
     scaling: Literal["fan_in", "none"] = Field("fan_in", description="Fixed scales of the choices.")

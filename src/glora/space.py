@@ -79,7 +79,7 @@ class SearchSpace:
     """
 
     ranks: tuple[int, ...] = (8, 4)
-    product: Literal["elementwise", "matrix"] = "elementwise"
+    product: Literal["elementwise", "matrix"] = "matrix"
     variant: Literal["lean", "paper"] = "lean"
     new_bias: bool = False
     scaling: Literal["fan_in", "none"] = "fan_in"

@@ -27,17 +27,23 @@ FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, wh
 def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> float:
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
-    Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. A vector or scalar
-    B adds `b_k sum_j x_j`, a sum over `i` inputs: it is divided by i, but where nothing is summed: an embedding looks
-    its rows up. A LoRA A of the elementwise product changes `W0_kj` by its `u_j`-fold, `u_j` of about 1 / sqrt(i) and
-    any sign, where a vector or scalar A changes it by its a-fold: it is multiplied by sqrt(i), an embedding's too, so
-    that a step changes every number by the same share whatever i is. In a layer that sums, it so is on a par with
-    LoRA B besides, `sum_j W0_kj u_j x_j` with `sum_j u_j x_j`. docs/supernet.md has that derivation.
+    Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. docs/supernet.md
+    has the derivation.
+
+    - LoRA's right factor u has numbers of about 1 / sqrt(i): a step of it would change a wide layer's output i times as
+      much as its left factor does. It is held sqrt(i) times as large and divided by that here, so that a step is the
+      same share of it whatever i is.
+    - A LoRA A of the elementwise product changes `W0_kj` by the `u_j`-fold, where a vector or scalar A changes it by
+      its a-fold: it is multiplied by sqrt(i), which leaves 1.
+    - A vector or scalar B adds `b_k sum_j x_j`, a sum over i inputs: it is divided by i, but where nothing is summed:
+      an embedding looks its rows up.
     """
     if space.scaling == "none":
         return 1.0
-    if tensor == "A" and choice.kind == "lora" and not is_matrix(site, space.product):
-        return math.sqrt(site.in_features)
+    if choice.kind == "lora":
+        width = factor_shapes(site, tensor, choice, space.product)["up"][1]
+        grown = site.in_features if tensor == "A" and not is_matrix(site, space.product) else 1
+        return math.sqrt(grown / width)
     if tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
         return 1.0 / site.in_features
     return 1.0
@@ -116,6 +122,8 @@ class Support(nn.Module):
             if ups := [shape["up"] for shape in shapes if "up" in shape]:
                 up = torch.empty(*map(max, zip(*ups, strict=True)), **FLOAT)
                 nn.init.xavier_uniform_(up, generator=generator)
+                if space.scaling == "fan_in":
+                    up *= math.sqrt(up.shape[1])  # and `fixed_scale` divides by it
                 self.up[tensor] = nn.Parameter(up)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Support:

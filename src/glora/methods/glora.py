@@ -93,7 +93,7 @@ class LoRA:
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with LoRA on its targets."""
-        space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"))
+        space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"), scaling="none")
         return GLoRA(space, self.targets, self.skip, self.statistics).apply(model, head=head, seed=seed)
 
 

@@ -1,0 +1,317 @@
+"""How good a trained supernet is: against LoRA on three tasks, over learning rates, and with parts taken away.
+
+    python benchmarks/supernet.py                 # run the cells that results/supernet lacks; a killed one goes on
+    python benchmarks/supernet.py --task textile  # those of one task
+    python benchmarks/supernet.py --table         # docs/supernet-measured.md from results/supernet
+
+DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs: 8,000 image-steps for every cell, bfloat16
+autocast. Every learning rate is run once, on val alone; the best of each method then with three seeds, and with those
+on 1,000 test images, once. The budget is the numbers of LoRA of rank 8. Random subnets: 8 drawn within it, and 8 of
+its size, with at least nine tenths of it. The search is the paper's (1,050 genotypes) with racing, and otherwise as by
+default: on half of val, the best ten scored again on the other half. Ablations: one seed, val alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glora.config import Experiment, build_experiment
+from glora.controls import random_genomes
+from glora.data import ImageSet
+from glora.experiment import Run
+from glora.genotype import Genotype
+from glora.progress import ConsoleReporter
+from glora.results import Result
+from glora.space import SearchSpace
+from glora.train import Evaluation, evaluate
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results" / "supernet"
+RUNS = ROOT / "runs" / "supernet"
+PAGE = ROOT / "docs" / "supernet-measured.md"
+TASKS = ("fashion_mnist", "textile", "dsprites_ori")
+RATES = (3e-4, 1e-3, 3e-3)
+SEEDS = (0, 1, 2)
+SUBNETS, TEST, RANK, DRAWS = 8, 1_000, 8, 10_000
+ABLATED = "fashion_mnist"
+PUBLISHED = {"space": SearchSpace.paper().to_json(), "train": {"sampling": "batch", "largest": 0.0}}
+VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method, settings beside the defaults
+    "lora": ("lora", {}),
+    "glora": ("glora", {}),
+    "published": ("glora", PUBLISHED),
+    "unscaled": ("glora", {"space": {"scaling": "none"}}),
+    "elementwise": ("glora", {"space": {"product": "elementwise"}}),
+    "batch": ("glora", {"train": {"sampling": "batch"}}),
+    "no-largest": ("glora", {"train": {"largest": 0.0}}),
+    "lora-pace": ("lora", {"train": {"pace": "full", "epochs": 5}}),  # two passes a step: as many image-steps
+    "glora-pace": ("glora", {"train": {"pace": "full", "epochs": 5}}),
+}
+ABLATIONS = (("published", 3e-4), *((name, 1e-3) for name in VARIANTS if name not in ("lora", "glora")))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training; with `tested` also the search and test."""
+
+    task: str
+    variant: str
+    lr: float
+    seed: int = 0
+    tested: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.variant}-{self.lr:g}" + (f"-seed{self.seed}" if self.tested else "")
+
+    @property
+    def experiment(self) -> Experiment:
+        method, changes = VARIANTS[self.variant]
+        settings: dict[str, dict[str, Any]] = {
+            "model": {"name": "dinov2_vits14", "image_size": 56},
+            "data": {"source": self.task, "train": 800, "val": 200},
+            "train": {"epochs": 10, "precision": "bf16", "lr": self.lr},
+            "search": {"racing": True, "controls": 0},
+        }
+        if method == "glora":
+            settings["search"]["budget"] = Result.read(Cell(self.task, "lora", RATES[0]).path).parameters
+        for group, changed in changes.items():
+            settings[group] = {**settings.get(group, {}), **changed}
+        return build_experiment({"method": method, "rank": RANK, "seed": self.seed, **settings})
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.json"
+
+    def hits(self) -> dict[str, np.ndarray]:
+        """Who is right on which test image, a fraction where it is a mean over several subnets."""
+        with np.load(self.path.with_suffix(".npz")) as file:
+            return {name: file[name].astype(np.float64) for name in file.files}
+
+
+def measure(cell: Cell) -> None:
+    """Runs the cell and writes what came out."""
+    torch.backends.cuda.enable_flash_sdp(False)  # type: ignore[no-untyped-call]  # on a CPU slower with 17 tokens
+    with ConsoleReporter() as reporter:
+        run = Run(cell.experiment, RUNS / f"{cell.task}-{cell.variant}-{cell.lr:g}-{cell.seed}", reporter)
+        run.train()
+        metrics: dict[str, float | None] = {}
+        hits: dict[str, np.ndarray] = {}
+        parameters = run.tuned.count()
+        whole = len(run.task.test)
+        test = run.task.test.subset(sorted(random.Random(0).sample(range(whole), min(whole, TEST))))
+        for name, genotypes in contenders(run, tested=cell.tested).items():
+            on_val = [evaluated(run, genotype, run.task.val) for genotype in genotypes]
+            metrics |= figures(f"{name}_val", on_val)
+            if cell.tested:
+                on_test = [evaluated(run, genotype, test) for genotype in genotypes]
+                metrics |= figures(f"{name}_test", on_test)
+                hits[name] = np.mean([each.right.numpy() for each in on_test], axis=0)
+            if run.searches:
+                counts = [run.adapter.adapted.count(genotype) for genotype in genotypes if genotype is not None]
+                metrics[f"{name}_parameters"] = float(np.mean(counts))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if hits:
+        with cell.path.with_suffix(".npz").open("wb") as file:
+            np.savez_compressed(file, **{name: right.astype(np.float16) for name, right in hits.items()})
+    Result.stamped(
+        method=cell.variant,
+        task=cell.task,
+        model=run.experiment.model.name,
+        seed=cell.seed,
+        config=run.experiment.model_dump(mode="json"),
+        parameters=parameters,
+        metrics=metrics,
+        seconds=run.folder.seconds(),
+        image_steps={"train": run.folder.image_steps()},
+    ).write(cell.path)
+
+
+def contenders(run: Run, *, tested: bool) -> dict[str, list[Genotype | None]]:
+    """What is evaluated of a cell: the one model (None), or subnets of its supernet."""
+    if not run.searches:
+        return {"model": [None]}
+    space = run.adapter.adapted.space
+    budget = run.experiment.search.budget
+    assert budget is not None
+    found: dict[str, list[Genotype | None]] = {"largest": [space.largest]}
+    for name, least in (("random", 0), ("sized", round(0.9 * budget))):
+        drawn = random_genomes(space, SUBNETS, budget=budget, min_budget=least, seed=0)
+        found[name] = [space.decode(genome) for genome in drawn]
+    if tested:
+        found["winner"] = [space.decode(run.search().genome)]
+    return found
+
+
+def evaluated(run: Run, genotype: Genotype | None, images: ImageSet) -> Evaluation:
+    """What a subnet, or the one model, does on the images."""
+    held = contextlib.nullcontext(run.tuned.model) if genotype is None else run.adapter.adapted.hold(genotype)
+    with held as model:
+        return evaluate(model, images, accelerator=run.accelerator, batch_size=run.experiment.search.batch_size)
+
+
+def figures(name: str, found: Sequence[Evaluation]) -> dict[str, float | None]:
+    """The mean over the subnets, and the spread between them."""
+    accuracies = [each.accuracy for each in found]
+    spread = {f"{name}_spread": float(np.std(accuracies, ddof=1))} if len(found) > 1 else {}
+    return {
+        f"{name}_accuracy": float(np.mean(accuracies)),
+        f"{name}_loss": float(np.mean([each.loss for each in found])),
+        **spread,
+    }
+
+
+def main_figure(variant: str) -> str:
+    """What a learning rate is chosen by."""
+    return "random_val_accuracy" if VARIANTS[variant][0] == "glora" else "model_val_accuracy"
+
+
+def best(task: str, variant: str) -> float:
+    """The learning rate that is best on val."""
+    cells = [Cell(task, variant, lr) for lr in RATES]
+    return max(cells, key=lambda cell: Result.read(cell.path).metrics[main_figure(variant)] or 0).lr
+
+
+def cells(task: str) -> Iterator[Cell]:
+    """All cells of a task, those first that others ask for."""
+    for variant in ("lora", "glora"):
+        yield from (Cell(task, variant, lr) for lr in RATES)
+    for variant in ("lora", "glora"):
+        yield from (Cell(task, variant, best(task, variant), seed, tested=True) for seed in SEEDS)
+    if task == ABLATED:
+        yield from (Cell(task, variant, lr) for variant, lr in ABLATIONS)
+
+
+def interval(mine: str, other: tuple[str, str], *, draws: int = DRAWS) -> tuple[float, float, float]:
+    """GLoRA's accuracy minus another's, in points, pooled over tasks and seeds, with its bootstrap 95% interval.
+
+    Paired: a draw takes, for each task, seeds and test images with replacement, the same for both.
+
+    Args:
+        mine: Which of GLoRA's figures: `winner`, `random` or `largest`.
+        other: Variant and figure that it is compared with.
+        draws: Number of resamples.
+    """
+    rng = np.random.default_rng(0)
+    gaps = []
+    for task in TASKS:
+        sides = []
+        for variant, figure in (("glora", mine), other):
+            sides.append([Cell(task, variant, best(task, variant), seed, tested=True).hits()[figure] for seed in SEEDS])
+        gaps.append(100 * (np.array(sides[0]) - np.array(sides[1])))  # (seeds, images)
+    means = np.empty((len(gaps), draws))
+    for row, gap in zip(means, gaps, strict=True):
+        for draw in range(draws):
+            chosen = gap[rng.integers(len(gap), size=len(gap))].mean(0)
+            row[draw] = rng.choice(chosen, len(chosen)).mean()
+    low, high = np.quantile(means.mean(0), [0.025, 0.975])
+    return float(np.mean([gap.mean() for gap in gaps])), float(low), float(high)
+
+
+def page() -> str:
+    """The Markdown page of the committed results."""
+    lines = ["# What the supernet is worth, measured", ""]
+    lines += ["Made by `python benchmarks/supernet.py --table` from `results/supernet/`; do not edit.", ""]
+    lines += [*(__doc__ or "").split("\n\n")[2].splitlines(), ""]
+    lines += [
+        "## Bars",
+        "",
+        "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%",
+    ]
+    lines += [
+        "interval of a paired bootstrap over seeds and images.",
+        "",
+        "| | difference | interval |",
+        "|---|---:|---:|",
+    ]
+    for label, mine, other in (
+        ("mean random subnet - LoRA", "random", ("lora", "model")),
+        ("searched winner - LoRA", "winner", ("lora", "model")),
+        ("searched winner - mean random subnet of its size", "winner", ("glora", "sized")),
+        ("searched winner - mean random subnet", "winner", ("glora", "random")),
+        ("largest subnet - mean random subnet", "largest", ("glora", "random")),
+        ("largest subnet - LoRA", "largest", ("lora", "model")),
+    ):
+        middle, low, high = interval(mine, other)
+        lines.append(f"| {label} | {middle:+.1f} | {low:+.1f} to {high:+.1f} |")
+    lines += [
+        "",
+        "## Tasks",
+        "",
+        "Test accuracy in % at the learning rate that was best on val: mean of the seeds, and each.",
+    ]
+    lines += ["", "| task | LoRA | mean random subnet | of LoRA's size | winner | largest | winner's numbers, LoRA's |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for task in TASKS:
+        row = [f"{task}"]
+        for variant, figure in (
+            ("lora", "model"),
+            *(("glora", name) for name in ("random", "sized", "winner", "largest")),
+        ):
+            found = tested(task, variant)
+            values = [100 * (each.metrics[f"{figure}_test_accuracy"] or 0) for each in found]
+            row.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+        sizes = [each.metrics["winner_parameters"] or 0 for each in tested(task, "glora")]
+        row.append(f"{np.mean(sizes):,.0f}, {tested(task, 'lora')[0].parameters:,}")
+        lines.append(f"| {' | '.join(row)} |")
+    lines += [
+        "",
+        "## Learning rates",
+        "",
+        "Val accuracy in %, one seed; of GLoRA the mean random subnet, and the largest.",
+    ]
+    lines += ["", f"| task | method | {' | '.join(f'{lr:g}' for lr in RATES)} |", f"|---|---|{'---:|' * len(RATES)}"]
+    for task in TASKS:
+        for variant in ("lora", "glora"):
+            row = [val(Result.read(Cell(task, variant, lr).path)) for lr in RATES]
+            lines.append(f"| {task} | {variant} | {' | '.join(row)} |")
+    lines += ["", f"## Ablations on {ABLATED}", "", "As above. The settings are those beside the defaults."]
+    lines += ["", "| | settings | lr | val accuracy, % | val loss |", "|---|---|---:|---:|---:|"]
+    plain = [(variant, lr) for variant in ("lora", "glora") for lr in RATES]
+    for variant, lr in (*plain, *ABLATIONS):
+        if not (path := Cell(ABLATED, variant, lr).path).is_file():
+            continue
+        result, settings = Result.read(path), VARIANTS[variant][1]
+        told = ", ".join(f"{key}: {value}" for group in settings.values() for key, value in group.items())
+        loss = result.metrics[main_figure(variant).replace("accuracy", "loss")] or 0
+        lines.append(f"| {variant} | {told} | {lr:g} | {val(result)} | {loss:.3f} |")
+    return "\n".join([*lines, ""])
+
+
+def tested(task: str, variant: str) -> list[Result]:
+    """The results of all seeds."""
+    return [Result.read(Cell(task, variant, best(task, variant), seed, tested=True).path) for seed in SEEDS]
+
+
+def val(result: Result) -> str:
+    """Val accuracy in %, and the largest subnet's."""
+    if "model_val_accuracy" in result.metrics:
+        return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}"
+    random, largest = (100 * (result.metrics[f"{name}_val_accuracy"] or 0) for name in ("random", "largest"))
+    return f"{random:.1f}, {largest:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, help="one task alone")
+    parser.add_argument("--table", action="store_true", help="write docs/supernet-measured.md and stop")
+    given = parser.parse_args()
+    if given.table:
+        PAGE.write_text(page(), encoding="utf-8")
+        return
+    for task in [given.task] if given.task else TASKS:
+        for cell in cells(task):
+            if not cell.path.is_file():
+                measure(cell)
+
+
+if __name__ == "__main__":
+    main()
