@@ -139,6 +139,26 @@ def test_the_scales_travel_with_the_file(vit, images, tmp_path):
     assert torch.equal(other(images), out)
 
 
+def test_a_file_of_before_the_right_factor_was_scaled_plays_as_it_did(vit, images, tmp_path):
+    """Then elementwise LoRA A was multiplied by sqrt(i), and LoRA B by nothing."""
+    model = vit()
+    adapted = glora.inject(model, SearchSpace(ranks=(4,), variant="paper", product="elementwise"))
+    play(adapted, LayerConfig(A="lora:4", B="lora:4"))
+    with torch.no_grad():
+        for support in adapted.supports.values():
+            support.scales = {"A.lora": support.site.in_features**0.5}
+            for tensor in "AB":
+                support.up[tensor] /= support.site.in_features**0.5
+    out = model(images)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    other = vit()
+    again = glora.load_adapter(other, tmp_path / "a.safetensors")
+    assert torch.equal(other(images), out)
+    again.add("second", tmp_path / "a.safetensors")
+    again.switch("second")
+    assert torch.equal(other(images), out)
+
+
 def test_a_supernet_comes_back_whole(vit, images, tmp_path):
     model = vit()
     adapted = glora.inject(model, PAPER)

@@ -135,7 +135,7 @@ def test_a_run_says_first_what_it_is_going_to_do(fitted: tuple[Run, Result, Reco
     for words in (
         "photos: 26 train, 6 val and 8 test images of 2 classes", "Fewer than 1,250 images", "test_vit at 32 x 32 px",
         "2 layers", f"10^{space.log10_size:.1f} genotypes of 0 to {space.count(space.largest):,} trainable numbers",
-        "no budget", "3 epochs, 78 image-steps, learning rate 0.003", "up to 12 genotypes",
+        "no budget", "3 epochs, 78 image-steps, learning rate 0.001", "up to 12 genotypes",
     ):  # fmt: skip
         assert words in told, words
     assert [progress.step for progress in reporter.steps][-1] == 12
@@ -495,6 +495,16 @@ def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_pa
     first, second = tmp_path / "a", tmp_path / "b"
     assert sorted(map(str, journal_of(first))) == sorted(map(str, journal_of(second)))
     assert (first / "adapter.safetensors").read_bytes() == (second / "adapter.safetensors").read_bytes()
+
+
+def test_workers_play_a_supernet_with_the_scales_of_its_file(photos: Path, tmp_path: Path) -> None:
+    run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    search = run._searching()
+    for support in search.adapted.supports.values():  # as if an older version had trained it
+        support.scales = {"B.lora": 0.5}
+    built, largest = search.recipe().build(), search.space.largest
+    assert built(largest) == search.scorer(largest)
 
 
 def test_a_search_begun_with_other_workers_goes_on_and_with_other_settings_does_not(

@@ -55,6 +55,14 @@ def test_a_fresh_method_is_the_base_and_one_step_changes_it(name: str) -> None:
     assert all(parameter.requires_grad for parameter in tuned.parameters())
 
 
+def test_lora_is_as_published_and_glora_has_fixed_scales() -> None:
+    lora, glora = (
+        get_method(name, {}).apply(build(), head=("head",), seed=0).adapted.supports for name in ("lora", "glora")
+    )
+    assert not any(support.scales for support in lora.values())
+    assert all(support.scales for support in glora.values())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_trained_is_what_moves(name: str) -> None:
     model, x = build(), batch()

@@ -98,6 +98,7 @@ class Recipe:
         weights: Name -> parameter or buffer of the adapted model, in shared memory.
         images: The validation images, part by part.
         states: The numbers of each part's supernet; empty where there is one, whose numbers are in the weights.
+        scales: Site name -> the fixed scales that the supernet was trained with, whatever the library's are now.
         fitness, precision, batch_size: As in the settings.
     """
 
@@ -107,6 +108,7 @@ class Recipe:
     weights: Mapping[str, Tensor]
     images: tuple[ImageSet, ...]
     states: tuple[AdapterState, ...]
+    scales: Mapping[str, Mapping[str, float]]
     fitness: str
     precision: str
     batch_size: int
@@ -116,6 +118,8 @@ class Recipe:
         spec: Spec = {**self.spec, "pretrained": False, "checkpoint": None}
         backbone = load_backbone(**spec, num_classes=self.classes)
         supernet = self.method.apply(backbone.model, head=backbone.head, seed=0).supernet
+        for name, support in supernet.adapted.supports.items():
+            support.scales = dict(self.scales[name])
         own = _weights(backbone.model)
         assert own.keys() == self.weights.keys()
         for name, tensor in own.items():

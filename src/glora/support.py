@@ -151,14 +151,17 @@ class Support(nn.Module):
         }
 
     def factors(self, tensor: str, config: LayerConfig) -> tuple[Tensor | None, Tensor | None]:
-        """The scaled `down` and the `up` that the configuration reads; None where it has none."""
+        """The `down` and `up` that the configuration reads, the last of them scaled; None where it has none."""
         choice = getattr(config, tensor)
         if choice.kind == "none":
             return None, None
         parts = self.slices(tensor, config)
         down, up = parts.get("down"), parts.get("up")
         scale = self.scale(tensor, choice)
-        return (down if down is None or scale == 1.0 else down * scale), up
+        if scale == 1.0:
+            return down, up
+        # the factor held large is made small before it meets an activation: fp16 ends at 65,504
+        return (down, up * scale) if up is not None else (None if down is None else down * scale, None)
 
     def scale(self, tensor: str, choice: Choice) -> float:
         """The fixed number that multiplies what the choice reads."""

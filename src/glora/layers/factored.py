@@ -155,8 +155,8 @@ def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = Non
 def _columns(
     plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The LoRA factors that the samples read, side by side, `(m, R)` and `(R, m)`, and every sample's own columns of
-    them with their scale, `(samples, R)`, else 0; None where no sample has LoRA."""
+    """The LoRA factors that the samples read, side by side, `(m, R)` and `(R, m)`, and which columns of them are every
+    sample's own: `(samples, R)` of 1 and 0; None where no sample has LoRA."""
     wanted = [_choice(play, tensor, is_matrix, ("lora",)) for play in plays]
     ranks: dict[Support, int] = {}
     for key in wanted:
@@ -165,13 +165,14 @@ def _columns(
     if not ranks:
         return None
     downs = torch.cat([support.down[tensor][:, :rank] for support, rank in ranks.items()], 1)
-    ups = torch.cat([support.up[tensor][:rank] for support, rank in ranks.items()])
+    lora = Choice("lora")
+    ups = torch.cat([support.up[tensor][:rank] * support.scale(tensor, lora) for support, rank in ranks.items()])
     first = dict(zip(ranks, itertools.accumulate(ranks.values(), initial=0), strict=False))
     mask = torch.zeros(len(plays), downs.shape[1])
     for sample, key in enumerate(wanted):
         if key is not None:
             start = first[key[0]]
-            mask[sample, start : start + key[1].rank] = key[0].scale(tensor, key[1])
+            mask[sample, start : start + key[1].rank] = 1
     return downs, ups, mask.to(downs.device)
 
 

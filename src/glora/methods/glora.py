@@ -69,7 +69,7 @@ class GLoRA:
     statistics: bool = False
     sampling: Sampling = "sample"
     largest: float = 0.25
-    lr: float = 3e-3
+    lr: float = 1e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         """The model with its support tensors injected."""
@@ -80,7 +80,7 @@ class GLoRA:
 
 @dataclass(frozen=True)
 class LoRA:
-    """LoRA (arXiv 2106.09685) on every target: `W0 + down up`, alpha = rank; GLoRA with B alone.
+    """LoRA (arXiv 2106.09685) on every target: `W0 + down up`, alpha = rank; GLoRA with B alone and no fixed scale.
 
     Departure: the random factor is Xavier-uniform as in GLoRA, not Kaiming-uniform.
     """
