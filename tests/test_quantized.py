@@ -227,8 +227,8 @@ def test_whoever_reads_the_weight_gets_the_effective_floats(how):
     w0 = net.fc1.weight.dequantize()
     adapted = inject(net)
     genotype = rich(adapted, B="lora:4")
-    support = adapted.supports["fc1"].slices("B", genotype["fc1"])
-    assert difference(net.fc1.weight, w0 + support["down"] @ support["up"]) < 1e-6
+    down, up = adapted.supports["fc1"].factors("B", genotype["fc1"])
+    assert difference(net.fc1.weight, w0 + down @ up) < 1e-6
     adapted.activate(adapted.space.smallest)
     assert is_quantized(net.fc1.weight), "nothing changes it: nothing is dequantised"
 

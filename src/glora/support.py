@@ -30,9 +30,8 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
     Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. docs/supernet.md
     has the derivation.
 
-    - LoRA's right factor u has numbers of about 1 / sqrt(i): a step of it would change a wide layer's output i times as
-      much as its left factor does. It is held sqrt(i) times as large and divided by that here, so that a step is the
-      same share of it whatever i is.
+    - LoRA's right factor u has numbers of about 1 / sqrt(i), so that a step is the larger a share of it the wider the
+      layer. It is held sqrt(i) times as large and divided by that here: a step is the same share whatever i is.
     - A LoRA A of the elementwise product changes `W0_kj` by the `u_j`-fold, where a vector or scalar A changes it by
       its a-fold: it is multiplied by sqrt(i), which leaves 1.
     - A vector or scalar B adds `b_k sum_j x_j`, a sum over i inputs: it is divided by i, but where nothing is summed:
