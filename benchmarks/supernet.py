@@ -278,13 +278,13 @@ def page() -> str:
     ]
     lines += ["", f"| task | method | {' | '.join(f'{lr:g}' for lr in (EDGE, *RATES))} |"]
     lines.append(f"|---|---|{'---:|' * (1 + len(RATES))}")
-    for task in TASKS:
+    for task in measured():
         for variant in BOTH:
             rates = [Cell(task, variant, lr) for lr in (EDGE, *RATES)]
             row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in rates]
             lines.append(f"| {task} | {variant} | {' | '.join(row)} |")
     lines += ["", "From the best of these rates to the next lower or higher, the worse of both, mean of the tasks:", ""]
-    lines += [f"- {variant}: {np.mean([drop(task, variant) for task in TASKS]):.1f} points" for variant in BOTH]
+    lines += [f"- {variant}: {np.mean([drop(task, variant) for task in measured()]):.1f} points" for variant in BOTH]
     lines += ["", f"## Ablations on {ABLATED}", "", "As above, and the mean random subnet of LoRA's size, since random"]
     lines += [
         "subnets of other spaces have other sizes. One seed and 200 images: a difference below 3 points says little."
@@ -314,10 +314,15 @@ def drop(task: str, variant: str) -> float:
     return max(values[middle] - value for value in values[max(0, middle - 1) : middle + 2])
 
 
+def measured() -> list[str]:
+    """The tasks of which every learning rate was run."""
+    return [task for task in TASKS if all(Cell(task, each, lr).path.is_file() for each in BOTH for lr in RATES)]
+
+
 def finished() -> dict[str, list[int]]:
     """The seeds of every task that both methods were tested with."""
     found: dict[str, list[int]] = {}
-    for task in TASKS:
+    for task in measured():
         for seed in SEEDS:
             if all(Cell(task, variant, best(task, variant), seed, tested=True).path.is_file() for variant in BOTH):
                 found.setdefault(task, []).append(seed)
