@@ -43,6 +43,7 @@ RUNS = ROOT / "runs" / "supernet"
 PAGE = ROOT / "docs" / "supernet-measured.md"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
 RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
+GRID = (EDGE, *RATES)
 SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
 SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 1_000, 8, 10_000, 0.9
@@ -124,8 +125,8 @@ def measure(cell: Cell) -> None:
             if run.searches:
                 counts = [run.adapter.adapted.count(genotype) for genotype in genotypes if genotype is not None]
                 metrics[f"{name}_parameters"] = float(np.mean(counts))
-    FOLDER.mkdir(parents=True, exist_ok=True)
     if hits:
+        FOLDER.mkdir(parents=True, exist_ok=True)
         with cell.path.with_suffix(".npz").open("wb") as file:
             np.savez_compressed(file, **{name: right.astype(np.float16) for name, right in hits.items()})
     Result.stamped(
@@ -226,20 +227,32 @@ def interval(mine: str, other: tuple[str, str], *, draws: int = DRAWS) -> tuple[
 
 def page() -> str:
     """The Markdown page of the committed results."""
-    lines = ["# What the supernet is worth, measured", ""]
-    lines += ["Made by `python benchmarks/supernet.py --table` from `results/supernet/`; do not edit.", ""]
-    lines += [*(__doc__ or "").split("\n\n")[2].splitlines(), ""]
-    lines += [
-        "## Bars",
-        "",
-        "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%",
-    ]
-    lines += [
-        "interval of a paired bootstrap over seeds and images.",
-        "",
-        "| | difference | interval |",
-        "|---|---:|---:|",
-    ]
+    missing = [task for task in TASKS if task not in finished()]
+    return "\n".join(
+        [
+            "# What the supernet is worth, measured",
+            "",
+            "Made by `python benchmarks/supernet.py --table` from `results/supernet/`; do not edit.",
+            "",
+            *(__doc__ or "").split("\n\n")[2].splitlines(),
+            "",
+            *([f"Not run yet, and in no figure below: {', '.join(missing)}.", ""] if missing else []),
+            *bars(),
+            *by_task(),
+            *by_rate(),
+            *ablations(),
+            "",
+        ]
+    )
+
+
+def bars() -> Iterator[str]:
+    """What GLoRA is ahead, pooled."""
+    yield from ("## Bars", "")
+    yield "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%"
+    yield "interval of a paired bootstrap over seeds and images. The random subnets are the same for all tasks and"
+    yield from ("seeds: which they are is not in the interval. The largest has more numbers than LoRA.", "")
+    yield from ("| | difference | interval |", "|---|---:|---:|")
     for label, mine, other in (
         ("mean random subnet - LoRA", "random", ("lora", "model")),
         ("searched winner - LoRA", "winner", ("lora", "model")),
@@ -249,69 +262,88 @@ def page() -> str:
         ("largest subnet - LoRA", "largest", ("lora", "model")),
     ):
         middle, low, high = interval(mine, other)
-        lines.append(f"| {label} | {middle:+.1f} | {low:+.1f} to {high:+.1f} |")
-    lines += [
+        yield f"| {label} | {middle:+.1f} | {low:+.1f} to {high:+.1f} |"
+
+
+def by_task() -> Iterator[str]:
+    """Test accuracy task by task, and the first search's."""
+    yield from ("", "## Tasks", "")
+    yield "Test accuracy in % at the learning rate that was best on val: mean of the seeds, and each."
+    yield from (
         "",
-        "## Tasks",
-        "",
-        "Test accuracy in % at the learning rate that was best on val: mean of the seeds, and each.",
-    ]
-    lines += ["", "| task | LoRA | mean random subnet | of LoRA's size | winner | largest | winner's numbers, LoRA's |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+        "| task | LoRA | mean random subnet | of LoRA's size | winner | largest | winner's numbers, LoRA's |",
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|"
     for task, seeds in finished().items():
+        lora, glora = (tested(task, variant) for variant in BOTH)
         row = [f"{task}, {len(seeds)} seeds"]
-        for variant, figure in (
-            ("lora", "model"),
-            *(("glora", name) for name in ("random", "sized", "winner", "largest")),
-        ):
-            found = tested(task, variant)
+        for found, figure in ((lora, "model"), *((glora, name) for name in ("random", "sized", "winner", "largest"))):
             values = [100 * (each.metrics[f"{figure}_test_accuracy"] or 0) for each in found]
             row.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
-        sizes = [each.metrics["winner_parameters"] or 0 for each in tested(task, "glora")]
-        row.append(f"{np.mean(sizes):,.0f}, {tested(task, 'lora')[0].parameters:,}")
-        lines.append(f"| {' | '.join(row)} |")
-    lines += [
-        "",
-        "## Learning rates",
-        "",
-        "Val accuracy in %, one seed; of GLoRA the mean random subnet, and the largest.",
-    ]
-    lines += ["", f"| task | method | {' | '.join(f'{lr:g}' for lr in (EDGE, *RATES))} |"]
-    lines.append(f"|---|---|{'---:|' * (1 + len(RATES))}")
+        sizes = [each.metrics["winner_parameters"] or 0 for each in glora]
+        row.append(f"{np.mean(sizes):,.0f}, {lora[0].parameters:,}")
+        yield f"| {' | '.join(row)} |"
+    yield from ("", 'The first search, "any size": its winner minus random subnets of LoRA\'s size, on test:', "")
+    for path in sorted(FOLDER.glob("*-any-size-*.json")):
+        result = Result.read(path)
+        m = {name: value or 0 for name, value in result.metrics.items()}
+        gap = 100 * (m["winner_test_accuracy"] - m["sized_test_accuracy"])
+        yield f"- {result.task}, seed {result.seed}: {gap:+.1f} points, with {m['winner_parameters']:,.0f} numbers"
+
+
+def by_rate() -> Iterator[str]:
+    """Val accuracy over the learning rates."""
+    yield from ("", "## Learning rates", "")
+    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet, and the largest."
+    yield from ("", f"| task | method | {' | '.join(f'{lr:g}' for lr in GRID)} |", f"|---|---|{'---:|' * len(GRID)}")
     for task in measured():
         for variant in BOTH:
-            rates = [Cell(task, variant, lr) for lr in (EDGE, *RATES)]
-            row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in rates]
-            lines.append(f"| {task} | {variant} | {' | '.join(row)} |")
-    lines += ["", "From the best of these rates to the next lower or higher, the worse of both, mean of the tasks:", ""]
-    lines += [f"- {variant}: {np.mean([drop(task, variant) for task in measured()]):.1f} points" for variant in BOTH]
-    lines += ["", f"## Ablations on {ABLATED}", "", "As above, and the mean random subnet of LoRA's size, since random"]
-    lines += [
-        "subnets of other spaces have other sizes. One seed and 200 images: a difference below 3 points says little."
-    ]
-    lines += ["", "| | settings | lr | of LoRA's size | random, largest | random: numbers | val loss |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|"]
-    plain = [(variant, lr) for variant in BOTH for lr in RATES]
-    for variant, lr in (*plain, *ABLATIONS):
+            row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in grid(task, variant)]
+            yield f"| {task} | {variant} | {' | '.join(row)} |"
+    yield from (
+        "",
+        "From the best of these rates to the next lower or higher, the worse of both, mean of the tasks:",
+        "",
+    )
+    for variant in BOTH:
+        yield f"- {variant}: {np.mean([drop(task, variant) for task in measured()]):.1f} points"
+
+
+def ablations() -> Iterator[str]:
+    """What becomes of one task with parts taken away."""
+    yield from (
+        "",
+        f"## Ablations on {ABLATED}",
+        "",
+        "As above, and the mean random subnet of LoRA's size, since random",
+    )
+    yield "subnets of other spaces have other sizes. One seed and 200 images: a difference below 3 points says little."
+    yield from ("", "| | settings | lr | of LoRA's size | random, largest | random: numbers | val loss |")
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for variant, lr in (*((variant, lr) for variant in BOTH for lr in RATES), *ABLATIONS):
         if not (path := Cell(ABLATED, variant, lr).path).is_file():
             continue
         result, settings = Result.read(path), VARIANTS[variant][1]
         told = ", ".join(f"{key}: {value}" for group in settings.values() for key, value in group.items())
         m = {name: value or 0 for name, value in result.metrics.items()}
         sized = f"{100 * m['sized_val_accuracy']:.1f}" if "sized_val_accuracy" in m else ""
-        size = f"{m['random_parameters']:,.0f}" if "random_parameters" in m else f"{result.parameters:,}"
+        size = f"{m.get('random_parameters', result.parameters):,.0f}"
         loss = result.metrics[main_figure(variant).replace("accuracy", "loss")]
         shown = "diverged" if loss is None else f"{loss:.3f}"
-        lines.append(f"| {variant} | {told} | {lr:g} | {sized} | {val(result)} | {size} | {shown} |")
-    return "\n".join([*lines, ""])
+        yield f"| {variant} | {told} | {lr:g} | {sized} | {val(result)} | {size} | {shown} |"
 
 
 def drop(task: str, variant: str) -> float:
     """Points of val accuracy from the best learning rate to the worse of its neighbours in the grid."""
-    rates = sorted(lr for lr in (EDGE, *RATES) if Cell(task, variant, lr).path.is_file())
-    values = [100 * (Result.read(Cell(task, variant, lr).path).metrics[main_figure(variant)] or 0) for lr in rates]
+    run = [cell for cell in grid(task, variant) if cell.path.is_file()]
+    values = [100 * (Result.read(cell.path).metrics[main_figure(variant)] or 0) for cell in run]
     middle = int(np.argmax(values))
     return max(values[middle] - value for value in values[max(0, middle - 1) : middle + 2])
+
+
+def grid(task: str, variant: str) -> list[Cell]:
+    """A cell for every learning rate, from the lowest, run or not."""
+    return [Cell(task, variant, lr) for lr in GRID]
 
 
 def measured() -> list[str]:

@@ -107,6 +107,11 @@ class Adapted(NamedAdapters):
         """Site name -> the support tensors of the adapter in use."""
         return self._adapters[self._name].supports
 
+    @property
+    def scales(self) -> dict[str, dict[str, float]]:
+        """Site name -> the fixed scales of the adapter in use, `TENSOR.kind` -> number, where it is not 1."""
+        return {name: dict(support.scales) for name, support in self.supports.items()}
+
     def sample(self, rng: random.Random) -> Genotype:
         """A genotype of the space, drawn uniformly."""
         return self.space.sample(rng)
@@ -309,8 +314,7 @@ class Adapted(NamedAdapters):
                 tensors |= {f"{name}.{tensor}.{side}": part.detach() for side, part in parts.items()}
         own = {name: value.detach() for name, value in self._own().items()}
         head = {name: own.pop(name) for name in head_of(self.model, self.head)}
-        scales = {name: dict(support.scales) for name, support in self.supports.items()}
-        return AdapterState(self.space.rules, self.sites, genotype, scales, tensors, head, self.head, own)
+        return AdapterState(self.space.rules, self.sites, genotype, self.scales, tensors, head, self.head, own)
 
     def load_state(self, state: AdapterState) -> None:
         """Takes over the numbers, scales, head and running statistics of a state of the same sites.

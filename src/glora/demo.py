@@ -19,8 +19,13 @@ DEMO: dict[str, Any] = {
     "data": {"source": "digits", "train": 400, "val": 200},
     "train": {"epochs": 20, "batch_size": 32},
     "search": {
-        **{"population": 20, "generations": 4, "parents": 5, "mutations": 10, "crossovers": 10},
-        **{"budget": "0.5M", "min_budget": "0.45M"},  # few val images prefer small subnets: docs/supernet-measured.md
+        "population": 20,
+        "generations": 4,
+        "parents": 5,
+        "mutations": 10,
+        "crossovers": 10,
+        "budget": "0.5M",
+        "min_budget": "0.45M",  # few val images prefer small subnets: docs/supernet-measured.md
     },
 }
 QUICK: dict[str, Any] = {

@@ -221,7 +221,7 @@ class Search:
             method=self.method,
             weights=shared_weights(self.adapted.model),
             images=tuple(part.images for part in self.parts),
-            scales={name: dict(support.scales) for name, support in self.adapted.supports.items()},
+            scales=self.adapted.scales,
             states=tuple(on_cpu(each.state) for each in supernets if isinstance(each, StoredSupernet)),
             fitness=self.settings.fitness,
             precision=self.accelerator.mixed_precision,

@@ -40,9 +40,9 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
     if space.scaling == "none":
         return 1.0
     if choice.kind == "lora":
-        width = factor_shapes(site, tensor, choice, space.product)["up"][1]
-        grown = site.in_features if tensor == "A" and not is_matrix(site, space.product) else 1
-        return math.sqrt(grown / width)
+        if tensor == "A" and not is_matrix(site, space.product):
+            return 1.0
+        return math.sqrt(1 / factor_shapes(site, tensor, choice, space.product)["up"][1])
     if tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
         return 1.0 / site.in_features
     return 1.0
@@ -155,12 +155,12 @@ class Support(nn.Module):
         if choice.kind == "none":
             return None, None
         parts = self.slices(tensor, config)
-        down, up = parts.get("down"), parts.get("up")
+        down, up = parts["down"], parts.get("up")
         scale = self.scale(tensor, choice)
         if scale == 1.0:
             return down, up
         # the factor held large is made small before it meets an activation: fp16 ends at 65,504
-        return (down, up * scale) if up is not None else (None if down is None else down * scale, None)
+        return (down * scale, None) if up is None else (down, up * scale)
 
     def scale(self, tensor: str, choice: Choice) -> float:
         """The fixed number that multiplies what the choice reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ SIDE, POOL, BINS = 64, 4_000, 16
 SHAPES = ("square", "ellipse", "heart")
 SCALES, ORIENTATIONS, PLACES = 6, 40, 32
 FACTORS = (len(SHAPES), SCALES, ORIENTATIONS, PLACES, PLACES)
+ALL = math.prod(FACTORS)
 
 
 def dsprites_loc(*, seed: int, train: int | None, val: int | None, on_bad_image: OnBadImage) -> Task:
@@ -72,10 +74,10 @@ def sprite(shape: int, scale: int, orientation: int, x: int, y: int) -> npt.NDAr
 
 
 def _task(name: str, label: Callable[[tuple[int, ...]], int], *, train: int | None, val: int | None, seed: int) -> Task:
-    chosen = random.Random("dsprites").sample(range(int(np.prod(FACTORS))), POOL)
+    chosen = random.Random("dsprites").sample(range(ALL), POOL)
     factors = [tuple(int(k) for k in np.unravel_index(number, FACTORS)) for number in chosen]
     pool = ImageSet([sprite(*each) for each in factors], [label(each) for each in factors])
     classes = tuple(map(str, range(BINS)))
     splits, note = split_in_three(pool, classes, train=train, val=val, seed=seed)
-    own = f"{POOL:,} of dSprites' {int(np.prod(FACTORS)):,} images, drawn anew from its factors."
+    own = f"{POOL:,} of dSprites' {ALL:,} images, drawn anew from its factors."
     return Task(name, classes, *splits, (note, own)).stamped()

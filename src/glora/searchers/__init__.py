@@ -92,7 +92,10 @@ def search(
     given = {} if settings is None else settings
     whose: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
     asker = new_searcher(space, **whose, settings=given, raced=racing is not None)
-    run = _run if racing is None or asker.elite is None else Race(racing, asker.elite, seed).run
+    run = _run
+    if racing is not None:
+        assert asker.elite is not None  # as new_searcher sees to
+        run = Race(racing, asker.elite, seed).run
     header = whose | _header(space, _settings(searcher, given), racing, context or {})
     with (
         closing(Journal(journal, header, grows=score is not None)) as book,
