@@ -6,7 +6,7 @@
 From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
 rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
 output over that of the plain output, both at the inputs that the plain model gives it: in thousandths, the median over
-the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 examples. "Right" is one such step
+the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 images or 16 texts. "Right" is one such step
 of LoRA's right factors alone, after ten of its left ones, which start at zero. Only the images and the ViT's weights
 are real; the others are drawn at random, as torch or transformers initialises them.
 """
@@ -69,11 +69,11 @@ def convnext_t() -> Subject:
 
 
 def smollm2_135m() -> Subject:
-    """A Llama of SmolLM2-135M's shape, 64 sequences of 16 random tokens."""
+    """A Llama of SmolLM2-135M's shape, 16 sequences of 16 random tokens."""
     from step import smollm2_135m as shape
 
     model = shape().model
-    tokens = torch.randint(49_152, (64, 16), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(49_152, (16, 16), generator=torch.Generator().manual_seed(0))
     return Subject(model, (), ("linear",), lambda model: model(tokens, labels=tokens).loss)
 
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from glora.config import Experiment, build_experiment, describe, load_experiment, parse_count
-from glora.errors import ConfigError
+from glora.errors import BudgetError, ConfigError
 from glora.settle import search_arguments
 from glora.space import SearchSpace
+from suites.searcher_suite import legal, toy_space
 
 HERE = Path(__file__).parents[1]
 DATA = {"data": {"source": "photos"}}
@@ -62,10 +63,40 @@ def test_every_error_is_told_at_once_with_the_nearest_names(tmp_path: Path) -> N
 def test_relations_name_both_settings() -> None:
     with pytest.raises(ConfigError, match=r"mutations=19 and crossovers=10 exceed population=20"):
         build_experiment({**DATA, "search": {"population": 20, "mutations": 19}})
-    assert (
-        search_arguments(build_experiment({**DATA, "search": {"population": 20}}).search)["settings"]["population"]
-        == 20
-    )
+    settings = build_experiment({**DATA, "search": {"population": 20}}).search
+    assert search_arguments(settings, toy_space(1))["settings"]["population"] == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        ({"budget": 400}, 360), ({}, 696), ({"budget": 1_000_000}, 696),
+        ({"budget": 400, "min_budget": 0}, 0), ({"budget": 400, "min_budget": 7}, 7),
+        ({"budget": 400, "searcher": "nsga2"}, 0), ({"budget": 400, "legalize": "reject"}, 0),
+        ({"budget": 400, "searcher": "random", "legalize": "reject"}, 360),  # it has no such setting
+    ],
+)  # fmt: skip
+def test_a_search_looks_near_the_most_numbers_it_may_have(changes: dict[str, Any], least: int) -> None:
+    settings = build_experiment({**DATA, "search": changes}).search
+    found = search_arguments(settings, toy_space(4))
+    assert (found["budget"], found["min_budget"]) == (changes.get("budget"), least)
+
+
+def test_every_size_is_searched_where_none_is_near_the_most() -> None:
+    space, settings = toy_space(1), build_experiment({**DATA, "search": {"budget": 7}}).search
+    sizes = {space.count(genotype) for genotype in legal(space, 7)}
+    assert max(sizes) < 6 and search_arguments(settings, space)["min_budget"] == 0
+
+
+def test_the_published_search_takes_every_size() -> None:
+    settings = build_experiment({**DATA, "preset": "paper", "search": {"budget": 400}}).search
+    assert search_arguments(settings, toy_space(4))["min_budget"] == 0
+
+
+def test_a_budget_below_everything_is_still_told() -> None:
+    settings = build_experiment({**DATA, "search": {"budget": -1}}).search
+    with pytest.raises(BudgetError, match="below the smallest"):
+        search_arguments(settings, toy_space(4))
 
 
 def test_overrides_win_over_values_and_both_over_the_file(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_run_says_first_what_it_is_going_to_do(fitted: tuple[Run, Result, Reco
     for words in (
         "photos: 26 train, 6 val and 8 test images of 2 classes", "Fewer than 1,250 images", "test_vit at 32 x 32 px",
         "2 layers", f"10^{space.log10_size:.1f} genotypes of 0 to {space.count(space.largest):,} trainable numbers",
-        "no budget", "3 epochs, 78 image-steps, learning rate 0.001", "up to 12 genotypes",
+        "searched from", "3 epochs, 78 image-steps, learning rate 0.001", "up to 12 genotypes",
     ):  # fmt: skip
         assert words in told, words
     assert [progress.step for progress in reporter.steps][-1] == 12

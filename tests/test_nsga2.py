@@ -303,7 +303,7 @@ def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.M
     monkeypatch.setitem(SEARCHERS, "mine", f"{__name__}:Mine")  # one more searcher is one more line
     assert "search.legalize" not in told("mine", "legalize=reject", "parents=3")[0]
     settings = load_experiment(None, ["search.searcher=mine"], {"data.source": "x"}).search
-    assert search_arguments(settings)["settings"] == {"legalize": "repair"}
+    assert search_arguments(settings, toy_space(1))["settings"] == {"legalize": "repair"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +319,7 @@ class Mine:
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None:
     overrides = [f"search.searcher={searcher}", "search.population=12", "search.generations=4"]
-    options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search)
+    options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search, toy_space(12))
     asker = new_searcher(toy_space(12), seed=0, **options)
     assert len(asker.ask()) == (60 if searcher == "random" else 12)
     if searcher != "random":

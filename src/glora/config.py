@@ -146,7 +146,9 @@ class SearchSettings(_Settings):
     )
     legalize: Literal["repair", "reject"] = Field("repair", description="How a budget is kept; 'reject' as published.")
     budget: Count | None = Field(None, description="Most trainable numbers, without the head: 300000 or 0.3M.")
-    min_budget: Count = Field(0, ge=0, description="Fewest trainable numbers.")
+    min_budget: Count | None = Field(
+        None, ge=0, description="Fewest trainable numbers; nine tenths of the most that there may be if not given."
+    )
     fitness: Literal["loss", "accuracy"] = Field("loss", description="What the search reads on val.")
     batch_size: int = Field(100, ge=1, description="Images per forward pass of scoring.")
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
@@ -168,7 +170,7 @@ class SearchSettings(_Settings):
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
-        if self.budget is not None and self.min_budget > max(0, self.budget):
+        if self.budget is not None and (self.min_budget or 0) > max(0, self.budget):
             raise ValueError(f"min_budget={self.min_budget} is above budget={self.budget}")
         half = self.population // 2
         mutations = half if self.mutations is None else self.mutations

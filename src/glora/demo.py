@@ -25,7 +25,6 @@ DEMO: dict[str, Any] = {
         "mutations": 10,
         "crossovers": 10,
         "budget": "0.5M",
-        "min_budget": "0.45M",  # few val images prefer small subnets: docs/supernet-measured.md
     },
 }
 QUICK: dict[str, Any] = {

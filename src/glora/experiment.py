@@ -81,8 +81,8 @@ class Run:
         self.backbone.model.to(self.accelerator.device)
         self.searches = isinstance(self.tuned, TunedAdapter) and self.tuned.adapted.space.size > 1
         if self.searches:
-            how = search_arguments(experiment.search)
-            new_searcher(self.adapter.adapted.space, seed=experiment.seed, raced=experiment.search.racing, **how)
+            how = search_arguments(experiment.search, space := self.adapter.adapted.space)
+            new_searcher(space, seed=experiment.seed, raced=experiment.search.racing, **how)
         self.known: Known = self._known()
         assert experiment.train.lr is not None  # settled
         self.lr = experiment.train.lr
@@ -223,7 +223,7 @@ class Run:
             self.reporter.say(line)
         return self._finished(search, search.run())
 
-    def pick(self, *, budget: int | None, min_budget: int) -> Outcome:
+    def pick(self, *, budget: int | None, min_budget: int | None = None) -> Outcome:
         """The winner for another budget out of a finished search, without a new score; its adapter and pictures.
 
         Raises:

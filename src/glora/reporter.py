@@ -12,6 +12,7 @@ from glora.methods import Tuned
 from glora.methods.glora import TunedAdapter
 from glora.pace import image_steps
 from glora.searchers import Trial
+from glora.settle import search_arguments
 from glora.train import Progress
 
 __all__ = ["Reporter", "Silent", "plan"]
@@ -74,10 +75,12 @@ def plan(experiment: Experiment, task: Task, known: Known, backbone: Backbone, t
         return [*lines, f"{what}: {tuned.count():,} trainable numbers and the head", training]
     space = tuned.adapted.space
     low, high = space.count(space.smallest), space.count(space.largest)
-    budget = "no budget" if search.budget is None else f"budget {search.budget:,}"
+    how = search_arguments(search, space)
+    most = high if how["budget"] is None else min(high, how["budget"])
     return [
         *lines,
-        f"{what}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers, {budget}",
+        f"{what}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers; "
+        f"searched from {how['min_budget']:,} to {most:,}",
         training,
         f"Search: up to {search.candidates:,} genotypes on {len(known.val):,} images; then one look at the test images",
     ]

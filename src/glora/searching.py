@@ -75,6 +75,7 @@ class Search:
         self.settings = settings
         self.seed = seed
         self.reporter = reporter
+        self.how = search_arguments(settings, self.space)
         self.info = info
         self.polish = polish
         self.parts, self.final = load_parts(self.adapted, known, folder)
@@ -100,14 +101,14 @@ class Search:
 
         found = self._search(self.scorer, tell, workers=self.settings.workers)
         winner, rescored = self._chosen(found)
-        budget, least = self.settings.budget, self.settings.min_budget
-        rows = self.rows(winner.genome, budget=budget, min_budget=least)
+        bounds = {name: self.how[name] for name in ("budget", "min_budget")}
+        rows = self.rows(winner.genome, **bounds)
         scored = len(found.trials)
-        outcome = self._outcome(winner, budget, least, scored=scored, eligible=scored, rescored=rescored, rows=rows)
+        outcome = self._outcome(winner, **bounds, scored=scored, eligible=scored, rescored=rescored, rows=rows)
         self._keep(outcome, found, winner)
         return outcome
 
-    def pick(self, *, budget: int | None, min_budget: int) -> Outcome:
+    def pick(self, *, budget: int | None, min_budget: int | None = None) -> Outcome:
         """The best scored genotype that keeps another budget, by its score on val; nothing is scored.
 
         Raises:
@@ -115,22 +116,23 @@ class Search:
             RunError: The search is not finished.
         """
         found = self.finished
-        high = float("inf") if budget is None else budget
+        low, high = min_budget or 0, float("inf") if budget is None else budget
         scored = [trial for trial in found.trials if trial.seen == 1]
-        kept = [trial for trial in scored if min_budget <= trial.parameters <= high]
+        kept = [trial for trial in scored if low <= trial.parameters <= high]
         if not kept:
             sizes = [trial.parameters for trial in scored]
-            bounds = [f"at least {min_budget:,}"] * (min_budget > 0) + [f"at most {high:,}"] * (budget is not None)
+            bounds = [f"at least {low:,}"] * (low > 0) + [f"at most {high:,}"] * (budget is not None)
             wanted = " and ".join(bounds)
             raise BudgetError(
                 f"None of the {len(sizes):,} genotypes of {self.folder.path} that were scored on all of val "
                 f"has {wanted} trainable numbers.",
                 allowed=f"The smallest has {min(sizes):,}, the largest {max(sizes):,}.",
-                remedy="Ask for what there is, or train and search with that budget under another --out.",
+                remedy="Ask for what there is, or train and search under another --out: with that budget, or with "
+                "search.searcher=nsga2 for every size at once.",
             )
         winner = min(kept, key=lambda trial: trial.rank)
         counts = {"scored": len(found.trials), "eligible": len(kept)}
-        outcome = self._outcome(winner, budget, min_budget, **counts, picked=True)
+        outcome = self._outcome(winner, budget, low, **counts, picked=True)
         self._keep(outcome, found, winner)
         return outcome
 
@@ -196,7 +198,7 @@ class Search:
             self.recipe() if workers else score,
             self.space,
             seed=self.seed,
-            **search_arguments(settings),
+            **self.how,
             racing=racing if settings.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from glora import searchers
 from glora.config import Experiment, SearchSettings
 from glora.data import DATASETS
+from glora.errors import BudgetError
 from glora.methods import Method, get_method, settings_of
+from glora.searchers.operators import Window
+from glora.space import BoundSpace
 
 __all__ = ["method_of", "search_arguments", "settled", "unused"]
+
+NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/supernet-measured.md
 
 
 def settled(experiment: Experiment, method: Method) -> Experiment:
@@ -25,15 +32,30 @@ def settled(experiment: Experiment, method: Method) -> Experiment:
     return experiment.model_copy(update={"data": data, "model": model, "train": train})
 
 
-def search_arguments(settings: SearchSettings) -> dict[str, Any]:
+def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, Any]:
     """What `glora.search` is called with: the searcher, those of the settings that it has, and the budget."""
     own = {name: getattr(settings, name, None) for name in searchers.settings_of(settings.searcher)}
     return {
         "searcher": settings.searcher,
         "settings": {name: value for name, value in own.items() if value is not None},
         "budget": settings.budget,
-        "min_budget": settings.min_budget,
+        "min_budget": _fewest(settings, own, space),
     }
+
+
+def _fewest(settings: SearchSettings, own: Mapping[str, Any], space: BoundSpace) -> int:
+    """As given, or near the most that there may be; 0 where nothing is so near, for a front, and as published."""
+    if settings.min_budget is not None:
+        return settings.min_budget
+    if own.get("legalize") == "reject" or searchers.wants_front(settings.searcher):
+        return 0
+    window = Window(space.costs, settings.budget)
+    near = math.floor(NEAR * min(window.high, window.largest))
+    try:
+        Window(space.costs, settings.budget, near)
+    except BudgetError:
+        return 0
+    return near
 
 
 def unused(settings: SearchSettings) -> tuple[str, ...]:

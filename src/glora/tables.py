@@ -118,7 +118,8 @@ def winner_table(outcome: Outcome) -> Table:
     from rich.table import Table
 
     budget = "no budget" if outcome.budget is None else f"budget {outcome.budget:,}"
-    heading = f"The winner, trial {outcome.number}: {outcome.parameters:,} trainable numbers, {budget}"
+    least = f", at least {outcome.min_budget:,}" if outcome.min_budget else ""
+    heading = f"The winner, trial {outcome.number}: {outcome.parameters:,} trainable numbers, {budget}{least}"
     table = Table(title=heading, caption=CHOICES, caption_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("site", *TENSORS, "numbers"):
         table.add_column(column, justify="right" if column == "numbers" else "left", overflow="fold")

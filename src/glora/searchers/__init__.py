@@ -184,6 +184,11 @@ def _scorers(score: Any, book: Journal, **who: Any) -> Scorers:
     return new_scorers(book.unfinished if score is None else score, **who)
 
 
+def wants_front(searcher: str) -> bool:
+    """Whether the searcher is after the best of every size, not after one winner."""
+    return getattr(_kind(searcher), "elite", 1) is None
+
+
 def settings_of(searcher: str) -> tuple[str, ...]:
     """The names of a searcher's own settings."""
     return tuple(item.name for item in dataclasses.fields(_kind(searcher).Settings))
