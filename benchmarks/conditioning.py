@@ -6,9 +6,9 @@
 From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
 rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
 output over that of the plain output, both at the inputs that the plain model gives it: in thousandths, the median over
-the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 images or 16 texts. "Right" is one such step
-of LoRA's right factors alone, after ten of its left ones, which start at zero. Only the images and the ViT's weights
-are real; the others are drawn at random, as torch or transformers initialises them.
+the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 images or 16
+texts. "Right" is one such step of LoRA's right factors alone, after ten of its left ones, which start at zero. Only the
+images and the ViT's weights are real; the others are drawn at random, as torch or transformers initialises them.
 """
 
 from __future__ import annotations

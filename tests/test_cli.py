@@ -309,13 +309,14 @@ def test_a_finished_search_is_shown_and_picked_from(glora: Any, trained: Path, t
     (run / "winner.json").unlink(missing_ok=True)
     assert_one_error(glora("search", "--show", run), "has no winner.json yet", f"Run `glora search {run}` first.")
     searched = glora("search", run, "--population", "8", "--generations", "2")
-    assert "genotypes scored; the best 10 were scored again" in searched.err
+    assert "scored; the best 10 were scored again" in searched.err
     assert "The winner" in searched.err
     shown = glora("search", "--show", run, "--json")
     assert shown.err == ""
     whole = json.loads(shown.out)
     assert sum(site["numbers"] for site in whole["sites"].values()) == whole["parameters"]
-    assert whole["verdict"][0].startswith(f"{whole['scored']} genotypes scored")
+    least = f" of at least {whole['min_budget']:,} numbers" if whole["min_budget"] else ""
+    assert whole["verdict"][0].startswith(f"{whole['scored']} genotypes{least} scored")
     text = glora("search", run, "--show").out
     assert max(map(len, text.splitlines())) <= 80
     for site, cells in whole["sites"].items():

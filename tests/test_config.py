@@ -73,7 +73,7 @@ def test_relations_name_both_settings() -> None:
         ({"budget": 400}, 360), ({}, 696), ({"budget": 1_000_000}, 696),
         ({"budget": 400, "min_budget": 0}, 0), ({"budget": 400, "min_budget": 7}, 7),
         ({"budget": 400, "searcher": "nsga2"}, 0), ({"budget": 400, "legalize": "reject"}, 0),
-        ({"budget": 400, "searcher": "random", "legalize": "reject"}, 360),  # it has no such setting
+        ({"budget": 400, "searcher": "random", "legalize": "reject"}, 0),  # the control of a published search
     ],
 )  # fmt: skip
 def test_a_search_looks_near_the_most_numbers_it_may_have(changes: dict[str, Any], least: int) -> None:
@@ -82,10 +82,15 @@ def test_a_search_looks_near_the_most_numbers_it_may_have(changes: dict[str, Any
     assert (found["budget"], found["min_budget"]) == (changes.get("budget"), least)
 
 
-def test_every_size_is_searched_where_none_is_near_the_most() -> None:
-    space, settings = toy_space(1), build_experiment({**DATA, "search": {"budget": 7}}).search
-    sizes = {space.count(genotype) for genotype in legal(space, 7)}
-    assert max(sizes) < 6 and search_arguments(settings, space)["min_budget"] == 0
+def test_every_size_is_searched_where_fewer_are_near_the_most_than_a_search_scores() -> None:
+    space, settings = toy_space(1), build_experiment({**DATA, "search": {"budget": 200}}).search
+    near = legal(space, 200, 180)
+    assert 0 < len(near) < settings.candidates and search_arguments(settings, space)["min_budget"] == 0
+    settings = settings.model_copy(update={"population": len(near), "generations": 0})
+    assert search_arguments(settings, space)["min_budget"] == 180
+    assert not legal(space, 7, 6)
+    settings = settings.model_copy(update={"budget": 7})
+    assert search_arguments(settings, space)["min_budget"] == 0
 
 
 def test_the_published_search_takes_every_size() -> None:

@@ -518,6 +518,17 @@ def test_a_search_begun_with_other_workers_goes_on_and_with_other_settings_does_
         Run.open(tmp_path / "run", Recorder(), search={"racing": True})
 
 
+def test_a_run_begun_with_other_fewest_numbers_keeps_them_where_none_are_given(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = Run(tiny(photos, search={"min_budget": 7}, train={"epochs": 1}), folder, Recorder())
+    run.train()
+    for changes in ({}, {"polish": 1}, {"workers": 2}):
+        again = Run(tiny(photos, search=changes, train={"epochs": 1}), folder, Recorder())
+        assert again.experiment.search.min_budget == 7
+    another = Run(tiny(photos, search={"fitness": "accuracy"}, train={"epochs": 1}), folder, Recorder())
+    assert another.experiment.search.min_budget is None  # another search
+
+
 def test_a_run_races_where_it_is_told_to(photos: Path, tmp_path: Path) -> None:
     search = {"population": 6, "generations": 2, "parents": 2, "racing": True, "racing_first": 2}
     recorder = Recorder()

@@ -383,6 +383,17 @@ def test_a_budget_that_nothing_scored_keeps_is_refused_with_the_smallest(searche
     assert (folder / "adapter.safetensors").read_bytes() == before
 
 
+def test_a_picked_winner_is_compared_with_genotypes_of_the_sizes_searched(photos: Path, tmp_path: Path) -> None:
+    search = {"population": 6, "generations": 1, "controls": 3}
+    run = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    own = run.search()
+    picked = run.pick(budget=own.parameters)
+    assert picked.min_budget == own.min_budget > 0
+    rows = run.evaluate().controls
+    assert all((rows[name]["parameters"] or 0) >= own.min_budget for name in ("random_mean", "random_best"))
+
+
 def test_an_unfinished_search_is_not_picked_from(searched: Run, tmp_path: Path) -> None:
     folder = copy_of(searched, tmp_path / "run")
     lines = (folder / "search.jsonl").read_text().splitlines(keepends=True)

@@ -302,7 +302,7 @@ def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.M
     )
     monkeypatch.setitem(SEARCHERS, "mine", f"{__name__}:Mine")  # one more searcher is one more line
     assert "search.legalize" not in told("mine", "legalize=reject", "parents=3")[0]
-    settings = load_experiment(None, ["search.searcher=mine"], {"data.source": "x"}).search
+    settings = load_experiment(None, ["search.searcher=mine", "search.min_budget=0"], {"data.source": "x"}).search
     assert search_arguments(settings, toy_space(1))["settings"] == {"legalize": "repair"}
 
 

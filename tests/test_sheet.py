@@ -109,19 +109,21 @@ def row(gap: float, error: float, *, split: str = "aside", **more: float) -> dic
     [(0.3, 0.1, "beats"), (0.3, 0.2, "does not beat"), (0.02, 0.01, "does not beat"), (-0.3, 0.1, "does worse than")],
 )
 def test_the_winner_beats_a_control_by_two_paired_standard_errors_or_not(gap: float, error: float, word: str) -> None:
-    line = verdict({"winner": {}, "random_best": row(gap, error)}, fitness="loss", budget=None)[0]
+    line = verdict({"winner": {}, "random_best": row(gap, error)}, fitness="loss", budget=None, rescored=1)[0]
     assert line.startswith(f"The winner {word} the best of 50 random genotypes on the 90 set-aside images: ")
     assert f"loss {-gap:+.3f} ± {error:.3f}" in line
 
 
 def test_the_images_that_chose_least_decide_and_a_larger_control_is_called_that() -> None:
     rows = {"winner": {}, "largest": {**row(0.3, 0.1), **row(-0.3, 0.1, split="test")}}
-    line = verdict(rows, fitness="accuracy", budget=99)[0]
+    line = verdict(rows, fitness="accuracy", budget=99, rescored=10)[0]
     assert line.startswith(
         "The winner does worse than the largest subnet (100 numbers, above the budget) on the 90 test"
     )
-    only_val = verdict({"random_mean": row(0.3, 0.1, split="val")}, fitness="loss", budget=None)[0]
+    only_val = verdict({"random_mean": row(0.3, 0.1, split="val")}, fitness="loss", budget=None, rescored=1)[0]
     assert "the mean of 50 random genotypes on the 90 val images, which also chose it" in only_val
+    again = verdict({"random_mean": row(0.3, 0.1)}, fitness="loss", budget=None, rescored=10)[0]
+    assert "on the 90 set-aside images, which also chose it among the best 10: " in again
 
 
 def test_setting_half_of_val_aside_and_scoring_ten_again_loses_nothing_against_all_of_val() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 
 from glora import workers
 from glora.errors import ConfigError, RunError, UnknownNameError
+from glora.genotype import Genotype
 from glora.results import read_jsonl
 from glora.searchers import Racing, SearchResult, search
+from glora.searchers.measure import Job
 from suites.scores import EXAMPLES, SPACE, Trouble, score, values
 from suites.searcher_suite import SOURCE, TESTS, told
 
@@ -133,6 +136,34 @@ def test_a_script_without_the_line_that_workers_need_is_told_so(tmp_path: Path) 
     assert ended.returncode == 1
     assert "2 workers were lost before one was ready" in ended.stderr
     assert "if __name__ == '__main__':" in ended.stderr
+
+
+class Crowded(workers.Team):
+    """Room for one worker, which does a job in the time of two deadlines; the others wait for a place."""
+
+    class Worker(workers.Worker):
+        def __init__(self, waiting: bool) -> None:
+            self.waiting, self.said = waiting, workers.Message("ready")
+
+        def send(self, arguments: tuple[Any, ...]) -> None:
+            self.said = workers.Message("done", *arguments)
+
+        def stop(self) -> None:
+            raise AssertionError("nobody is lost here")
+
+    def start(self) -> workers.Worker:
+        return self.Worker(waiting=bool(self.starting))
+
+    def listen(self, those: Sequence[workers.Worker], seconds: float) -> list[tuple[workers.Worker, workers.Message]]:
+        time.sleep(2 * self.limit)
+        return [(each, each.said) for each in those if isinstance(each, self.Worker) and not each.waiting]
+
+
+def test_workers_without_a_place_yet_are_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    jobs = [Job(number, Genotype({})) for number in range(2 * workers.LOSSES)]
+    found = [job for job, *_ in Crowded(lambda: score, size=3, limit=0.001).run(iter(jobs))]
+    assert found == jobs
+    assert "waits for a free CPU" in caplog.text and "was lost" not in caplog.text
 
 
 def test_a_builder_makes_the_score_function_in_every_worker() -> None:

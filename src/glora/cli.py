@@ -153,8 +153,8 @@ def search(
 
     The options change the run's own settings, as long as it was not searched yet; what comes after the search, such as
     --set search.polish=5, as long as it was not tested. Of a finished search --budget picks
-    the best genotype that it has scored, of any size with --set search.searcher=nsga2; without it the run's own
-    winner is back.
+    the best genotype that it has scored, of any size where it was searched with
+    search.searcher=nsga2; without it the run's own winner is back.
 
     Example: glora search run --budget 0.3M
     """

@@ -46,6 +46,9 @@ class RayTeam(Team):
 class _Actor:
     """What runs on the cluster."""
 
+    def here(self) -> None:
+        """Answers as soon as the actor has its CPU."""
+
     def ready(self, build: Build) -> Message:
         self.score = build()
         return Message("ready")
@@ -59,7 +62,12 @@ class _Remote(Worker):
     def __init__(self, ray: Any, actor: Any, build: Any) -> None:
         self.ray = ray
         self.actor = actor
+        self.here = actor.here.remote()
         self.answer = actor.ready.remote(build)  # what it says next
+
+    @property
+    def waiting(self) -> bool:  # type: ignore[override]
+        return not self.ray.wait([self.here], timeout=0)[0]
 
     def send(self, arguments: tuple[Any, ...]) -> None:
         self.answer = self.actor.work.remote(arguments)

@@ -63,9 +63,8 @@ class Run:
 
     def __init__(self, experiment: Experiment, folder: str | Path, reporter: Reporter) -> None:
         self.method: Method = method_of(experiment)
-        self.experiment = experiment = settled(experiment, self.method)
         self.folder = RunFolder(folder)
-        self.folder.check(experiment)
+        self.experiment = experiment = self.folder.check(settled(experiment, self.method))
         self.accelerator = new_accelerator(experiment.train.precision)
         self.reporter: Reporter = reporter if self.accelerator.is_main_process else Silent()
         data = experiment.data

@@ -73,8 +73,10 @@ class Outcome:
             return f"Picked from {self.eligible:,} of {self.scored:,} scored genotypes: {how}."
         if self.rescored:
             how = f"the best {self.rescored} were scored again, and the best of them on val and set-aside images won"
-            return f"{self.scored:,} genotypes scored; {how}."
-        return f"{self.scored:,} genotypes scored; the best on val won."
+        else:
+            how = "the best on val won"
+        least = f" of at least {self.min_budget:,} numbers" if self.min_budget else ""
+        return f"{self.scored:,} genotypes{least} scored; {how}."
 
     @property
     def told(self) -> str:
@@ -87,7 +89,7 @@ class Outcome:
     @property
     def verdict(self) -> tuple[str, ...]:
         """How the winner was chosen, how much val flatters it, and whether it beats its controls, in words."""
-        compared = verdict(self.rows, fitness=self.fitness, budget=self.budget)
+        compared = verdict(self.rows, fitness=self.fitness, budget=self.budget, rescored=self.rescored)
         chosen = self.rows.get("unpolished", self.rows.get("winner", {}))
         return (self.choice, self.told, *filter(None, [bane(chosen), before_after(self.rows)]), *compared)
 
@@ -125,7 +127,7 @@ def row_title(name: str, row: Row) -> str:
     return TITLES[name].format(row.get("genotypes") or 0)
 
 
-def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None) -> list[str]:
+def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None, rescored: int) -> list[str]:
     """In words, whether the winner beats each control, on the images that chose least: test, set-aside, else val.
 
     The winner beats a control when the search's own measure is better by two paired standard errors.
@@ -144,6 +146,8 @@ def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None) -> lis
         beyond = f" ({size:,.0f} numbers, above the budget)" if budget is not None and size > budget else ""
         images = f"{row[f'{split}_images']:,.0f} {SPLITS[split]} images"
         flattered = ", which also chose it" if split == "val" else ""
+        if split == "aside" and rescored > 1:
+            flattered = f", which also chose it among the best {rescored}"
         what = row_title(name, row) + (" genotypes" if name.startswith("random") else "")
         lines.append(f"The winner {word} the {what}{beyond} on the {images}{flattered}: {numbers}.")
     return lines

@@ -69,7 +69,7 @@ class Polishing:
         with atomic(search.folder.adapter) as temporary:
             shutil.copyfile(folder.adapter, temporary)
         model = load_adapter(self.base(), folder.adapter).merge(keep_base=False)
-        others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget)
+        others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         others = {"unpolished": search.contender(outcome.genome), **others}
         outcome = search.complete(outcome, compared(self.contender(outcome, model), others))
         self.reporter.say(before_after(outcome.rows))

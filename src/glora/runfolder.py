@@ -27,6 +27,7 @@ from glora.results import Result, append_jsonl, read_jsonl
 __all__ = ["RunFolder"]
 
 AFTER = {f"search.{name}" for name in ("controls", "control", "polish", "polish_on", "polish_lr")}  # change no score
+FEWEST = "search.min_budget"
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -136,26 +137,30 @@ class RunFolder:
             raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
         return build_experiment(data if isinstance(data, Mapping) else {}, source=str(self.config))
 
-    def check(self, experiment: Experiment) -> None:
-        """Nothing when a run of these settings may begin or go on here.
+    def check(self, experiment: Experiment) -> Experiment:
+        """The settings, when a run of them may begin or go on here.
 
         What concerns the search alone may still change as long as nothing was searched or tested; what comes
         after it, polish and comparison, as long as nothing was tested; who does the scoring, at any time.
+        Where they leave the fewest numbers open, those of an earlier run stay unless it is another search.
 
         Raises:
             RunError: The folder holds a run of other settings, or something else, or cannot be written.
         """
         if not self.config.is_file():
             self._check_free()
-            return
+            return experiment
         theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
         differing = [key for key in mine if mine[key] != theirs.get(key) and key not in ANY_TIME]
+        if FEWEST in differing and mine[FEWEST] is None and AFTER.issuperset({*differing} - {FEWEST}):
+            settings = {**experiment.search.model_dump(), "min_budget": theirs[FEWEST]}
+            return self.check(experiment.with_(search=settings))
         if not differing:
-            return
+            return experiment
         only_search = all(key.startswith("search.") for key in differing)
         searched, tested = self.journal.is_file(), bool(self.tested)
         if only_search and not tested and (not searched or AFTER.issuperset(differing)):
-            return
+            return experiment
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
         else:

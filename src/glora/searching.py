@@ -116,7 +116,8 @@ class Search:
             RunError: The search is not finished.
         """
         found = self.finished
-        low, high = min_budget or 0, float("inf") if budget is None else budget
+        low = self.how["min_budget"] if min_budget is None else min_budget
+        high = float("inf") if budget is None else budget
         scored = [trial for trial in found.trials if trial.seen == 1]
         kept = [trial for trial in scored if low <= trial.parameters <= high]
         if not kept:
@@ -153,8 +154,8 @@ class Search:
         parameters = self.space.count(self.space.decode(genome))
         return Contender(parameters, {**self.sheet(genome), **(splits or {})}, genome=genome)
 
-    def controls(self, *, budget: int | None, min_budget: int) -> dict[str, Contender]:
-        """The controls that cost no training; none where the settings want none."""
+    def controls(self, *, budget: int | None, min_budget: int, picked: bool = False) -> dict[str, Contender]:
+        """The controls that cost no training, chosen as the winner was; none where the settings want none."""
         settings = self.settings
         wanted = settings.population if settings.controls is None else settings.controls
         if not wanted:
@@ -162,7 +163,9 @@ class Search:
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=self.seed)
         if any(genome not in self.sheet for genome in sizes):
             self.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
-        return controls(self.space, self.sheet, sizes, fitness=settings.fitness, rescore=settings.rescore)
+        return controls(
+            self.space, self.sheet, sizes, fitness=settings.fitness, rescore=0 if picked else settings.rescore
+        )
 
     @cached_property
     def finished(self) -> SearchResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from glora.config import Experiment, SearchSettings
 from glora.data import DATASETS
 from glora.errors import BudgetError
 from glora.methods import Method, get_method, settings_of
-from glora.searchers.operators import Window
+from glora.searchers.operators import Pool, Window
 from glora.space import BoundSpace
 
 __all__ = ["method_of", "search_arguments", "settled", "unused"]
@@ -33,29 +34,37 @@ def settled(experiment: Experiment, method: Method) -> Experiment:
 
 
 def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, Any]:
-    """What `glora.search` is called with: the searcher, those of the settings that it has, and the budget."""
+    """What `glora.search` is called with: the searcher, those of the settings that it has, and the budget.
+
+    Raises:
+        BudgetError: No genotype keeps the budget.
+    """
     own = {name: getattr(settings, name, None) for name in searchers.settings_of(settings.searcher)}
-    return {
+    found = {
         "searcher": settings.searcher,
         "settings": {name: value for name, value in own.items() if value is not None},
         "budget": settings.budget,
-        "min_budget": _fewest(settings, own, space),
+        "min_budget": settings.min_budget or 0,
     }
+    if settings.min_budget is None and _wants_one_size(found, settings, space):
+        found["min_budget"] = _near(settings, space)
+    return found
 
 
-def _fewest(settings: SearchSettings, own: Mapping[str, Any], space: BoundSpace) -> int:
-    """As given, or near the most that there may be; 0 where nothing is so near, for a front, and as published."""
-    if settings.min_budget is not None:
-        return settings.min_budget
-    if own.get("legalize") == "reject" or searchers.wants_front(settings.searcher):
-        return 0
+def _wants_one_size(how: Mapping[str, Any], settings: SearchSettings, space: BoundSpace) -> bool:
+    """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
+    return settings.legalize != "reject" and searchers.new_searcher(space, seed=0, **how).elite is not None
+
+
+def _near(settings: SearchSettings, space: BoundSpace) -> int:
+    """Nine tenths of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
     window = Window(space.costs, settings.budget)
-    near = math.floor(NEAR * min(window.high, window.largest))
+    least = math.floor(NEAR * min(window.high, window.largest))
     try:
-        Window(space.costs, settings.budget, near)
+        pool = Pool(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
         return 0
-    return near
+    return least if pool.has(settings.candidates) else 0
 
 
 def unused(settings: SearchSettings) -> tuple[str, ...]:

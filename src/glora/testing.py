@@ -72,7 +72,7 @@ class Testing:
             retrained: It, trained alone and merged.
             polished: What is known of it where it was polished.
         """
-        others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget)
+        others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         if retrained is not None:
             splits = {split: self._on(retrained, images) for split, images in self.known.unseen.items()}
             others["retrained"] = Contender(outcome.parameters, splits)

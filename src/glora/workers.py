@@ -63,9 +63,11 @@ class Worker(ABC):
 
     Attributes:
         deadline: When it must have said something, on the monotonic clock.
+        waiting: Whether it has no place to start at yet.
     """
 
     deadline = 0.0
+    waiting = False
 
     @abstractmethod
     def send(self, arguments: tuple[Any, ...]) -> None:
@@ -145,9 +147,15 @@ class Team(ABC):
         working = [*self.starting, *self.busy]
         first = min(worker.deadline for worker in working)
         heard = self.listen(working, max(0.0, first - time.monotonic()))
-        silent, now = set(working) - {worker for worker, _ in heard}, time.monotonic()
+        told, now = {worker for worker, _ in heard}, time.monotonic()
         late = Message("lost", f"it said nothing for {self.limit:g} seconds")
-        return heard + [(worker, late) for worker in silent if worker.deadline <= now]
+        for worker in (each for each in working if each not in told and each.deadline <= now):
+            if worker.waiting:
+                log.warning("A worker waits for a free CPU on the cluster: ask for fewer, or let it grow.")
+                self._from_now(worker)
+            else:
+                heard.append((worker, late))
+        return heard
 
     def _count(self, job: _Job | None, losses: Counter[_Job], reason: str) -> None:
         """One more loss; raises RunError when it is one too many."""

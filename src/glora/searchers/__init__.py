@@ -89,6 +89,7 @@ def search(
     """
     need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
     need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
+    need(on_trial, Callable | None, ConfigError, "on_trial", "a function of a Trial, or None")
     given = {} if settings is None else settings
     whose: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
     asker = new_searcher(space, **whose, settings=given, raced=racing is not None)
@@ -164,6 +165,7 @@ def new_searcher(
     """
     need(space, BoundSpace, ConfigError, "space", "a bound space, such as adapted.space")
     need(settings, Mapping, ConfigError, "settings", "the searcher's settings by name, or None")
+    need(searcher, str, ConfigError, "searcher", "a name in SEARCHERS")
     if budget is not None:
         whole(budget, "budget")
     whole(min_budget, "min_budget", least=0)
@@ -182,11 +184,6 @@ def new_searcher(
 
 def _scorers(score: Any, book: Journal, **who: Any) -> Scorers:
     return new_scorers(book.unfinished if score is None else score, **who)
-
-
-def wants_front(searcher: str) -> bool:
-    """Whether the searcher is after the best of every size, not after one winner."""
-    return getattr(_kind(searcher), "elite", 1) is None
 
 
 def settings_of(searcher: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import math
 import random
 from bisect import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from glora.errors import BudgetError
@@ -229,18 +229,31 @@ class Pool:
         for _ in range(REDRAWS if self._rest is None else 0):
             if fresh := self.admit(random_genome(self.wheels, self.rng)):
                 return fresh
-        if math.prod(map(len, self.window.costs)) <= ENUMERABLE:
+        if self._few:
             return self._listed()
         for _ in range(REDRAWS if self.legalize == "reject" else 0):
             if fresh := self._unseen(repair(random_genome(self.near, self.rng), self.window, self.rng)):
                 return fresh
         return None
 
+    def has(self, n: int) -> bool:
+        """Whether there are so many legal genomes; a space too large to be listed counts as having them."""
+        if not self._few:
+            return True
+        legal = (genome for genome in self._all() if not self.window.distance(self.window.count(genome)))
+        return sum(1 for _ in itertools.islice(legal, n)) == n
+
+    @property
+    def _few(self) -> bool:
+        return math.prod(map(len, self.window.costs)) <= ENUMERABLE
+
+    def _all(self) -> Iterator[Genome]:
+        return itertools.product(*map(range, map(len, self.window.costs)))
+
     def _listed(self) -> tuple[Genome, int] | None:
         """The next legal genome of a small space, listed once and shuffled."""
         if self._rest is None:
-            every = itertools.product(*map(range, map(len, self.window.costs)))
-            counted = [(genome, self.window.count(genome)) for genome in every]
+            counted = [(genome, self.window.count(genome)) for genome in self._all()]
             self._rest = [pair for pair in counted if not self.window.distance(pair[1])]
             self.rng.shuffle(self._rest)
         while self._rest:
