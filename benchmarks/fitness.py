@@ -1,0 +1,169 @@
+"""By which score on few images a search finds good subnets: the loss, the accuracy, or the loss at a temperature.
+
+    python benchmarks/fitness.py            # read the trained supernets of benchmarks/supernet.py that are in runs/
+    python benchmarks/fitness.py --table    # docs/fitness.md from results/fitness
+
+Of every supernet that `benchmarks/supernet.py` tests, 40 random subnets of any size within the budget and 60 of nine
+tenths of it or more look at the 200 images of val once. Then 300 times these images are halved: the one half scores the
+subnets, the accuracy on the other half says how good they are. "Rank" is Spearman's correlation of the two, over all
+100 subnets or the 60 near the budget; "gain" how many points the best by the score is above the mean subnet there, in
+accuracy on the other half. The temperature is one number for all subnets by which logits are divided, that of the least
+mean loss on the scoring half. Test is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from supernet import LEAST, SEEDS, TASKS, Cell, best
+from torch import Tensor
+
+from glora.controls import random_genomes
+from glora.experiment import Run
+from glora.genotype import Genotype
+from glora.reporter import Silent
+from glora.results import Result
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results" / "fitness"
+PAGE = ROOT / "docs" / "fitness.md"
+SUBNETS = {"any": 40, "near": 60}
+HALVES = 300
+TEMPERATURES = np.geomspace(0.3, 10, 36)
+SCORES = ("loss", "accuracy", "loss at a temperature")
+
+
+def measure(cell: Cell) -> Result:
+    """All subnets of one supernet."""
+    torch.backends.cuda.enable_flash_sdp(False)  # type: ignore[no-untyped-call]  # on a CPU slower with 17 tokens
+    run = Run.open(cell.run, Silent())
+    run.train()  # is trained
+    space, budget = run.adapter.adapted.space, cell.experiment.search.budget
+    assert budget is not None
+    genotypes, near = [], []
+    for name, number in SUBNETS.items():
+        least = round(LEAST * budget) if name == "near" else 0
+        drawn = random_genomes(space, number, budget=budget, min_budget=least, seed=1)
+        genotypes += [space.decode(genome) for genome in drawn]
+        near += [name == "near"] * len(drawn)
+    logits, labels = looked(run, genotypes)
+    sizes = np.array([space.count(genotype) for genotype in genotypes])
+    return Result.stamped(
+        method="glora",
+        task=cell.task,
+        model=run.experiment.model.name,
+        seed=cell.seed,
+        config=run.experiment.model_dump(mode="json"),
+        parameters=budget,
+        metrics=compared(logits.numpy().astype(np.float64), labels.numpy(), np.array(near), sizes),
+    )
+
+
+def looked(run: Run, genotypes: list[Genotype]) -> tuple[Tensor, Tensor]:
+    """Logits of every subnet on every image of val, and the labels."""
+    every, val = [], run.task.val
+    x, labels = val.batch(range(len(val)))
+    for genotype in genotypes:
+        with run.adapter.adapted.hold(genotype) as model, torch.no_grad(), run.accelerator.autocast():
+            every.append(model.eval()(x).float())
+    return torch.stack(every), labels
+
+
+def compared(logits: Any, labels: Any, near: Any, sizes: Any) -> dict[str, float | None]:
+    """For each score and all subnets or those near the budget: rank, gain, and the chosen one's numbers."""
+    shown = logits[None] / TEMPERATURES[:, None, None, None]
+    shown -= np.log(np.exp(shown - shown.max(-1, keepdims=True)).sum(-1, keepdims=True)) + shown.max(-1, keepdims=True)
+    losses = -np.take_along_axis(shown, labels[None, None, :, None], -1)[..., 0]  # (temperature, subnet, image)
+    plain = losses[np.abs(TEMPERATURES - 1).argmin()]
+    right = logits.argmax(-1) == labels
+    rng, found = np.random.default_rng(0), dict[str, list[float]]()
+    for _ in range(HALVES):
+        order = rng.permutation(len(labels))
+        mine, other = order[: len(order) // 2], order[len(order) // 2 :]
+        warmest = losses[:, :, mine].mean((1, 2)).argmin()
+        scores = (-plain[:, mine].mean(1), right[:, mine].mean(1), -losses[warmest][:, mine].mean(1))
+        found.setdefault("temperature", []).append(TEMPERATURES[warmest])
+        for which, chosen in (("all", np.full(len(near), True)), ("near", near)):
+            truth = right[chosen][:, other].mean(1)
+            for name, score in zip(SCORES, scores, strict=True):
+                tied = np.lexsort((sizes[chosen], -score[chosen]))[0]  # as in a search: the smaller
+                for figure, value in (
+                    ("rank", spearmanr(score[chosen], truth).statistic),
+                    ("gain", 100 * (truth[tied] - truth.mean())),
+                    ("size", sizes[chosen][tied]),
+                ):
+                    found.setdefault(f"{which}, {name}, {figure}", []).append(float(value))
+    return {name: float(np.nanmean(values)) for name, values in found.items()}
+
+
+def page() -> str:
+    """The Markdown page of the committed results."""
+    results = Result.read_all(sorted(FOLDER.glob("*.json")))
+    return "\n".join(
+        [
+            "# By which score to search",
+            "",
+            "Made by `python benchmarks/fitness.py --table` from `results/fitness/`; do not edit.",
+            "",
+            *(__doc__ or "").split("\n\n")[2].splitlines(),
+            "",
+            "Means of the seeds; in brackets the seeds.",
+            "",
+            "| task | subnets | score | rank | gain, points | numbers of the chosen |",
+            "|---|---|---|---:|---:|---:|",
+            *rows(results),
+            "",
+            "The supernets are overconfident: their best temperature is "
+            f"{', '.join(f'{warm:.1f} ({task})' for task, warm in temperatures(results).items())}. Larger subnets are",
+            "so more than smaller ones, which the loss holds against them although they are right more often. At one",
+            "temperature for all it does not. Near the budget all are about equally confident, and the scores about",
+            "equally good: so a run searches there. For a front of all sizes (`nsga2`) take `search.fitness=accuracy`.",
+            "",
+        ]
+    )
+
+
+def temperatures(results: list[Result]) -> dict[str, float]:
+    """Task -> the temperature that suits its supernets, mean of the seeds."""
+    by_task: dict[str, list[float]] = {}
+    for each in results:
+        by_task.setdefault(each.task, []).append(each.metrics["temperature"] or 0)
+    return {task: float(np.mean(values)) for task, values in by_task.items()}
+
+
+def rows(results: list[Result]) -> Iterator[str]:
+    """One per task, set of subnets, and score."""
+    for task in TASKS:
+        mine = [each for each in results if each.task == task]
+        for which, label in (("all", "all sizes"), ("near", "near the budget")) if mine else ():
+            for score in SCORES:
+                cells = []
+                for figure, form in (("rank", ".2f"), ("gain", "+.1f"), ("size", ",.0f")):
+                    values = [each.metrics[f"{which}, {score}, {figure}"] or 0 for each in mine]
+                    seeds = "" if figure == "size" else f" ({', '.join(f'{value:{form}}' for value in values)})"
+                    cells.append(f"{np.mean(values):{form}}{seeds}")
+                yield f"| {task} | {label} | {score} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="write docs/fitness.md and stop")
+    if parser.parse_args().table:
+        PAGE.write_text(page(), encoding="utf-8")
+        return
+    for task in TASKS:
+        for seed in SEEDS:
+            cell = Cell(task, "glora", best(task, "glora"), seed, tested=True)
+            path = FOLDER / f"{task}-seed{seed}.json"
+            if cell.run.is_dir() and not path.is_file():
+                measure(cell).write(path)
+
+
+if __name__ == "__main__":
+    main()
