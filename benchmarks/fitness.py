@@ -3,12 +3,12 @@
     python benchmarks/fitness.py            # read the trained supernets of benchmarks/supernet.py that are in runs/
     python benchmarks/fitness.py --table    # docs/fitness.md from results/fitness
 
-Of every supernet that `benchmarks/supernet.py` tests, 40 random subnets of any size within the budget and 60 of nine
-tenths of it or more look at the 200 images of val once. Then 300 times these images are halved: the one half scores the
-subnets, the accuracy on the other half says how good they are. "Rank" is Spearman's correlation of the two, over all
-100 subnets or the 60 near the budget; "gain" how many points the best by the score is above the mean subnet there, in
-accuracy on the other half. The temperature is one number for all subnets by which logits are divided, that of the least
-mean loss on the scoring half. Test is not read.
+Of every supernet that `benchmarks/supernet.py` tests, 24 random subnets of any size within the budget and 36 of nine
+tenths of it or more look at 600 images that neither trained it nor are test images. Then 300 times 100 of them score
+the subnets, and the accuracy on the others says how good they are. "Rank" is Spearman's correlation of the two, over
+all 60 subnets or the 36 near the budget; "gain" how many points of accuracy on the others the best by the score is
+above the mean subnet. The temperature is one number for all subnets by which logits are divided, that of the least mean
+loss of the scoring images. Test is not read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from supernet import LEAST, SEEDS, TASKS, Cell, best
 from torch import Tensor
 
 from glora.controls import random_genomes
+from glora.data import ImageSet, load_task
 from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.reporter import Silent
@@ -33,8 +34,8 @@ from glora.results import Result
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "fitness"
 PAGE = ROOT / "docs" / "fitness.md"
-SUBNETS = {"any": 40, "near": 60}
-HALVES = 300
+SUBNETS = {"any": 24, "near": 36}
+IMAGES, SCORING, DRAWS = 600, 100, 300
 TEMPERATURES = np.geomspace(0.3, 10, 36)
 SCORES = ("loss", "accuracy", "loss at a temperature")
 
@@ -52,7 +53,7 @@ def measure(cell: Cell) -> Result:
         drawn = random_genomes(space, number, budget=budget, min_budget=least, seed=1)
         genotypes += [space.decode(genome) for genome in drawn]
         near += [name == "near"] * len(drawn)
-    logits, labels = looked(run, genotypes)
+    logits, labels = looked(run, genotypes, unseen(run))
     sizes = np.array([space.count(genotype) for genotype in genotypes])
     return Result.stamped(
         method="glora",
@@ -65,13 +66,22 @@ def measure(cell: Cell) -> Result:
     )
 
 
-def looked(run: Run, genotypes: list[Genotype]) -> tuple[Tensor, Tensor]:
-    """Logits of every subnet on every image of val, and the labels."""
-    every, val = [], run.task.val
-    x, labels = val.batch(range(len(val)))
+def unseen(run: Run) -> ImageSet:
+    """More val images than the run has, of the same split."""
+    data = run.experiment.data
+    task = load_task(data.source, seed=data.split_seed, train=data.train, val=IMAGES).prepared(run.backbone.preprocess)
+    every = range(len(task.train))
+    assert torch.equal(task.train.batch(every)[0], run.task.train.batch(every)[0]), "they trained on the same images"
+    return task.val
+
+
+def looked(run: Run, genotypes: list[Genotype], images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Logits of every subnet on every image, and the labels."""
+    every = []
+    x, labels = images.batch(range(len(images)))
     for genotype in genotypes:
         with run.adapter.adapted.hold(genotype) as model, torch.no_grad(), run.accelerator.autocast():
-            every.append(model.eval()(x).float())
+            every.append(torch.cat([model.eval()(part).float() for part in x.split(SCORING)]))
     return torch.stack(every), labels
 
 
@@ -83,9 +93,9 @@ def compared(logits: Any, labels: Any, near: Any, sizes: Any) -> dict[str, float
     plain = losses[np.abs(TEMPERATURES - 1).argmin()]
     right = logits.argmax(-1) == labels
     rng, found = np.random.default_rng(0), dict[str, list[float]]()
-    for _ in range(HALVES):
+    for _ in range(DRAWS):
         order = rng.permutation(len(labels))
-        mine, other = order[: len(order) // 2], order[len(order) // 2 :]
+        mine, other = order[:SCORING], order[SCORING:]
         warmest = losses[:, :, mine].mean((1, 2)).argmin()
         scores = (-plain[:, mine].mean(1), right[:, mine].mean(1), -losses[warmest][:, mine].mean(1))
         found.setdefault("temperature", []).append(TEMPERATURES[warmest])
@@ -94,12 +104,17 @@ def compared(logits: Any, labels: Any, near: Any, sizes: Any) -> dict[str, float
             for name, score in zip(SCORES, scores, strict=True):
                 tied = np.lexsort((sizes[chosen], -score[chosen]))[0]  # as in a search: the smaller
                 for figure, value in (
-                    ("rank", spearmanr(score[chosen], truth).statistic),
+                    ("rank", rank(score[chosen], truth)),
                     ("gain", 100 * (truth[tied] - truth.mean())),
                     ("size", sizes[chosen][tied]),
                 ):
                     found.setdefault(f"{which}, {name}, {figure}", []).append(float(value))
-    return {name: float(np.nanmean(values)) for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def rank(score: Any, truth: Any) -> float:
+    """Spearman's correlation; 0 where all are equal."""
+    return float(spearmanr(score, truth).statistic) if np.ptp(score) and np.ptp(truth) else 0.0
 
 
 def page() -> str:
