@@ -7,7 +7,7 @@ import math
 import os
 import random
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ def test_the_papers_search_costs_a_quarter_and_its_winner_is_among_the_best(seed
     full = table.mean(axis=1)
     winner = max((outcome for outcome in found if outcome.seen == 1), key=lambda outcome: outcome.score).number
     assert (full > full[winner]).sum() < 0.01 * len(table)
+    finished = {outcome.number for outcome in found if outcome.seen == 1}
+    assert len(finished.intersection(np.argsort(-full)[:10].tolist())) >= 8
     gaps = table[full.argmax()] - table[winner]
     assert gaps.mean() <= gaps.std(ddof=1) / math.sqrt(len(gaps))
 
@@ -121,14 +123,49 @@ def test_the_journal_of_another_race_is_refused(tmp_path: Path) -> None:
         run(journal=tmp_path / "race.jsonl", racing=Racing(EXAMPLES, level=0.1))
 
 
-def test_every_generation_has_pieces_of_its_own_that_grow_and_cover_all() -> None:
-    rng = random.Random(0)
-    first, second = RACING.pieces(rng), RACING.pieces(rng)
-    for pieces in (first, second):
+def pieces_of(race: Race, numbers: range, value: Callable[[int, int], float]) -> list[tuple[int, ...]]:
+    """The pieces of a generation whose candidate `number` is worth `value(number, index)` on an example."""
+    pieces: dict[int, tuple[int, ...]] = {}
+
+    def measure(jobs: Iterable[Job]) -> Iterator[Done]:
+        for job in jobs:
+            assert job.piece is not None and pieces.setdefault(job.piece, job.indices) == job.indices
+            yield Done(job, [value(job.number, index) for index in job.indices], 0.0)
+
+    for _ in race.run(dict.fromkeys(numbers, Genotype({})), measure):
+        pass
+    return list(pieces.values())
+
+
+def test_the_pieces_of_a_generation_grow_and_cover_all() -> None:
+    for seed in (0, 1):
+        pieces = pieces_of(Race(RACING, 3, seed), range(12), lambda number, index: 0.0)
         assert sorted(index for piece in pieces for index in piece) == list(range(EXAMPLES))
-        seen = np.cumsum([len(piece) for piece in pieces]).tolist()
-        assert seen == [10, 15, 22, 33, 49, 60]
-    assert first != second
+        assert np.cumsum([len(piece) for piece in pieces]).tolist() == [10, 15, 22, 33, 49, 60]
+    assert pieces != pieces_of(Race(RACING, 3, 0), range(12), lambda number, index: 0.0)
+
+
+def test_what_the_best_differ_on_comes_first_as_soon_as_ten_have_seen_all() -> None:
+    telling = {3, 17, 40, 41, 59}
+
+    def value(number: int, index: int) -> float:
+        return math.sin(number + index) if index in telling else 0.25
+
+    race = Race(RACING, 12, 0)
+    assert not telling <= set(pieces_of(race, range(11), value)[0])  # shuffled; too few to leave
+    assert telling <= set(pieces_of(race, range(11, 14), value)[0])
+    fewer = Race(RACING, 12, 0)
+    pieces_of(fewer, range(9), value)
+    assert not telling <= set(pieces_of(fewer, range(9, 14), value)[0])
+
+
+def test_where_the_examples_are_ordered_nothing_is_extrapolated_from_those_seen() -> None:
+    racing = Racing(100, level=0.1)
+    behind, level = [0.0, 0.0], [1.0, 1.0]
+    assert leaves(behind, level, racing, unseen=2.0)  # 2 behind, the rest spreads by 1.4: 1.28 of that is 1.8
+    assert not leaves(behind, level, racing, unseen=3.0)
+    assert leaves(behind, level, racing, unseen=0.0) and not leaves(level, level, racing, unseen=0.0)
+    assert not leaves(level, behind, racing, unseen=0.0)
 
 
 def test_the_test_sends_an_equal_away_as_often_as_its_level_says() -> None:

@@ -18,7 +18,7 @@ from glora.registry import lookup
 from glora.searchers.journal import Journal, genes, space_hash
 from glora.searchers.measure import Job, Measure, Scorers, measured, new_scorers
 from glora.searchers.operators import Pool
-from glora.searchers.racing import Outcome, Race, Racing
+from glora.searchers.racing import RULE, Outcome, Race, Racing
 from glora.searchers.trials import Candidate, Score, Searcher, SearchResult, Trial, pareto_front
 from glora.space import BoundSpace
 
@@ -115,7 +115,7 @@ def _header(space: BoundSpace, settings: Any, racing: Racing | None, context: Ma
     return {
         "space": space_hash(space),
         "settings": dataclasses.asdict(settings),
-        "racing": None if racing is None else dataclasses.asdict(racing),
+        "racing": None if racing is None else {**dataclasses.asdict(racing), "rule": RULE},
         "context": dict(context),
     }
 

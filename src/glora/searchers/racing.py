@@ -19,6 +19,8 @@ __all__ = ["Outcome", "Race", "Racing", "leaves", "mean_score"]
 
 
 GROWTH = 150  # of the number of examples seen, in per cent
+KNOWN = 10  # of the best so far, by which the examples are ordered
+RULE = "examples by spread"  # races by another rule do not go on
 
 
 class Outcome(NamedTuple):
@@ -36,14 +38,14 @@ class Racing:
 
     Attributes:
         examples: Number of examples that the score function knows.
-        level: Of the one-sided paired test, in (0, 0.5]: about this share of the tests sends away wrongly. The
-            larger, the cheaper.
+        level: Of the one-sided test, in (0, 0.5]: about this share of the tests sends away wrongly. The larger, the
+            cheaper.
         first: Number of examples of the first piece; with every further one half as many again are seen.
     """
 
     examples: int
-    level: float = 0.25
-    first: int = 20
+    level: float = 0.05
+    first: int = 10
 
     def __post_init__(self) -> None:
         whole(self.examples, "examples", least=1)
@@ -54,9 +56,8 @@ class Racing:
                 "level=0 is not allowed.", allowed="A number above 0: at 0 nobody leaves; switch racing off."
             )
 
-    def pieces(self, rng: random.Random) -> list[tuple[int, ...]]:
-        """The examples' indices, shuffled and cut into pieces."""
-        order = rng.sample(range(self.examples), self.examples)
+    def pieces(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """The examples' indices, cut into pieces."""
         ends = [0, min(self.first, self.examples)]
         while ends[-1] < self.examples:
             ends.append(min(GROWTH * ends[-1] // 100, self.examples))
@@ -68,8 +69,9 @@ class Race:
 
     After every piece each candidate is compared with the `elite`-th best of all that is still in, on the examples
     seen so far, and leaves when the test says that it is behind. Who is still in at the end has seen every example.
-    The candidates of a generation share their pieces; the next one has others, so that no search can learn by heart
-    which examples come first.
+    The candidates of a generation share their pieces. In the first the examples are shuffled; as soon as enough
+    candidates have seen all, those come first on which the best of these differ most: on most examples good candidates
+    agree, and a few decide.
 
     Args:
         racing: How the race goes.
@@ -82,12 +84,13 @@ class Race:
         self.elite = elite
         self.rng = random.Random(f"race {seed}")
         self.best: list[dict[int, float]] = []  # of the best that have seen every example, the value of each
+        self.spread: dict[int, float] | None = None  # variance of each example over these; None: not known yet
 
     def run(self, genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcome]:
         """The outcome of every candidate, as soon as it has left or has seen every example."""
         rows: dict[int, dict[int, float]] = {number: {} for number in genotypes}
         seconds = dict.fromkeys(genotypes, 0.0)
-        for piece, indices in enumerate(self.racing.pieces(self.rng)):
+        for piece, indices in enumerate(self.racing.pieces(self._order())):
             for done in measure([Job(number, genotypes[number], piece, indices) for number in rows]):
                 assert isinstance(done.found, list)
                 rows[done.job.number].update(zip(indices, done.found, strict=True))
@@ -97,35 +100,56 @@ class Race:
                 yield Outcome(number, mean_score(seen), seconds[number], len(seen) / self.racing.examples)
         yield from (Outcome(number, mean_score(row.values()), seconds[number]) for number, row in rows.items())
         ranked = sorted([*self.best, *rows.values()], key=lambda row: _mean(row.values()), reverse=True)
-        self.best = ranked[: self.elite]
+        self.best = ranked[: max(self.elite, KNOWN)]
+
+    def _order(self) -> list[int]:
+        """The examples, those first on which the best differ most; shuffled where that is not known."""
+        examples = self.rng.sample(range(self.racing.examples), self.racing.examples)
+        known = [row for row in self.best if math.isfinite(_mean(row.values()))]
+        self.spread = None
+        if len(known) >= KNOWN:
+            spread = {index: _variance([row[index] for row in known]) for index in examples}
+            examples.sort(key=lambda index: -spread[index])
+            self.spread = spread
+        return examples
 
     def _leaving(self, rows: Mapping[int, dict[int, float]]) -> list[int]:
         """Who leaves: nobody when all examples are seen, or when there is room for all."""
         seen = list(next(iter(rows.values()), ()))
-        if len(seen) in (0, self.racing.examples) or len(self.best) + len(rows) < self.elite:
+        best = self.best[: self.elite]
+        if len(seen) in (0, self.racing.examples) or len(best) + len(rows) < self.elite:
             return []
         runners = {number: [row[index] for index in seen] for number, row in rows.items()}
-        field = [*([row[index] for index in seen] for row in self.best), *runners.values()]
+        field = [*([row[index] for index in seen] for row in best), *runners.values()]
         mark = sorted(field, key=_mean, reverse=True)[self.elite - 1]
-        return [number for number, row in runners.items() if leaves(row, mark, self.racing)]
+        unseen = None
+        if self.spread is not None:
+            unseen = math.fsum(self.spread[index] for index in self.spread.keys() - set(seen))
+        return [number for number, row in runners.items() if leaves(row, mark, self.racing, unseen)]
 
 
-def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing) -> bool:
-    """Whether the candidate's mean over all examples is below the mark's, by a one-sided paired test.
+def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing, unseen: float | None = None) -> bool:
+    """Whether the candidate's mean over all examples is below the mark's, by a one-sided test.
 
-    The examples seen are a random part of all: the standard error of the mean difference is corrected for that
-    (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where all are seen.
+    Where the examples seen are a random part of all, the test is paired: the standard error of the mean difference is
+    corrected for that part (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where all are seen.
+    Where they are those that good candidates differ on most, nothing is extrapolated from them: of the others the two
+    are expected to be equal, give or take what good candidates differ by there, independently from example to example.
 
     Args:
         row: The candidate's values on the examples seen so far, at least 2.
         mark: The values on the same examples of the one to reach.
         racing: Level of the test and number of all examples.
+        unseen: Variance of the sum over the examples not seen; None where the examples seen are a random part.
     """
     if math.isinf(_mean(row)):
         return math.isfinite(_mean(mark))
     gaps = [theirs - mine for mine, theirs in zip(row, mark, strict=True)]
     gap, error = mean_score(gaps)
-    error *= math.sqrt(1 - len(row) / racing.examples)
+    if unseen is None:
+        error *= math.sqrt(1 - len(row) / racing.examples)
+    else:
+        error = math.sqrt(unseen) / len(row)
     return gap > NormalDist().inv_cdf(1 - racing.level) * error
 
 
@@ -134,7 +158,12 @@ def mean_score(values: Collection[float]) -> Score:
     n, mean = len(values), _mean(values)
     if n < 2 or math.isinf(mean):
         return Score(mean)
-    return Score(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n))
+    return Score(mean, math.sqrt(_variance(values) / n))
+
+
+def _variance(values: Collection[float]) -> float:
+    mean = _mean(values)
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def _mean(values: Collection[float]) -> float:
