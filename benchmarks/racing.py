@@ -17,7 +17,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from glora.progress import ConsoleReporter
 from glora.results import Result, read_jsonl
 from glora.scoring import Part, ValScorer
 from glora.searchers import Racing, SearchResult, search
+from glora.searchers.measure import Done, Job
+from glora.searchers.racing import Race
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "racing"
@@ -208,7 +210,8 @@ def page(results: list[Result]) -> str:
             "",
             "Fewer images: of the full search over those of the raced one, racing's own share. Gaps: mean loss on the",
             "same images ± its paired standard error; negative: the raced winner is better. tau: Kendall's, between",
-            "the scores at which candidates left or finished and their full scores. Holding: time of scoring with the",
+            "the scores at which candidates left or finished and their full scores; who left has a score on the images",
+            "that good candidates differ on most, so that it need not be high. Holding: time of scoring with the",
             "genotype only activated over that with it held. Sharing a pass: time of one genotype after the other over",
             "that of four in one batch; below 1 it costs time, so that the search does not do it. Overhead: time of",
             "the raced search outside of the score function.",
@@ -220,13 +223,23 @@ def page(results: list[Result]) -> str:
 def record() -> None:
     """A table of real values: all candidates of the first seed's full search, on all images in their order."""
     lines = read_jsonl(RUNS / f"seed{SEEDS[0]}" / "full.jsonl")
-    n, rng = len(lines[-1]["values"]), random.Random(f"race {SEEDS[0]}")
-    generation = {line["number"]: line["generation"] for line in lines if line["event"] == "ask"}
-    orders = [Racing(n, first=n).pieces(rng)[0] for _ in range(max(generation.values()) + 1)]
-    losses = np.empty((len(generation), n), dtype=np.float32)
+    values = {line["number"]: line["values"] for line in lines if line["event"] == "score"}
+    generations: dict[int, dict[int, Genotype]] = {}
     for line in lines:
-        if line["event"] == "score":
-            losses[line["number"], orders[generation[line["number"]]]] = [-value for value in line["values"]]
+        if line["event"] == "ask":
+            generations.setdefault(line["generation"], {})[line["number"]] = Genotype({})
+    n = len(values[0])
+    losses = np.empty((len(values), n), dtype=np.float32)
+    race = Race(Racing(n, first=n), lines[0]["settings"]["parents"], SEEDS[0])
+
+    def measure(jobs: Iterable[Job]) -> Iterator[Done]:  # in the order in which they were asked for
+        for job in jobs:
+            losses[job.number, list(job.indices)] = [-value for value in values[job.number]]
+            yield Done(job, values[job.number], 0.0)
+
+    for generation in generations.values():
+        for _ in race.run(generation, measure):
+            pass
     np.savez_compressed(TABLE, losses=losses.astype(np.float16))
 
 

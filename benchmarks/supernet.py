@@ -6,13 +6,14 @@
 
 DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs: 8,000 image-steps for every cell, bfloat16
 autocast. Every learning rate is run once, on val alone; the best of each method then with three seeds, and with those
-on 1,000 test images, once. The budget is the numbers of LoRA of rank 8. Random subnets: 8 drawn within it, and 8 of
-its size, with at least nine tenths of it. The search scores 500 genotypes of its size with racing, and is otherwise as
-by default: on half of val, the best ten scored again on the other half. Ablations: one seed, val alone. A first search,
-of 1,050 genotypes of any size within the budget, was tested with two seeds of two tasks: by the loss of so few images
-it chose subnets of half the size. That larger ones are better shows on val in the cells of the learning rates, so the
-search was given the lower bound. It is told as "any size". Polished: 3 more epochs of the winner alone, on the training
-images, at a tenth of the learning rate; 2,400 image-steps more than any other.
+on 1,000 test images, once. The budget is the numbers of LoRA of rank 8. Random subnets: 8 drawn within it, and 8 of its
+size, with at least nine tenths of it. The search scores 500 genotypes of its size with racing (by the rule before the
+one of docs/search.md), and is otherwise as by default: on half of val, the best ten scored again on the other half.
+Ablations: one seed, val alone. A first search, of 1,050 genotypes of any size within the budget, was tested with two
+seeds of two tasks: by the loss of so few images it chose subnets of half the size. That larger ones are better shows on
+val in the cells of the learning rates, so the search was given the lower bound. It is told as "any size". Polished: 3
+more epochs of the winner alone, on the training images, at a tenth of the learning rate; 2,400 image-steps more than
+any other.
 """
 
 from __future__ import annotations

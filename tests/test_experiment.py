@@ -522,7 +522,7 @@ def test_a_run_begun_with_other_fewest_numbers_keeps_them_where_none_are_given(p
     folder = tmp_path / "run"
     run = Run(tiny(photos, search={"min_budget": 7}, train={"epochs": 1}), folder, Recorder())
     run.train()
-    for changes in ({}, {"polish": 1}, {"workers": 2}):
+    for changes in ({}, {"polish": 1}, {"workers": 2}, {"racing_level": 0.25, "racing_first": 20}):
         again = Run(tiny(photos, search=changes, train={"epochs": 1}), folder, Recorder())
         assert again.experiment.search.min_budget == 7
     another = Run(tiny(photos, search={"fitness": "accuracy"}, train={"epochs": 1}), folder, Recorder())

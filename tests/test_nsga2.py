@@ -321,7 +321,7 @@ def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None
     overrides = [f"search.searcher={searcher}", "search.population=12", "search.generations=4"]
     options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search, toy_space(12))
     asker = new_searcher(toy_space(12), seed=0, **options)
-    assert len(asker.ask()) == (60 if searcher == "random" else 12)
+    assert len(asker.ask()) == (50 if searcher == "random" else 12)
     if searcher != "random":
         own: Any = asker
         default = type(own.settings)(population=12, generations=4)

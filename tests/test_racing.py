@@ -20,6 +20,7 @@ from glora.results import read_jsonl
 from glora.searchers import Racing, search
 from glora.searchers.measure import Done, Job
 from glora.searchers.racing import Race, leaves
+from glora.space import SearchSpace, Site
 from suites.scores import EXAMPLES, SPACE, score, values
 from suites.searcher_suite import told
 
@@ -95,21 +96,54 @@ def test_a_race_finds_the_optimum_where_the_examples_agree() -> None:
     assert statistics.fmean(trial.seen for trial in raced.trials) < 0.7
 
 
+class Counted:
+    """The race's order, and whether it was by spread."""
+
+    def __init__(self, order: Callable[[Race], list[int]]) -> None:
+        self.order, self.spreads = order, list[bool]()
+
+    def __get__(self, race: Race, kind: type) -> Callable[[], list[int]]:
+        def order() -> list[int]:
+            found = self.order(race)
+            self.spreads.append(race.spread is not None)
+            return found
+
+        return order
+
+
+def test_a_raced_random_search_finds_a_good_genotype() -> None:
+    """As many as the paper scores: the losses of a real supernet, drawn in the order of the table."""
+    table = -np.load(TABLE)["losses"].astype(np.float64)
+    space = SearchSpace(variant="paper").bind({f"layers.{k}": Site("linear", 8, 8, True) for k in range(9)})
+    rows: dict[Genotype, int] = {}
+
+    def score(genotype: Genotype, indices: Sequence[int]) -> list[float]:
+        return [float(table[rows.setdefault(genotype, len(rows)), index]) for index in indices]
+
+    for seed in range(3):
+        rows.clear()
+        found = search(score, space, searcher="random", racing=Racing(200), seed=seed)
+        assert (table.mean(axis=1) > table[rows[found.best.genotype]].mean()).sum() < 10
+        assert sum(trial.seen for trial in found.trials) < len(table) / 4
+
+
 @pytest.mark.parametrize("searcher", ["evolution", "random"])
 def test_a_race_killed_anywhere_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searcher: str
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
-    options: dict[str, Any] = {"searcher": searcher, "racing": Racing(EXAMPLES, first=20)}
-    options["settings"] = {"candidates": 20} if searcher == "random" else {**SETTINGS, "generations": 1}
+    options: dict[str, Any] = {"searcher": searcher, "racing": Racing(EXAMPLES, first=20, level=0.01)}
+    options["settings"] = {"candidates": 60} if searcher == "random" else {"population": 20, "generations": 1}
+    monkeypatch.setattr(Race, "_order", counted := Counted(Race._order))
     expected = told(run(journal=whole, **options))
+    assert counted.spreads == [False, True]  # the second generation's examples are ordered
     lines = whole.read_bytes().splitlines(keepends=True)
 
     def timeless(path: Path) -> list[Any]:
         return [{key: value for key, value in line.items() if key != "seconds"} for line in read_jsonl(path)]
 
-    for kept in range(0, len(lines), 7):
+    for kept in range(0, len(lines), 29):
         part.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
         assert told(run(journal=part, **options)) == expected
         assert timeless(part) == timeless(whole)

@@ -53,7 +53,7 @@ def test_any_number_of_workers_makes_the_same_search(tmp_path: Path, alone: Any,
 
 
 def test_a_race_with_workers_is_the_same_race(tmp_path: Path) -> None:
-    racing = Racing(EXAMPLES, first=10)
+    racing = Racing(EXAMPLES, first=10, level=0.01)
     one, two = (tmp_path / f"{number}.jsonl" for number in (0, 2))
     assert told(run(values, racing=racing, journal=one)) == told(run(values, racing=racing, journal=two, workers=2))
     assert lines(one) == lines(two)

@@ -63,11 +63,13 @@ class _Remote(Worker):
         self.ray = ray
         self.actor = actor
         self.here = actor.here.remote()
+        self.placed = False
         self.answer = actor.ready.remote(build)  # what it says next
 
     @property
     def waiting(self) -> bool:  # type: ignore[override]
-        return not self.ray.wait([self.here], timeout=0)[0]
+        before, self.placed = self.placed, bool(self.ray.wait([self.here], timeout=0)[0])
+        return not before
 
     def send(self, arguments: tuple[Any, ...]) -> None:
         self.answer = self.actor.work.remote(arguments)

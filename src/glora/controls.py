@@ -47,7 +47,8 @@ def random_genomes(space: BoundSpace, n: int, *, budget: int | None, min_budget:
         seed=seed + APART,
         settings={"candidates": n},
     )
-    return {candidate.genome: candidate.parameters for candidate in searcher.ask()}
+    groups = iter(searcher.ask, [])
+    return {each.genome: each.parameters for group in groups for each in group}
 
 
 def best_again(sizes: Mapping[Genome, int], sheet: Sheet, *, fitness: str) -> Genome:

@@ -52,7 +52,9 @@ Data = Annotated[str | None, Option(metavar="FOLDER", help="Labelled images, or 
 Model = Annotated[str | None, Option(metavar="NAME", help="dinov2_vits14 (packaged) or any timm model.")]
 Out = Annotated[Path, Option(metavar="RUN", help="The run folder; an unfinished run in it is continued.")]
 Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable numbers: 300000 or 0.3M.")]
-MinBudget = Annotated[str | None, Option(metavar="NUMBER", help="Fewest trainable numbers; not given: near the most.")]
+MinBudget = Annotated[
+    str | None, Option(metavar="NUMBER", help="Fewest trainable numbers; default: nine tenths of the most.")
+]
 Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
 Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
 Workers = Annotated[int | None, Option(metavar="N", help="Processes that score; 0: this one.")]

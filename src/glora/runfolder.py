@@ -28,6 +28,7 @@ __all__ = ["RunFolder"]
 
 AFTER = {f"search.{name}" for name in ("controls", "control", "polish", "polish_on", "polish_lr")}  # change no score
 FEWEST = "search.min_budget"
+RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -151,7 +152,8 @@ class RunFolder:
             self._check_free()
             return experiment
         theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
-        differing = [key for key in mine if mine[key] != theirs.get(key) and key not in ANY_TIME]
+        idle = () if mine["search.racing"] or theirs.get("search.racing") else RACES
+        differing = [key for key in mine if mine[key] != theirs.get(key) and key not in (*ANY_TIME, *idle)]
         if FEWEST in differing and mine[FEWEST] is None and AFTER.issuperset({*differing} - {FEWEST}):
             settings = {**experiment.search.model_dump(), "min_budget": theirs[FEWEST]}
             return self.check(experiment.with_(search=settings))

@@ -122,7 +122,7 @@ class Search:
         kept = [trial for trial in scored if low <= trial.parameters <= high]
         if not kept:
             sizes = [trial.parameters for trial in scored]
-            bounds = [f"at least {low:,}"] * (low > 0) + [f"at most {high:,}"] * (budget is not None)
+            bounds = [f"at least {low:,}"] * bool(min_budget) + [f"at most {high:,}"] * (budget is not None)
             wanted = " and ".join(bounds)
             raise BudgetError(
                 f"None of the {len(sizes):,} genotypes of {self.folder.path} that were scored on all of val "

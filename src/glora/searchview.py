@@ -48,8 +48,8 @@ class SearchView:
         self._last = now
         self.done += 1
         row = self._rows.setdefault(trial.generation, _Row())
-        row.scores.append(trial.score.value)
-        if trial.seen == 1:  # what has left a race is on no front
+        if trial.seen == 1:  # the score of what has left a race is of some images, and compares with no other
+            row.scores.append(trial.score.value)
             self._add_to_front(trial.parameters, trial.score.value)
         loss = best.score.value < 0
         self.name = "loss" if loss else "accuracy"
@@ -91,7 +91,7 @@ class SearchView:
 
 
 def _median(row: _Row) -> str:
-    value = statistics.median(row.scores)
+    value = statistics.median(row.scores) if row.scores else math.nan
     return f"{abs(value):.4f}" if math.isfinite(value) else "–"
 
 

@@ -63,7 +63,7 @@ class Worker(ABC):
 
     Attributes:
         deadline: When it must have said something, on the monotonic clock.
-        waiting: Whether it has no place to start at yet.
+        waiting: Whether it had no place to start at when this was last asked.
     """
 
     deadline = 0.0
@@ -150,7 +150,7 @@ class Team(ABC):
         told, now = {worker for worker, _ in heard}, time.monotonic()
         late = Message("lost", f"it said nothing for {self.limit:g} seconds")
         for worker in (each for each in working if each not in told and each.deadline <= now):
-            if worker.waiting:
+            if worker in self.starting and worker.waiting:
                 log.warning("A worker waits for a free CPU on the cluster: ask for fewer, or let it grow.")
                 self._from_now(worker)
             else:

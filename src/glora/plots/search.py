@@ -107,7 +107,7 @@ def _record(trial: Scored) -> dict[str, Any]:
 
 
 def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
-    """The dots; what has left a race was seen on part of val only, and is drawn as a small ring."""
+    """The dots; what has left a race has a score on some images that compares with no other, and is only counted."""
     drawn = [trial for trial in trials if math.isfinite(trial.score.value)]
     every = [trial.generation for trial in drawn]
     scale = {"cmap": "cividis", "vmin": min(every, default=0), "vmax": max(every, default=1)}
@@ -118,10 +118,11 @@ def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
     for left, group in groups.items():
         if left and not group:
             continue
-        x, y = [trial.parameters for trial in group], [factor * trial.score.value for trial in group]
-        style = {"s": 9, "alpha": 0.35, "marker": "."} if left else {"s": 20, "alpha": 0.75}
-        text = f"left the race, on part of val ({len(group):,})" if left else f"scored genotype ({len(group):,})"
-        found = axes.scatter(x, y, c=[t.generation for t in group], linewidths=0, label=text, **scale, **style)
+        shown = [] if left else group
+        x, y = [trial.parameters for trial in shown], [factor * trial.score.value for trial in shown]
+        text = f"left the race, not drawn ({len(group):,})" if left else f"scored genotype ({len(group):,})"
+        style = {"s": 20, "alpha": 0.75, "linewidths": 0, "label": text}
+        found = axes.scatter(x, y, c=[t.generation for t in shown], **scale, **style)
         dots = dots or found
     return dots
 

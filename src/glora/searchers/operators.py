@@ -10,7 +10,7 @@ import math
 import random
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from glora.errors import BudgetError
@@ -26,6 +26,7 @@ KICKS = 16  # tries of a repair; before each one random steps, twice as many as 
 PROBES = 10_000  # genes repaired before a narrow window counts as empty
 REDRAWS = 1_000  # refused random genomes in a row: rejection gives up, or the space counts as exhausted
 ENUMERABLE = 100_000  # a space of at most this many genotypes is listed rather than guessed
+IMMENSE = 10**12
 
 
 def random_genome(wheels: Sequence[Wheel], rng: random.Random) -> Genome:
@@ -229,7 +230,7 @@ class Pool:
         for _ in range(REDRAWS if self._rest is None else 0):
             if fresh := self.admit(random_genome(self.wheels, self.rng)):
                 return fresh
-        if self._few:
+        if self._size <= ENUMERABLE:
             return self._listed()
         for _ in range(REDRAWS if self.legalize == "reject" else 0):
             if fresh := self._unseen(repair(random_genome(self.near, self.rng), self.window, self.rng)):
@@ -237,23 +238,18 @@ class Pool:
         return None
 
     def has(self, n: int) -> bool:
-        """Whether there are so many legal genomes; a space too large to be listed counts as having them."""
-        if not self._few:
-            return True
-        legal = (genome for genome in self._all() if not self.window.distance(self.window.count(genome)))
-        return sum(1 for _ in itertools.islice(legal, n)) == n
+        """Whether so many more can be drawn; in a very large space they are not, and it counts as having them."""
+        return self._size > IMMENSE or all(self.draw() for _ in range(n))
 
     @property
-    def _few(self) -> bool:
-        return math.prod(map(len, self.window.costs)) <= ENUMERABLE
-
-    def _all(self) -> Iterator[Genome]:
-        return itertools.product(*map(range, map(len, self.window.costs)))
+    def _size(self) -> int:
+        return math.prod(map(len, self.window.costs))
 
     def _listed(self) -> tuple[Genome, int] | None:
         """The next legal genome of a small space, listed once and shuffled."""
         if self._rest is None:
-            counted = [(genome, self.window.count(genome)) for genome in self._all()]
+            every = itertools.product(*map(range, map(len, self.window.costs)))
+            counted = [(genome, self.window.count(genome)) for genome in every]
             self._rest = [pair for pair in counted if not self.window.distance(pair[1])]
             self.rng.shuffle(self._rest)
         while self._rest:

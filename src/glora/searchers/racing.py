@@ -38,8 +38,8 @@ class Racing:
 
     Attributes:
         examples: Number of examples that the score function knows.
-        level: Of the one-sided test, in (0, 0.5]: about this share of the tests sends away wrongly. The larger, the
-            cheaper.
+        level: In (0, 0.5]: how easily a candidate leaves. The larger, the cheaper. While the examples are shuffled it
+            is the level of a one-sided test; once they are ordered it sets the width of a margin, see `leaves`.
         first: Number of examples of the first piece; with every further one half as many again are seen.
     """
 
@@ -105,7 +105,7 @@ class Race:
     def _order(self) -> list[int]:
         """The examples, those first on which the best differ most; shuffled where that is not known."""
         examples = self.rng.sample(range(self.racing.examples), self.racing.examples)
-        known = [row for row in self.best if math.isfinite(_mean(row.values()))]
+        known = [row for row in self.best[:KNOWN] if math.isfinite(_mean(row.values()))]
         self.spread = None
         if len(known) >= KNOWN:
             spread = {index: _variance([row[index] for row in known]) for index in examples}
@@ -129,12 +129,13 @@ class Race:
 
 
 def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing, unseen: float | None = None) -> bool:
-    """Whether the candidate's mean over all examples is below the mark's, by a one-sided test.
+    """Whether the candidate is too far behind the mark for the examples not seen to give it back.
 
-    Where the examples seen are a random part of all, the test is paired: the standard error of the mean difference is
-    corrected for that part (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where all are seen.
-    Where they are those that good candidates differ on most, nothing is extrapolated from them: of the others the two
-    are expected to be equal, give or take what good candidates differ by there, independently from example to example.
+    Where the examples seen are a random part of all, by a one-sided paired test: the standard error of the mean
+    difference is corrected for that part (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where
+    all are seen. Where they are those that good candidates differ on most, nothing is extrapolated from them, and the
+    others are given a margin, z times the root of `unseen`. That is a heuristic and no test: the candidate is not one
+    of those that the variances are of, and its examples are not independent. What it loses docs/racing.md measures.
 
     Args:
         row: The candidate's values on the examples seen so far, at least 2.

@@ -12,6 +12,8 @@ from glora.searchers.trials import Candidate, Trial
 
 __all__ = ["RandomSearch", "RandomSettings"]
 
+GROUP = 50  # as many as a generation of the paper's evolution
+
 
 @dataclass(frozen=True)
 class RandomSettings:
@@ -28,7 +30,7 @@ class RandomSettings:
 
 
 class RandomSearch:
-    """Random genotypes within the budget, none twice, all asked at once.
+    """Random genotypes within the budget, none twice, in groups: the later ones race against what is known by then.
 
     Args:
         pool: Where genomes and randomness come from.
@@ -36,18 +38,18 @@ class RandomSearch:
     """
 
     Settings: ClassVar = RandomSettings
-    elite = 1
+    elite = 10  # the best few may be scored again
 
     def __init__(self, pool: Pool, settings: RandomSettings) -> None:
         self.pool = pool
         self.left = settings.candidates
 
     def ask(self) -> list[Candidate]:
-        """All candidates, fewer when the space has fewer; empty the second time."""
+        """The next group, smaller at the end or when the space has fewer; empty when there is none."""
         asked: list[Candidate] = []
-        while len(asked) < self.left and (fresh := self.pool.draw()):
+        while len(asked) < min(GROUP, self.left) and (fresh := self.pool.draw()):
             asked.append(Candidate(*fresh))
-        self.left = 0
+        self.left -= len(asked)
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
