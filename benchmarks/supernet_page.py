@@ -38,6 +38,7 @@ COLOURS = {"lora": "#0072B2", "random": FRONT, "largest": "#009E73"}
 MARKERS = ("o", "s", "^", "D")
 BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
     ("mean random subnet - LoRA", ("glora", "random"), ("lora", "model")),
+    ("mean random subnet of LoRA's size - LoRA", ("glora", "sized"), ("lora", "model")),
     ("searched winner - LoRA", ("glora", "winner"), ("lora", "model")),
     ("searched winner - mean random subnet of its size", ("glora", "winner"), ("glora", "sized")),
     ("searched winner - mean random subnet", ("glora", "winner"), ("glora", "random")),
@@ -228,7 +229,7 @@ def draw_bars() -> None:
     axes.set_yticks(range(len(ready())), [label for label, *_ in ready()])
     axes.invert_yaxis()
     axes.set_xlabel("points of test accuracy")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.18), ncols=4, frameon=False, fontsize=8)
+    drawing.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     save(drawing, FIGURES / "supernet-bars.svg", {"bars": data})
 
 
@@ -249,11 +250,13 @@ def draw_rates() -> None:
             colour = COLOURS["lora" if variant == "lora" else name]
             axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
         axes.set_xscale("log")
+        axes.set_xticks(GRID, [f"{lr:g}" for lr in GRID], fontsize=8)
+        axes.minorticks_off()
         axes.set_title(task, fontsize=9)
         axes.set_xlabel("learning rate")
-    axes = drawing.axes[0]
-    axes.set_ylabel("val accuracy, %")
-    axes.legend(frameon=False, fontsize=8)
+    drawing.axes[0].set_ylabel("val accuracy, %")
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save(drawing, FIGURES / "supernet-rates.svg", {"val": data})
 
 
