@@ -134,11 +134,13 @@ def page() -> str:
             "|---|---|---|---:|---:|---:|",
             *rows(results),
             "",
-            "The supernets are overconfident: their best temperature is "
-            f"{', '.join(f'{warm:.1f} ({task})' for task, warm in temperatures(results).items())}. Larger subnets are",
-            "so more than smaller ones, which the loss holds against them although they are right more often. At one",
-            "temperature for all it does not. Near the budget all are about equally confident, and the scores about",
-            "equally good: so a run searches there. For a front of all sizes (`nsga2`) take `search.fitness=accuracy`.",
+            f"Best temperatures: {', '.join(f'{task} {warm:.1f}' for task, warm in temperatures(results).items())}.",
+            "",
+            "A temperature above 1 says that the supernet is overconfident. Larger subnets then are so more than smaller",
+            "ones, which the loss holds against them, and a search by loss over all sizes takes small ones though larger",
+            "ones are right more often; at one temperature for all it does not. Near the budget subnets are alike in",
+            "size and confidence, and no score of 100 images tells much: so a run searches there by default, by loss.",
+            "A search over all sizes, such as `nsga2`, ranks no worse by `search.fitness=accuracy` on any of these tasks.",
             "",
         ]
     )
