@@ -136,11 +136,12 @@ def page() -> str:
             "",
             f"Best temperatures: {', '.join(f'{task} {warm:.1f}' for task, warm in temperatures(results).items())}.",
             "",
-            "A temperature above 1 says that the supernet is overconfident. Larger subnets then are so more than smaller",
-            "ones, which the loss holds against them, and a search by loss over all sizes takes small ones though larger",
-            "ones are right more often; at one temperature for all it does not. Near the budget subnets are alike in",
-            "size and confidence, and no score of 100 images tells much: so a run searches there by default, by loss.",
-            "A search over all sizes, such as `nsga2`, ranks no worse by `search.fitness=accuracy` on any of these tasks.",
+            "A temperature above 1 says that the supernet is overconfident. Larger subnets then are so more than",
+            "smaller ones, which the loss holds against them, and a search by loss over all sizes takes small",
+            "ones though larger ones are right more often; at one temperature for all it does not. Near the",
+            "budget subnets are alike in size and confidence, and no score of 100 images tells much: so a run",
+            "searches there by default, by loss. A search over all sizes, such as `nsga2`, ranks no worse by",
+            "`search.fitness=accuracy` on any of these tasks.",
             "",
         ]
     )
