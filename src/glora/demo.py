@@ -18,14 +18,7 @@ DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
     "data": {"source": "digits", "train": 400, "val": 200},
     "train": {"epochs": 20, "batch_size": 32},
-    "search": {
-        "population": 20,
-        "generations": 4,
-        "parents": 5,
-        "mutations": 10,
-        "crossovers": 10,
-        "budget": "0.5M",
-    },
+    "search": {"population": 20, "generations": 4, "parents": 5, "mutations": 10, "crossovers": 10, "budget": "0.5M"},
 }
 QUICK: dict[str, Any] = {
     **DEMO,

@@ -108,22 +108,16 @@ def _record(trial: Scored) -> dict[str, Any]:
 
 def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
     """The dots; what has left a race has a score on some images that compares with no other, and is only counted."""
-    drawn = [trial for trial in trials if math.isfinite(trial.score.value)]
-    every = [trial.generation for trial in drawn]
-    scale = {"cmap": "cividis", "vmin": min(every, default=0), "vmax": max(every, default=1)}
-    groups = {False: [], True: []}  # type: dict[bool, list[Scored]]
-    for trial in drawn:
-        groups[trial.seen < 1].append(trial)
-    dots = None
-    for left, group in groups.items():
-        if left and not group:
-            continue
-        shown = [] if left else group
-        x, y = [trial.parameters for trial in shown], [factor * trial.score.value for trial in shown]
-        text = f"left the race, not drawn ({len(group):,})" if left else f"scored genotype ({len(group):,})"
-        style = {"s": 20, "alpha": 0.75, "linewidths": 0, "label": text}
-        found = axes.scatter(x, y, c=[t.generation for t in shown], **scale, **style)
-        dots = dots or found
+    finite = [trial for trial in trials if math.isfinite(trial.score.value)]
+    every = [trial.generation for trial in finite]
+    style = {"s": 20, "alpha": 0.75, "linewidths": 0, "cmap": "cividis"}
+    style |= {"vmin": min(every, default=0), "vmax": max(every, default=1)}
+    shown = [trial for trial in finite if trial.seen == 1]
+    x, y = [trial.parameters for trial in shown], [factor * trial.score.value for trial in shown]
+    text = f"scored genotype ({len(shown):,})"
+    dots = axes.scatter(x, y, c=[trial.generation for trial in shown], label=text, **style)
+    if left := len(finite) - len(shown):
+        axes.scatter([], [], c=[], label=f"left the race, not drawn ({left:,})", **style)
     return dots
 
 
