@@ -171,7 +171,7 @@ def supernet(product: str, **how: Any) -> Callable[[Subject, str], Runner]:
         space = SearchSpace(ranks=(RANK,), product=product)  # type: ignore[arg-type]
         adapted = adapted_by(mine.model, space, targets)
         net, rng = Supernet(adapted, **{"sampling": "batch", "largest": 0.0, **how}), random.Random(0)
-        return Runner(mine, adapted.parameters(), lambda: net.sample(rng, range(size), size))
+        return Runner(mine, adapted.parameters(), lambda: net.sample(rng, range(size), size, 0.0))
 
     return build
 

@@ -875,7 +875,7 @@ def test_every_method_trains_what_it_counts_and_merges(vit, images, name):
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     rng = random.Random(0)
     for _ in range(4):
-        tuned.before_step(rng, range(6), 6)
+        tuned.before_step(rng, range(6), 6, 1.0)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(tuned.model(images), torch.arange(6) % 3)
         loss.backward()

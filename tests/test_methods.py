@@ -32,7 +32,7 @@ def batch(n: int = 4, size: int = 32) -> Tensor:
 def step(tuned: Any, x: Tensor, *, lr: float = 1e-3) -> None:
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr)
     tuned.model.train()
-    tuned.before_step(random.Random(0), range(len(x)), len(x))
+    tuned.before_step(random.Random(0), range(len(x)), len(x), 1.0)
     nn.functional.cross_entropy(tuned.model(x), torch.arange(len(x)) % CLASSES).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -99,7 +99,7 @@ def test_counts_are_without_the_head() -> None:
 
 def test_the_supernet_counts_what_it_plays() -> None:
     tuned = get_method("glora", {"sampling": "batch"}).apply(build(), head=("head",), seed=0)
-    tuned.before_step(random.Random(3), range(4), 4)
+    tuned.before_step(random.Random(3), range(4), 4, 1.0)
     assert tuned.count() == tuned.adapted.count(tuned.adapted.active) > 0
 
 
@@ -108,7 +108,7 @@ def test_steps_of_equal_generators_play_the_same_subnet() -> None:
     for _ in range(2):
         tuned = get_method("glora", {"sampling": "batch", "largest": 0}).apply(build(), head=("head",), seed=0)
         rng = random.Random(5)
-        played.append([(tuned.before_step(rng, range(4), 4), tuned.adapted.active)[1] for _ in range(3)])
+        played.append([(tuned.before_step(rng, range(4), 4, 0.0), tuned.adapted.active)[1] for _ in range(3)])
     assert played[0] == played[1]
     assert len(set(played[0])) == 3
 
@@ -117,24 +117,26 @@ def test_every_sample_can_play_its_own_subnet_the_same_on_one_process_as_on_two(
     tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
 
     def played(places: range) -> tuple[Any, ...]:
-        tuned.before_step(random.Random(5), places, 12)
+        tuned.before_step(random.Random(5), places, 12, 0.75)
         active: tuple[Any, ...] = tuned.adapted.active
         return active
 
     whole = played(range(12))
-    assert whole.count(tuned.adapted.space.largest) == 3, "a quarter of the samples"
+    assert whole.count(tuned.adapted.space.largest) == 3, "as much as is left of the training"
     assert len(set(whole)) == 1 + 9
     assert (played(range(0, 12, 2)), played(range(1, 12, 2))) == (whole[::2], whole[1::2])
 
 
-def test_a_share_of_the_steps_plays_the_largest_subnet() -> None:
-    for share, rounds in ((0.0, 0), (0.25, 50), (1.0, 200)):
-        tuned = get_method("glora", {"sampling": "batch", "largest": share}).apply(build(), head=("head",), seed=0)
-        rng, found = random.Random(0), 0
-        for _ in range(200):
-            tuned.before_step(rng, range(4), 4)
-            found += tuned.adapted.active == tuned.adapted.space.largest
-        assert found == pytest.approx(rounds, abs=15)
+@pytest.mark.parametrize("sampling", ["batch", "sample"])
+@pytest.mark.parametrize(("share", "done", "wanted"), [(0.0, 0.0, 0), (1.0, 0.0, 200), (1.0, 0.75, 50), (0.5, 0.5, 50)])
+def test_fewer_and_fewer_play_the_largest_subnet(sampling: str, share: float, done: float, wanted: int) -> None:
+    tuned = get_method("glora", {"sampling": sampling, "largest": share}).apply(build(), head=("head",), seed=0)
+    rng, found = random.Random(0), 0
+    for _ in range(200 if sampling == "batch" else 50):
+        tuned.before_step(rng, range(4), 4, done)
+        active = [tuned.adapted.active] if sampling == "batch" else tuned.adapted.active
+        found += list(active).count(tuned.adapted.space.largest)
+    assert found == pytest.approx(wanted, abs=15)
 
 
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])

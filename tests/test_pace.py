@@ -60,7 +60,7 @@ def noisy(noise: Noise, forward: Callable[[], Tensor], n: int, seed: int = 0) ->
 @pytest.mark.parametrize("targets", ["linear", "all"])
 def test_noise_touches_only_what_training_adds(vit: Vit, images: Tensor, method: str, targets: str) -> None:
     tuned = tuned_by(method, vit(), **({"targets": targets} if method != "full" else {}))
-    tuned.before_step(random.Random(0), range(6), 6)
+    tuned.before_step(random.Random(0), range(6), 6, 1.0)
     plain, noise = tuned.model(images), Noise(tuned, 2.0, CPU)
     assert torch.allclose(noisy(noise, lambda: tuned.model(images), 6), plain, atol=1e-6), "nothing is added yet"
     moved(tuned)
@@ -77,7 +77,7 @@ def test_noise_touches_only_what_training_adds(vit: Vit, images: Tensor, method:
 @pytest.mark.parametrize("sampling", ["batch", "sample"])
 def test_one_number_per_sample_and_channel_with_mean_one_and_the_deviation_asked_for(vit: Vit, sampling: str) -> None:
     tuned = tuned_by("glora", vit(), targets=("blocks.0.fc1",), sampling=sampling)
-    moved(tuned).before_step(random.Random(3), range(5), 5)
+    moved(tuned).before_step(random.Random(3), range(5), 5, 1.0)
     layer, x = tuned.model.blocks[0].fc1, torch.randn(5, 4, 12)
     weight, bias = (layer.parametrizations[name].original for name in ("weight", "bias"))
     plain, whole, noise = F.linear(x, weight, bias), layer(x), Noise(tuned, 0.7, CPU)

@@ -115,6 +115,19 @@ def test_the_optimizer_is_given_that_rate(vit: Vit) -> None:
     assert used == [trainer.lr_at(step) for step in range(8)]
 
 
+def test_every_step_knows_how_much_of_the_training_is_done(vit: Vit) -> None:
+    tuned = adapted(vit())
+    before, told = tuned.before_step, []
+
+    def watch(*args: Any) -> None:
+        before(*args)
+        told.append(args[-1])
+
+    tuned.before_step = watch  # type: ignore[method-assign]
+    run(make_trainer(tuned, epochs=2))
+    assert told == [step / 8 for step in range(8)]
+
+
 # -- what it does
 
 

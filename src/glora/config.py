@@ -125,7 +125,9 @@ class TrainSettings(_Settings):
     sampling: Literal["sample", "batch"] = Field(
         "sample", description="A random subnet for every image, or one per step, as published."
     )
-    largest: float = Field(0.25, ge=0, le=1, description="Share of the images that play the largest subnet instead.")
+    largest: float = Field(
+        1.0, ge=0, le=1, description="Share of the images that play the largest subnet at first; it falls to none."
+    )
     pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
     pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
     pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the logits.")

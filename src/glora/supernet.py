@@ -28,30 +28,31 @@ class Supernet:
         adapted: The adapted model.
         sampling: `"batch"`: every step plays one genotype, drawn uniformly; `"sample"`: every sample of the batch its
             own, in one pass.
-        largest: Share of the samples that play the space's largest genotype instead; with `"batch"` the chance of a
-            step.
+        largest: Share of the samples that play the space's largest genotype instead, at the first step; it falls to
+            none at the last. With `"batch"` the chance of a step.
 
     Source: arXiv 2306.07967, Sec. 2.3, is `sampling="batch", largest=0`.
     """
 
-    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 0.25) -> None:
+    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0) -> None:
         self.adapted = adapted
         self.sampling = sampling
         self.largest = largest
 
-    def sample(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+    def sample(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
         """Draws what the next step plays and activates it; equal generators give equal steps.
 
         Args:
             rng: Where the genotypes come from: the same number of draws whatever `places` is.
             places: Which samples of the batch this process has, in their order.
             of: Samples of the batch, over all processes.
+            done: Share of the training that is done, 0 to 1.
         """
-        space = self.adapted.space
+        space, share = self.adapted.space, self.largest * (1 - done)
         if self.sampling == "batch":
-            self.adapted.activate(space.largest if rng.random() < self.largest else space.sample(rng))
+            self.adapted.activate(space.largest if rng.random() < share else space.sample(rng))
             return
-        large = round(self.largest * of)
+        large = round(share * of)
         drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
         rng.shuffle(drawn)  # a process may have every second place
         self.adapted.activate([drawn[place] for place in places])

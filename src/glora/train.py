@@ -99,13 +99,17 @@ class Trainer:
         """Optimizer steps in one pass over the images."""
         return math.ceil(len(self.images) / self.settings.batch_size)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps_per_epoch * self.settings.epochs
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, from 0: linear up over the warm-up, then half a cosine down to 0."""
-        steps = self.steps_per_epoch * self.settings.epochs
-        warmup = round(self.settings.warmup * steps)
+        warmup = round(self.settings.warmup * self.steps)
         if step < warmup:
             return self.lr * (step + 1) / (warmup + 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[Progress]:
         """Trains the epochs that are left; yields after each, when the state may be saved.
@@ -150,7 +154,7 @@ class Trainer:
             speed = done / max(1e-9, time.perf_counter() - start)
             yield Progress(
                 step=first + k + 1,
-                steps=self.steps_per_epoch * epochs,
+                steps=self.steps,
                 epoch=self.epoch + 1,
                 epochs=epochs,
                 loss=mean,
@@ -168,7 +172,7 @@ class Trainer:
         share = len(places) / len(batch)
         if not share:  # fewer images than processes: this one's gradients are zeros
             places = range(1)
-        self.tuned.before_step(rng, places, len(batch))
+        self.tuned.before_step(rng, places, len(batch), step / self.steps)
         x, y = self.images.batch(batch[list(places)].tolist())
         x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
         with self.pace.around():

@@ -33,13 +33,14 @@ class Tuned(Protocol):
     model: nn.Module
     head: tuple[str, ...]
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
         """Called before every training step, on every process with an equal generator.
 
         Args:
             rng: What is drawn comes from it, and is the same on every process.
             places: Which samples of the step's batch this process takes, in their order.
             of: Samples of the step's batch, over all processes.
+            done: Share of the steps that are done, from 0 to below 1.
         """
 
     def parameters(self) -> list[nn.Parameter]:

@@ -32,9 +32,9 @@ class TunedAdapter:
         self.model = adapted.model
         self.head = adapted.head
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
         if self.adapted.space.size > 1:
-            self.supernet.sample(rng, places, of)
+            self.supernet.sample(rng, places, of, done)
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapted.parameters()
@@ -60,7 +60,7 @@ class GLoRA:
         targets: Which layers are sites; `skip` leaves some out.
         statistics: Let training update the running statistics of norms.
         sampling: A random subnet for every sample of a training step, or one for the step ("batch").
-        largest: Share of the samples that play the largest subnet instead.
+        largest: Share of the samples that play the largest subnet instead, at first; it falls to none.
     """
 
     space: SearchSpace = field(default_factory=SearchSpace)
@@ -68,7 +68,7 @@ class GLoRA:
     skip: tuple[str, ...] = ()
     statistics: bool = False
     sampling: Sampling = "sample"
-    largest: float = 0.25
+    largest: float = 1.0
     lr: float = 1e-3
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:

@@ -35,7 +35,7 @@ class TunedSubset:
         for parameter in self._trained:
             parameter.requires_grad_(True)
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int) -> None:
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
         """Nothing to choose."""
 
     def parameters(self) -> list[nn.Parameter]:
