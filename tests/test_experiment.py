@@ -530,7 +530,7 @@ def test_a_run_begun_with_other_fewest_numbers_keeps_them_where_none_are_given(p
 
 
 def test_a_run_races_where_it_is_told_to(photos: Path, tmp_path: Path) -> None:
-    search = {"population": 6, "generations": 2, "parents": 2, "racing": True, "racing_first": 2}
+    search = {"population": 6, "generations": 2, "parents": 2, "racing": True, "racing_first": 2, "rescore": 0}
     recorder = Recorder()
     result = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", recorder).fit()
     assert min(trial.seen for trial in recorder.trials) < 1
