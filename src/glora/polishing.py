@@ -21,7 +21,7 @@ from glora.training import Training
 
 __all__ = ["Polishing", "polish_info"]
 
-SHARE = 0.1  # of the supernet's learning rate: the start is trained already
+SHARE = 1 / 3  # of the supernet's learning rate: the start is trained already; docs/supernet-measured.md
 
 
 def polish_info(settings: SearchSettings, lr: float) -> dict[str, Any] | None:
@@ -29,7 +29,7 @@ def polish_info(settings: SearchSettings, lr: float) -> dict[str, Any] | None:
 
     Args:
         settings: The search's.
-        lr: The supernet's learning rate at the top, of which a tenth is the polish's unless told otherwise.
+        lr: The supernet's learning rate at the top, of which a third is the polish's unless told otherwise.
     """
     if not settings.polish:
         return None

@@ -18,7 +18,7 @@ from glora.space import BoundSpace
 
 __all__ = ["method_of", "search_arguments", "settled", "unused"]
 
-NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/supernet-measured.md
+NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/fitness.md
 
 
 def settled(experiment: Experiment, method: Method) -> Experiment:
