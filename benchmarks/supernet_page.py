@@ -14,7 +14,6 @@ from supernet import (
     ABLATIONS,
     BOTH,
     DRAWS,
-    FOLDER,
     GRID,
     RATES,
     ROOT,
@@ -34,7 +33,7 @@ from glora.results import Result
 
 PAGE = ROOT / "docs" / "supernet-measured.md"
 FIGURES = ROOT / "docs" / "figures"
-COLOURS = {"lora": "#0072B2", "random": FRONT, "largest": "#009E73"}
+COLOURS = {"lora": "#0072B2", "sized": FRONT, "largest": "#009E73"}
 MARKERS = ("o", "s", "^", "D")
 BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
     ("mean random subnet - LoRA", ("glora", "random"), ("lora", "model")),
@@ -46,6 +45,7 @@ BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
     ("largest subnet - LoRA", ("glora", "largest"), ("lora", "model")),
     ("polished winner - winner", ("polished", "polished"), ("glora", "winner")),
     ("polished winner - LoRA", ("polished", "polished"), ("lora", "model")),
+    ("polished winner of 7 + 3 - LoRA", ("7+3", "polished"), ("lora", "model")),
 )
 
 
@@ -119,8 +119,8 @@ def bars() -> Iterator[str]:
     """What GLoRA is ahead, pooled."""
     yield from ("## Bars", "", "![Differences of test accuracy with their intervals](figures/supernet-bars.svg)", "")
     yield "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%"
-    yield "interval of a paired bootstrap over seeds and images. The random subnets are the same for all tasks and"
-    yield from ("seeds: which they are is not in the interval. The largest has more numbers than LoRA.", "")
+    yield "interval of a paired bootstrap over seeds and images. The random subnets are others for every seed. The"
+    yield from ("largest has more numbers than LoRA.", "")
     yield from ("| | difference | interval |", "|---|---:|---:|")
     for label, mine, other in ready():
         middle, low, high = interval(mine, other)
@@ -128,7 +128,7 @@ def bars() -> Iterator[str]:
 
 
 def by_task() -> Iterator[str]:
-    """Test accuracy task by task, and the first search's."""
+    """Test accuracy task by task."""
     yield from ("", "## Tasks", "")
     yield "Test accuracy in % at the learning rate that was best on val: mean of the seeds, and each."
     yield from (
@@ -145,18 +145,12 @@ def by_task() -> Iterator[str]:
         sizes = [each.metrics["winner_parameters"] or 0 for each in glora]
         row.append(f"{np.mean(sizes):,.0f}, {lora[0].parameters:,}")
         yield f"| {' | '.join(row)} |"
-    yield from ("", 'The first search, "any size": its winner minus random subnets of LoRA\'s size, on test:', "")
-    for path in sorted(FOLDER.glob("*-any-size-*.json")):
-        result = Result.read(path)
-        m = {name: value or 0 for name, value in result.metrics.items()}
-        gap = 100 * (m["winner_test_accuracy"] - m["sized_test_accuracy"])
-        yield f"- {result.task}, seed {result.seed}: {gap:+.1f} points, with {m['winner_parameters']:,.0f} numbers"
 
 
 def by_rate() -> Iterator[str]:
     """Val accuracy over the learning rates."""
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
-    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet, and the largest."
+    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest."
     yield from ("", f"| task | method | {' | '.join(f'{lr:g}' for lr in GRID)} |", f"|---|---|{'---:|' * len(GRID)}")
     for task in measured():
         for variant in BOTH:
@@ -177,10 +171,10 @@ def ablations() -> Iterator[str]:
         "",
         f"## Ablations on {ABLATED}",
         "",
-        "As above, and the mean random subnet of LoRA's size, since random",
+        "As above, and the mean random subnet of any size within the budget. One seed and",
     )
-    yield "subnets of other spaces have other sizes. One seed and 200 images: a difference below 3 points says little."
-    yield from ("", "| | settings | lr | of LoRA's size | random, largest | random: numbers | val loss |")
+    yield "200 images: a difference below 3 points says little."
+    yield from ("", "| | settings | lr | of LoRA's size, largest | any size | any size: numbers | val loss |")
     yield "|---|---|---:|---:|---:|---:|---:|"
     for variant, lr in (*((variant, lr) for variant in BOTH for lr in RATES), *ABLATIONS):
         if not (path := Cell(ABLATED, variant, lr).path).is_file():
@@ -188,11 +182,11 @@ def ablations() -> Iterator[str]:
         result, settings = Result.read(path), VARIANTS[variant][1]
         told = ", ".join(f"{key}: {value}" for group in settings.values() for key, value in group.items())
         m = {name: value or 0 for name, value in result.metrics.items()}
-        sized = f"{100 * m['sized_val_accuracy']:.1f}" if "sized_val_accuracy" in m else ""
+        of_any = f"{100 * m['random_val_accuracy']:.1f}" if "random_val_accuracy" in m else ""
         size = f"{m.get('random_parameters', result.parameters):,.0f}"
         loss = result.metrics[main_figure(variant).replace("accuracy", "loss")]
         shown = "diverged" if loss is None else f"{loss:.3f}"
-        yield f"| {variant} | {told} | {lr:g} | {sized} | {val(result)} | {size} | {shown} |"
+        yield f"| {variant} | {told} | {lr:g} | {val(result)} | {of_any} | {size} | {shown} |"
 
 
 def drop(task: str, variant: str) -> float:
@@ -207,8 +201,8 @@ def val(result: Result) -> str:
     """Val accuracy in %, and the largest subnet's."""
     if "model_val_accuracy" in result.metrics:
         return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}"
-    random, largest = (100 * (result.metrics[f"{name}_val_accuracy"] or 0) for name in ("random", "largest"))
-    return f"{random:.1f}, {largest:.1f}"
+    sized, largest = (100 * (result.metrics[f"{name}_val_accuracy"] or 0) for name in ("sized", "largest"))
+    return f"{sized:.1f}, {largest:.1f}"
 
 
 def draw_bars() -> None:
@@ -239,7 +233,11 @@ def draw_rates() -> None:
     drawing = figure(3 * len(tasks), 2.8)
     data: dict[str, dict[str, dict[float, float]]] = {}
     for axes, task in zip(np.atleast_1d(drawing.subplots(1, len(tasks))), tasks, strict=True):
-        lines = {"LoRA": ("lora", "model"), "random subnets": ("glora", "random"), "largest": ("glora", "largest")}
+        lines = {
+            "LoRA": ("lora", "model"),
+            "random subnets of LoRA's size": ("glora", "sized"),
+            "largest": ("glora", "largest"),
+        }
         for (label, (variant, name)), marker in zip(lines.items(), MARKERS, strict=False):
             found = {
                 cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0)
