@@ -4,11 +4,13 @@
     python benchmarks/fitness.py --table    # docs/fitness.md from results/fitness
 
 Of every supernet that `benchmarks/supernet.py` tests, 24 random subnets of any size within the budget and 36 of nine
-tenths of it or more look at 600 images that neither trained it nor are test images. Then 300 times 100 of them score
-the subnets, and the accuracy on the others says how good they are. "Rank" is Spearman's correlation of the two, over
-all 60 subnets or the 36 near the budget; "gain" how many points of accuracy on the others the best by the score is
-above the mean subnet. The temperature is one number for all subnets by which logits are divided, that of the least mean
-loss of the scoring images. Test is not read.
+tenths of it or more look at 600 images that did not train it. Then 300 times 100 of them score the subnets, and the
+accuracy on the others says how good they are. "Rank" is Spearman's correlation of the two, over all 60 subnets or the
+36 near the budget; "gain" how many points of accuracy on the others the best by the score is above the mean subnet. The
+temperature is one number for all subnets by which logits are divided, that of the least mean loss of the scoring
+images. The supernets are of an earlier schedule: a quarter of the images played the largest subnet throughout. Textile
+and dsprites_ori are cut from one pool: two thirds of the 600 are test images of `benchmarks/supernet.py` there, so that
+a search near its budget by default was decided with some of them.
 """
 
 from __future__ import annotations

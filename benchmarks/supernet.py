@@ -124,11 +124,15 @@ def measure(cell: Cell) -> None:
         run = Run(cell.experiment, cell.run, reporter)
         run.train()
         metrics: dict[str, float | None] = {}
+        trained = {"train": run.folder.image_steps()}
         hits: dict[str, np.ndarray] = {}
         parameters = run.experiment.search.budget or run.tuned.count()
         whole = len(run.task.test)
         test = run.task.test.subset(sorted(random.Random(0).sample(range(whole), min(whole, TEST))))
-        for name, subnets in contenders(run, cell).items():
+        subnets_of = contenders(run, cell)
+        if run.experiment.search.polish:
+            trained["polish"] = run.folder.polished(run.search().key).image_steps()
+        for name, subnets in subnets_of.items():
             on_val = [evaluated(run, subnet, run.task.val) for subnet in subnets]
             metrics |= figures(f"{name}_val", on_val)
             if cell.tested:
@@ -150,7 +154,7 @@ def measure(cell: Cell) -> None:
         parameters=parameters,
         metrics=metrics,
         seconds=run.folder.seconds(),
-        image_steps={"train": run.folder.image_steps()},
+        image_steps=trained,
     ).write(cell.path)
 
 

@@ -19,9 +19,9 @@ from glora.data import ImageSet
 from glora.errors import ConfigError, RunError
 from glora.experiment import Run
 from glora.outcome import Outcome
-from glora.polishing import SHARE
 from glora.results import Result
 from glora.runfolder import RunFolder
+from glora.settle import POLISH
 from glora.tables import comparison_table
 from suites.toy import Recorder, tiny
 
@@ -62,7 +62,8 @@ def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFol
     assert not all(torch.equal(before[name], moved[name]) for name in before)
     genotype = read_metadata(searched.adapter)["genotype"]
     assert read_metadata(other.folder.adapter)["genotype"] == genotype
-    rate = SHARE * other.lr
+    rate = POLISH * other.lr
+    assert other.folder.experiment().search.polish_lr == rate, "kept, whatever the next version's default is"
     assert read_metadata(other.folder.adapter)["info"]["polish"] == {"epochs": 2, "on": "train", "lr": rate}
     assert max(step.lr for step in reporter.steps) < 1e-11
 

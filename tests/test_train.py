@@ -47,8 +47,8 @@ def toy_images(n: int = 30) -> ImageSet:
     return ImageSet(items, labels, preprocess=Preprocess((8, 8)))
 
 
-def adapted(model: nn.Module, seed: int = 0, sampling: Sampling = "batch") -> TunedAdapter:
-    return GLoRA(SearchSpace(ranks=(4, 2)), sampling=sampling, largest=0).apply(model, head=HEAD, seed=seed)
+def adapted(model: nn.Module, seed: int = 0, sampling: Sampling = "batch", largest: float = 0) -> TunedAdapter:
+    return GLoRA(SearchSpace(ranks=(4, 2)), sampling=sampling, largest=largest).apply(model, head=HEAD, seed=seed)
 
 
 def make_trainer(
@@ -206,19 +206,20 @@ def test_a_nan_loss_stops_with_the_learning_rate_to_lower(vit: Vit) -> None:
 # -- going on after a kill
 
 
+@pytest.mark.parametrize("how", [{"sampling": "batch"}, {"sampling": "sample", "largest": 1.0}])
 @pytest.mark.parametrize("after", [1, 2])
-def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, after: int) -> None:
-    whole = adapted(vit())
+def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, after: int, how: dict[str, Any]) -> None:
+    whole = adapted(vit(), **how)
     uninterrupted = make_trainer(whole)
     ends = run(uninterrupted)
 
-    first = make_trainer(adapted(vit()))
+    first = make_trainer(adapted(vit(), **how))
     steps = first.run()
     for _ in range(after):
         next(steps)
     save_tensors(tmp_path / "state.safetensors", *first.state())
 
-    tuned = adapted(vit(), seed=5)  # all that it starts with is replaced
+    tuned = adapted(vit(), seed=5, **how)  # all that it starts with is replaced
     second = make_trainer(tuned)
     second.restore(*read_tensors(tmp_path / "state.safetensors"))
     assert second.epoch == after

@@ -160,7 +160,7 @@ class SearchSettings(_Settings):
     polish_on: Literal["train", "all"] = Field(
         "train", description="'all': also val and what was set aside; then neither tells of the polished winner."
     )
-    polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 10 if not given.")
+    polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 3 if not given.")
     racing: bool = Field(False, description="Candidates leave when some val images have told that they cannot win.")
     racing_level: float = Field(0.05, gt=0, le=0.5, description="How easily candidates leave the race.")
     racing_first: int = Field(

@@ -262,7 +262,7 @@ class Run:
             accelerator=self.accelerator,
             reporter=self.reporter,
             info=self.info,
-            polish=polish_info(self.experiment.search, self.lr),
+            polish=polish_info(self.experiment.search),
         )
 
     def _retrained(self, outcome: Outcome) -> nn.Module:

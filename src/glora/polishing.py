@@ -21,19 +21,16 @@ from glora.training import Training
 
 __all__ = ["Polishing", "polish_info"]
 
-SHARE = 1 / 3  # of the supernet's learning rate: the start is trained already; docs/supernet-measured.md
 
-
-def polish_info(settings: SearchSettings, lr: float) -> dict[str, Any] | None:
+def polish_info(settings: SearchSettings) -> dict[str, Any] | None:
     """How a winner is polished, as its adapter file tells it; None where it is not.
 
     Args:
-        settings: The search's.
-        lr: The supernet's learning rate at the top, of which a third is the polish's unless told otherwise.
+        settings: The search's, settled.
     """
     if not settings.polish:
         return None
-    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr or SHARE * lr}
+    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr}
 
 
 class Polishing:

@@ -18,19 +18,23 @@ from glora.space import BoundSpace
 
 __all__ = ["method_of", "search_arguments", "settled", "unused"]
 
+POLISH = 1 / 3  # of the supernet's learning rate: the start is trained already
 NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/fitness.md
 
 
 def settled(experiment: Experiment, method: Method) -> Experiment:
-    """The same experiment with nothing left open: absolute paths, the method's own learning rate."""
-    data, model = experiment.data, experiment.model
+    """The same experiment with nothing left open: absolute paths, the method's own learning rate, the polish's."""
+    data, model, search = experiment.data, experiment.model, experiment.search
     source = Path(data.source).expanduser()
     if data.source not in DATASETS and source.exists():
         data = data.model_copy(update={"source": str(source.resolve())})
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
-    train = experiment.train.model_copy(update={"lr": experiment.train.lr or method.lr})
-    return experiment.model_copy(update={"data": data, "model": model, "train": train})
+    lr = experiment.train.lr or method.lr
+    if search.polish and search.polish_lr is None:
+        search = search.model_copy(update={"polish_lr": POLISH * lr})
+    train = experiment.train.model_copy(update={"lr": lr})
+    return experiment.model_copy(update={"data": data, "model": model, "train": train, "search": search})
 
 
 def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, Any]:

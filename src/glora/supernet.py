@@ -28,8 +28,8 @@ class Supernet:
         adapted: The adapted model.
         sampling: `"batch"`: every step plays one genotype, drawn uniformly; `"sample"`: every sample of the batch its
             own, in one pass.
-        largest: Share of the samples that play the space's largest genotype instead, at the first step; it falls to
-            none at the last. With `"batch"` the chance of a step.
+        largest: Share of the samples that play the space's largest genotype instead, at the first step; it falls in
+            a line towards none at the last. With `"batch"` the chance of a step.
 
     Source: arXiv 2306.07967, Sec. 2.3, is `sampling="batch", largest=0`.
     """
