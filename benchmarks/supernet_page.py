@@ -137,23 +137,29 @@ def bars() -> Iterator[str]:
 
 
 def by_task() -> Iterator[str]:
-    """Test accuracy task by task."""
+    """Test accuracy and loss task by task."""
     yield from ("", "## Tasks", "")
-    yield "Test accuracy in % at the learning rate that was best on val: mean of the seeds, and each."
-    yield from (
-        "",
-        "| task | LoRA | mean random subnet | of LoRA's size | winner | largest | winner's numbers, LoRA's |",
-    )
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield "On test, at the learning rate that was best on val: mean of the seeds, and each. A search goes by the loss."
+    yield from ("", "| task | | LoRA | mean random subnet | of LoRA's size | winner | polished | largest |")
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    columns = [("lora", "model"), *(("glora", name) for name in ("random", "sized", "winner"))]
+    columns += [("polished", "polished"), ("glora", "largest")]
     for task, seeds in finished().items():
+        for told, kind, factor, digits in (("accuracy, %", "accuracy", 100, 1), ("loss", "loss", 1, 2)):
+            row = [task, told]
+            for variant, part in columns:
+                lr = best(task, "lora" if variant == "lora" else "glora")
+                paths = [Cell(task, variant, lr, seed, tested=True).path for seed in seeds]
+                metrics = [Result.read(path).metrics for path in paths if path.is_file()]
+                values = [factor * (each[f"{part}_test_{kind}"] or 0) for each in metrics]
+                each_one = ", ".join(f"{value:.{digits}f}" for value in values)
+                row.append(f"{np.mean(values):.{digits}f} ({each_one})" if values else "")
+            yield f"| {' | '.join(row)} |"
+    yield from ("", "Trainable numbers of the winners, mean of the seeds, and of LoRA:", "")
+    for task in finished():
         lora, glora = (tested(task, variant) for variant in BOTH)
-        row = [f"{task}, {len(seeds)} seeds"]
-        for found, part in ((lora, "model"), *((glora, name) for name in ("random", "sized", "winner", "largest"))):
-            values = [100 * (each.metrics[f"{part}_test_accuracy"] or 0) for each in found]
-            row.append(f"{np.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
-        sizes = [each.metrics["winner_parameters"] or 0 for each in glora]
-        row.append(f"{np.mean(sizes):,.0f}, {lora[0].parameters:,}")
-        yield f"| {' | '.join(row)} |"
+        mean = np.mean([each.metrics["winner_parameters"] or 0 for each in glora])
+        yield f"- {task}: {mean:,.0f}, {lora[0].parameters:,}"
 
 
 def by_rate() -> Iterator[str]:
