@@ -5,13 +5,15 @@
     python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
 
 DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs: 8,000 image-steps for every cell, bfloat16
-autocast. Every learning rate is run once, on val alone; the best of each method then with several seeds, and with those
-on 2,000 test images, or all where there are fewer. GLoRA's rate is chosen by random subnets of LoRA's size, which is
-what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 8 others drawn
-within it, and 8 of its size, with at least nine tenths of it. The search scores 500 genotypes of its size with racing,
-and is otherwise as by default: on half of val, the best ten scored again on the other half. Ablations: one seed, val
-alone. Polished: 3 more epochs of the winner alone, on the training images, at a third of the learning rate; 2,400
-image-steps more than any other. "Of 7 + 3": as many image-steps as any other, 7 epochs of a supernet and 3 of polish.
+autocast. Every learning rate is run once, on val alone; the best of each method then with three seeds, and with those
+on 2,000 test images, or all where there are fewer. An earlier table, of another schedule and of supernets that these
+replace, was tested on 1,000 test images before this one was made. GLoRA's rate is chosen by random subnets of LoRA's
+size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 8
+others drawn within it, and 8 of its size, with at least nine tenths of it. The search scores 500 genotypes of its size
+with racing, and is otherwise as by default: on half of val, the best ten scored again on the other half. Ablations: one
+seed, val alone. Polished: 3 more epochs of the winner alone, on the training images, at a third of the learning rate;
+2,400 image-steps more than any other. "Of 7 + 3": as many image-steps as any other, 7 epochs of a supernet and 3 of
+polish.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ RUNS = ROOT / "runs" / "supernet"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
 RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
 GRID = (EDGE, *RATES)
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
 SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 2_000, 8, 10_000, 0.9
 ABLATED = "fashion_mnist"
