@@ -35,6 +35,7 @@ from glora.controls import random_genomes
 from glora.data import ImageSet
 from glora.experiment import Run
 from glora.genotype import Genotype
+from glora.outcome import Outcome
 from glora.progress import ConsoleReporter
 from glora.results import Result
 from glora.space import SearchSpace
@@ -131,10 +132,10 @@ def measure(cell: Cell) -> None:
         parameters = run.experiment.search.budget or run.tuned.count()
         whole = len(run.task.test)
         test = run.task.test.subset(sorted(random.Random(0).sample(range(whole), min(whole, TEST))))
-        subnets_of = contenders(run, cell)
+        found = contenders(run, cell)
         if run.experiment.search.polish:
-            trained["polish"] = run.folder.polished(run.search().key).image_steps()
-        for name, subnets in subnets_of.items():
+            trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).image_steps()
+        for name, subnets in found.items():
             on_val = [evaluated(run, subnet, run.task.val) for subnet in subnets]
             metrics |= figures(f"{name}_val", on_val)
             if cell.tested:
@@ -205,8 +206,8 @@ def main_figure(variant: str) -> str:
 
 
 def best(task: str, variant: str) -> float:
-    """The learning rate that is best on val."""
-    run = [cell for lr in (*RATES, EDGE) if (cell := Cell(task, variant, lr)).path.is_file()]
+    """The learning rate that is best on val for the variant's method."""
+    run = [cell for lr in (*RATES, EDGE) if (cell := Cell(task, VARIANTS[variant][0], lr)).path.is_file()]
     return max(run, key=lambda cell: Result.read(cell.path).metrics[main_figure(variant)] or 0).lr
 
 
@@ -217,8 +218,7 @@ def cells(task: str) -> Iterator[Cell]:
         if best(task, variant) == RATES[0]:
             yield Cell(task, variant, EDGE)
     for seed in SEEDS:
-        yield Cell(task, "lora", best(task, "lora"), seed, tested=True)
-        yield from (Cell(task, variant, best(task, "glora"), seed, tested=True) for variant in SEARCHED)
+        yield from (Cell(task, variant, best(task, variant), seed, tested=True) for variant in ("lora", *SEARCHED))
     if task == ABLATED:
         yield from (Cell(task, variant, lr) for variant, lr in ABLATIONS)
 

@@ -57,13 +57,10 @@ def gaps(mine: tuple[str, str], other: tuple[str, str]) -> dict[str, np.ndarray]
     for task, seeds in finished().items():
         sides: list[list[np.ndarray]] = [[], []]
         for seed in seeds:
-            cells = [
-                Cell(task, variant, best(task, "lora" if variant == "lora" else "glora"), seed, tested=True)
-                for variant, _ in (mine, other)
-            ]
+            cells = [Cell(task, variant, best(task, variant), seed, tested=True) for variant, _ in (mine, other)]
             if all(cell.path.is_file() for cell in cells):
-                for side, cell, (_, figure) in zip(sides, cells, (mine, other), strict=True):
-                    side.append(cell.hits()[figure])
+                for side, cell, (_, name) in zip(sides, cells, (mine, other), strict=True):
+                    side.append(cell.hits()[name])
         if sides[0]:
             found[task] = 100 * (np.array(sides[0]) - np.array(sides[1]))
     return found
@@ -148,8 +145,7 @@ def by_task() -> Iterator[str]:
         for told, kind, factor, digits in (("accuracy, %", "accuracy", 100, 1), ("loss", "loss", 1, 2)):
             row = [task, told]
             for variant, part in columns:
-                lr = best(task, "lora" if variant == "lora" else "glora")
-                paths = [Cell(task, variant, lr, seed, tested=True).path for seed in seeds]
+                paths = [Cell(task, variant, best(task, variant), seed, tested=True).path for seed in seeds]
                 metrics = [Result.read(path).metrics for path in paths if path.is_file()]
                 values = [factor * (each[f"{part}_test_{kind}"] or 0) for each in metrics]
                 each_one = ", ".join(f"{value:.{digits}f}" for value in values)
@@ -210,17 +206,18 @@ def ablations() -> Iterator[str]:
         yield f"| {variant} | {told} | {lr:g} | {val(result)} | {of_any} | {size} | {shown} |"
 
 
-def losses(task: str, variant: str, figure: str) -> list[float | None]:
+def over_rates(task: str, variant: str, name: str) -> dict[float, float]:
+    """Val accuracy in % of the learning rates that were run, from the lowest."""
+    run = [cell for cell in grid(task, variant) if cell.path.is_file()]
+    return {cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0) for cell in run}
+
+
+def losses(task: str, variant: str, name: str) -> list[float | None]:
     """Points of val accuracy lost from the best learning rate to a third of it and to three times it; None: not run."""
-    at = {cell.lr: Result.read(cell.path) for cell in grid(task, variant) if cell.path.is_file()}
-    place = GRID.index(best(task, variant))
-    lower, chosen, higher = (at.get(lr) for lr in ((None, *GRID, None)[place : place + 3]))
-    assert chosen is not None
-
-    def accuracy(result: Result) -> float:
-        return 100 * (result.metrics[f"{figure}_val_accuracy"] or 0)
-
-    return [None if each is None else accuracy(chosen) - accuracy(each) for each in (lower, higher)]
+    at, chosen = over_rates(task, variant, name), best(task, variant)
+    place = GRID.index(chosen)
+    lower, higher = (None, *GRID)[place], (*GRID, None)[place + 1]
+    return [None if lr not in at else at[chosen] - at[lr] for lr in (lower, higher)]
 
 
 def val(result: Result) -> str:
@@ -266,11 +263,7 @@ def draw_rates() -> None:
             "largest": ("glora", "largest"),
         }
         for (label, (variant, name)), marker in zip(lines.items(), MARKERS, strict=False):
-            found = {
-                cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0)
-                for cell in grid(task, variant)
-                if cell.path.is_file()
-            }
+            found = over_rates(task, variant, name)
             data.setdefault(task, {})[label] = found
             colour = COLOURS["lora" if variant == "lora" else name]
             axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
