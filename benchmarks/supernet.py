@@ -4,16 +4,16 @@
     python benchmarks/supernet.py --task textile  # those of one task
     python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
 
-DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs: 8,000 image-steps for every cell, bfloat16
-autocast. Every learning rate is run once, on val alone; the best of each method then with three seeds, and with those
-on 2,000 test images, or all where there are fewer. An earlier table, of another schedule and of supernets that these
-replace, was tested on 1,000 test images before this one was made. GLoRA's rate is chosen by random subnets of LoRA's
-size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 8
-others drawn within it, and 8 of its size, with at least nine tenths of it. The search scores 500 genotypes of its size
-with racing, and is otherwise as by default: on half of val, the best ten scored again on the other half. Ablations: one
-seed, val alone. Polished: 3 more epochs of the winner alone, on the training images, at a third of the learning rate;
-2,400 image-steps more than any other. "Of 7 + 3": as many image-steps as any other, 7 epochs of a supernet and 3 of
-polish.
+DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
+for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best of the short
+trainings, and lower ones while they are better. The best of each method then with three seeds, and with those on 2,000
+test images, others for each length, or all where there are fewer; LoRA of 10 epochs on both. GLoRA's rate is chosen by random subnets of LoRA's
+size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 4
+others drawn within it, and 4 of its size, with at least nine tenths of it, as they were trained; those of its size also
+calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is otherwise as by
+default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set for it,
+on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished: 3 more epochs of the
+winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more than any other.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from glora.calibration import chosen_alone
 from glora.config import Experiment, build_experiment
 from glora.controls import random_genomes
 from glora.data import ImageSet
@@ -47,9 +48,10 @@ FOLDER = ROOT / "results" / "supernet"
 RUNS = ROOT / "runs" / "supernet"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
 RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
-GRID = (EDGE, *RATES)
+LADDER = (3e-5, EDGE, *RATES)  # from the best of the short trainings, long ones go down it while that is better
 SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
+SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
 SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 2_000, 8, 10_000, 0.9
 ABLATED = "fashion_mnist"
 PUBLISHED = {"space": SearchSpace.paper().to_json(), "train": {"sampling": "batch", "largest": 0.0}}
@@ -57,7 +59,6 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method
     "lora": ("lora", {}),
     "glora": ("glora", {}),
     "polished": ("glora", {"search": {"polish": 3}}),  # as glora, and then
-    "7+3": ("glora", {"train": {"epochs": 7}, "search": {"polish": 3}}),
     "published": ("glora", PUBLISHED),
     "unscaled": ("glora", {"space": {"scaling": "none"}}),
     "elementwise": ("glora", {"space": {"product": "elementwise"}}),
@@ -66,8 +67,8 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method
     "lora-pace": ("lora", {"train": {"pace": "full", "epochs": 5}}),  # two passes a step: as many image-steps
     "glora-pace": ("glora", {"train": {"pace": "full", "epochs": 5}}),
 }
-NOT_ABLATED = ("lora", "glora", "polished", "7+3")
-SEARCHED = ("glora", "polished", "7+3")
+NOT_ABLATED = ("lora", "glora", "polished")
+SEARCHED = ("glora", "polished")
 ABLATIONS = (("published", 3e-4), *((name, 1e-3) for name in VARIANTS if name not in NOT_ABLATED))
 
 
@@ -83,10 +84,14 @@ class Cell:
     lr: float
     seed: int = 0
     tested: bool = False
+    epochs: int = SHORT
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.variant}-{self.lr:g}" + (f"-seed{self.seed}" if self.tested else "")
+        return self._named(self.variant) + (f"-seed{self.seed}" if self.tested else "")
+
+    def _named(self, variant: str) -> str:
+        return f"{self.task}-{variant}-{self.lr:g}" + (f"-{self.epochs}epochs" if self.epochs != SHORT else "")
 
     @property
     def experiment(self) -> Experiment:
@@ -94,12 +99,11 @@ class Cell:
         settings: dict[str, dict[str, Any]] = {
             "model": {"name": "dinov2_vits14", "image_size": 56},
             "data": {"source": self.task, "train": 800, "val": 200},
-            "train": {"epochs": 10, "precision": "bf16", "lr": self.lr},
+            "train": {"epochs": self.epochs, "precision": "bf16", "lr": self.lr},
             "search": {"generations": 9, "racing": True, "controls": 0},
         }
         if method == "glora":
-            settings["search"]["budget"] = budget = Result.read(Cell(self.task, "lora", RATES[0]).path).parameters
-            settings["search"]["min_budget"] = round(LEAST * budget)
+            settings["search"] |= {"budget": budget(self.task), "min_budget": round(LEAST * budget(self.task))}
         for group, changed in changes.items():
             settings[group] = {**settings.get(group, {}), **changed}
         return build_experiment({"method": method, "rank": RANK, "seed": self.seed, **settings})
@@ -108,7 +112,7 @@ class Cell:
     def run(self) -> Path:
         """Where it is trained; what is polished is trained before."""
         variant = "glora" if self.variant == "polished" else self.variant
-        return RUNS / f"{self.task}-{variant}-{self.lr:g}-{self.seed}"
+        return RUNS / f"{self._named(variant)}-{self.seed}"
 
     @property
     def path(self) -> Path:
@@ -118,6 +122,11 @@ class Cell:
         """Who is right on which test image, a fraction where it is a mean over several subnets."""
         with np.load(self.path.with_suffix(".npz")) as file:
             return {name: file[name].astype(np.float64) for name in file.files}
+
+
+def budget(task: str) -> int:
+    """The numbers of LoRA, which is run first."""
+    return Result.read(Cell(task, "lora", RATES[0]).path).parameters
 
 
 def measure(cell: Cell) -> None:
@@ -130,20 +139,19 @@ def measure(cell: Cell) -> None:
         trained = {"train": run.folder.image_steps()}
         hits: dict[str, np.ndarray] = {}
         parameters = run.experiment.search.budget or run.tuned.count()
-        whole = len(run.task.test)
-        test = run.task.test.subset(sorted(random.Random(0).sample(range(whole), min(whole, TEST))))
-        found = contenders(run, cell)
-        if run.experiment.search.polish:
-            trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).image_steps()
-        for name, subnets in found.items():
+        lengths = {"": cell.epochs} | ({"_long": LONG} if (cell.variant, cell.epochs) == ("lora", SHORT) else {})
+        tests = {each: run.task.test.subset(test_images(len(run.task.test), n)) for each, n in lengths.items()}
+        for name, subnets in contenders(run, cell):
             on_val = [evaluated(run, subnet, run.task.val) for subnet in subnets]
             metrics |= figures(f"{name}_val", on_val)
-            if cell.tested:
+            for images, test in tests.items() if cell.tested else ():
                 on_test = [evaluated(run, subnet, test) for subnet in subnets]
-                metrics |= figures(f"{name}_test", on_test)
-                hits[name] = np.mean([each.right.numpy() for each in on_test], axis=0)
+                metrics |= figures(f"{name}{images}_test", on_test)
+                hits[name + images] = np.mean([each.right.numpy() for each in on_test], axis=0)
             if counts := [run.adapter.adapted.count(each) for each in subnets if isinstance(each, Genotype)]:
                 metrics[f"{name}_parameters"] = float(np.mean(counts))
+        if run.experiment.search.polish:
+            trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).image_steps()
     if hits:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with cell.path.with_suffix(".npz").open("wb") as file:
@@ -161,23 +169,38 @@ def measure(cell: Cell) -> None:
     ).write(cell.path)
 
 
-def contenders(run: Run, cell: Cell) -> dict[str, list[Subnet]]:
-    """What is evaluated of a cell: the one model, or subnets of its supernet."""
+def test_images(whole: int, epochs: int) -> list[int]:
+    """Which images are tested on: TEST of them, after longer trainings others; all where there are fewer."""
+    first = random.Random(0).sample(range(whole), min(whole, TEST))
+    left = sorted(set(range(whole)) - set(first))
+    return sorted(first if epochs == SHORT or len(left) < TEST else random.Random(1).sample(left, TEST))
+
+
+def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
+    """What is evaluated of a cell, each as it stands when it is given: the one model, or subnets of its supernet."""
     if not run.searches:
-        return {"model": [run.tuned.model]}
+        yield "model", [run.tuned.model]
+        if cell.tested:
+            how = {"accelerator": run.accelerator, "batch_size": run.experiment.search.batch_size}
+            adapted = run.adapter.adapted
+            chosen_alone(adapted, run.task.val, **how).apply(adapted)  # where a search has half of val
+            yield "calibrated", [run.tuned.model]
+        return
     if run.experiment.search.polish:
         run.search()
-        return {"polished": [load_winner(run.folder).model.to(run.accelerator.device)]}
-    space = run.adapter.adapted.space
-    budget = run.experiment.search.budget
-    assert budget is not None
-    found: dict[str, list[Subnet]] = {"largest": [space.largest]}
-    for name, least in (("random", 0), ("sized", round(LEAST * budget))):
-        drawn = random_genomes(space, SUBNETS, budget=budget, min_budget=least, seed=cell.seed)
-        found[name] = [space.decode(genome) for genome in drawn]
+        yield "polished", [load_winner(run.folder).model.to(run.accelerator.device)]
+        return
+    space, most = run.adapter.adapted.space, budget(cell.task)
+    draws = {}
+    for name, least in (("random", 0), ("sized", round(LEAST * most))):
+        drawn = random_genomes(space, SUBNETS // (1 + cell.tested), budget=most, min_budget=least, seed=cell.seed)
+        draws[name] = [space.decode(genome) for genome in drawn]
+    yield "largest", [space.largest]
+    yield from draws.items()
     if cell.tested:
-        found["winner"] = [space.decode(run.search().genome)]
-    return found
+        winner = space.decode(run.search().genome)  # from here on the supernet is calibrated
+        yield "calibrated", draws["sized"]
+        yield "winner", [winner]
 
 
 def evaluated(run: Run, subnet: Subnet, images: ImageSet) -> Evaluation:
@@ -205,27 +228,47 @@ def main_figure(variant: str) -> str:
     return "sized_val_accuracy" if VARIANTS[variant][0] == "glora" else "model_val_accuracy"
 
 
-def best(task: str, variant: str) -> float:
+def best(task: str, variant: str, epochs: int = SHORT) -> float:
     """The learning rate that is best on val for the variant's method."""
-    run = [cell for lr in (*RATES, EDGE) if (cell := Cell(task, VARIANTS[variant][0], lr)).path.is_file()]
-    return max(run, key=lambda cell: Result.read(cell.path).metrics[main_figure(variant)] or 0).lr
+    figure = main_figure(variant)
+    return max(ran(task, variant, epochs), key=lambda cell: Result.read(cell.path).metrics[figure] or 0).lr
 
 
-def cells(task: str) -> Iterator[Cell]:
-    """All cells of a task, those first that others ask for."""
-    for variant in BOTH:
-        yield from (Cell(task, variant, lr) for lr in RATES)
+def ran(task: str, variant: str, epochs: int) -> list[Cell]:
+    """What was run on val alone of the variant's method, a cell for every learning rate."""
+    every = [Cell(task, VARIANTS[variant][0], lr, epochs=epochs) for lr in (*RATES, EDGE, *LADDER[:1])]
+    return [cell for cell in every if cell.path.is_file()]
+
+
+def rates(task: str, variant: str, epochs: int) -> Iterator[float]:
+    """The learning rates to run, one after the other: which the next is depends on what those before gave."""
+    if epochs == SHORT:
+        yield from RATES
         if best(task, variant) == RATES[0]:
-            yield Cell(task, variant, EDGE)
+            yield EDGE
+        return
+    place = LADDER.index(best(task, variant))
+    yield LADDER[place]
+    for lr in reversed(LADDER[:place]):
+        yield lr
+        if best(task, variant, epochs) != lr:
+            return
+
+
+def cells(task: str, epochs: int = SHORT) -> Iterator[Cell]:
+    """All cells of a task with trainings of a length, those first that others ask for."""
+    for variant in BOTH:
+        yield from (Cell(task, variant, lr, epochs=epochs) for lr in rates(task, variant, epochs))
     for seed in SEEDS:
-        yield from (Cell(task, variant, best(task, variant), seed, tested=True) for variant in ("lora", *SEARCHED))
-    if task == ABLATED:
+        for variant in ("lora", *SEARCHED):
+            yield Cell(task, variant, best(task, variant, epochs), seed, tested=True, epochs=epochs)
+    if task == ABLATED and epochs == SHORT:
         yield from (Cell(task, variant, lr) for variant, lr in ABLATIONS)
 
 
-def grid(task: str, variant: str) -> list[Cell]:
+def grid(task: str, variant: str, epochs: int = SHORT) -> list[Cell]:
     """A cell for every learning rate, from the lowest, run or not."""
-    return [Cell(task, variant, lr) for lr in GRID]
+    return [Cell(task, variant, lr, epochs=epochs) for lr in LADDER]
 
 
 def measured() -> list[str]:
@@ -233,30 +276,33 @@ def measured() -> list[str]:
     return [task for task in TASKS if all(Cell(task, each, lr).path.is_file() for each in BOTH for lr in RATES)]
 
 
-def finished() -> dict[str, list[int]]:
+def finished(epochs: int = SHORT) -> dict[str, list[int]]:
     """The seeds of every task that both methods were tested with."""
     found: dict[str, list[int]] = {}
     for task in measured():
         for seed in SEEDS:
-            if all(Cell(task, variant, best(task, variant), seed, tested=True).path.is_file() for variant in BOTH):
+            if all(tested(task, variant, seed, epochs) for variant in BOTH):
                 found.setdefault(task, []).append(seed)
     return found
 
 
-def tested(task: str, variant: str) -> list[Result]:
-    """The results of these seeds."""
-    seeds = finished()[task]
-    return [Result.read(Cell(task, variant, best(task, variant), seed, tested=True).path) for seed in seeds]
+def tested(task: str, variant: str, seed: int, epochs: int = SHORT) -> Cell | None:
+    """The cell of a seed at the best learning rate, if it was tested."""
+    if not ran(task, variant, epochs):
+        return None
+    cell = Cell(task, variant, best(task, variant, epochs), seed, tested=True, epochs=epochs)
+    return cell if cell.path.is_file() else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, help="one task alone")
     given = parser.parse_args()
-    for task in [given.task] if given.task else TASKS:
-        for cell in cells(task):
-            if not cell.path.is_file():
-                measure(cell)
+    for epochs in (SHORT, LONG):
+        for task in [given.task] if given.task else TASKS:
+            for cell in cells(task, epochs):
+                if not cell.path.is_file():
+                    measure(cell)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python benchmarks/supernet_page.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import supernet
@@ -14,13 +15,16 @@ from supernet import (
     ABLATIONS,
     BOTH,
     DRAWS,
-    GRID,
+    LADDER,
+    LONG,
     RATES,
     ROOT,
+    SHORT,
     TASKS,
     VARIANTS,
     Cell,
     best,
+    budget,
     finished,
     grid,
     main_figure,
@@ -37,33 +41,43 @@ COLOURS = {"lora": "#0072B2", "sized": FRONT, "largest": "#009E73"}
 DULL = "textile"
 RATED = (("lora", "model"), ("glora", "sized"), ("glora", "random"))
 MARKERS = ("o", "s", "^", "D")
+LORA, SHORTER = ("lora", "model"), ("lora", "model_long")  # the latter of 10 epochs, on the images of 30
 BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
-    ("mean random subnet - LoRA", ("glora", "random"), ("lora", "model")),
-    ("mean random subnet of LoRA's size - LoRA", ("glora", "sized"), ("lora", "model")),
-    ("searched winner - LoRA", ("glora", "winner"), ("lora", "model")),
-    ("searched winner - mean random subnet of its size", ("glora", "winner"), ("glora", "sized")),
-    ("searched winner - mean random subnet", ("glora", "winner"), ("glora", "random")),
-    ("largest subnet - mean random subnet", ("glora", "largest"), ("glora", "random")),
-    ("largest subnet - LoRA", ("glora", "largest"), ("lora", "model")),
+    ("mean random subnet, as trained - LoRA", ("glora", "random"), LORA),
+    ("the same of LoRA's size - LoRA", ("glora", "sized"), LORA),
+    ("the same calibrated - LoRA", ("glora", "calibrated"), LORA),
+    ("searched winner - LoRA", ("glora", "winner"), LORA),
+    (f"searched winner - LoRA of {SHORT} epochs", ("glora", "winner"), SHORTER),
+    ("searched winner - LoRA, calibrated too", ("glora", "winner"), ("lora", "calibrated")),
+    ("searched winner - mean random subnet of its size, calibrated too", ("glora", "winner"), ("glora", "calibrated")),
+    ("searched winner - mean random subnet, as trained", ("glora", "winner"), ("glora", "random")),
+    ("largest subnet - mean random subnet, as trained", ("glora", "largest"), ("glora", "random")),
     ("polished winner - winner", ("polished", "polished"), ("glora", "winner")),
-    ("polished winner - LoRA", ("polished", "polished"), ("lora", "model")),
-    ("polished winner of 7 + 3 - LoRA", ("7+3", "polished"), ("lora", "model")),
+    ("polished winner - LoRA", ("polished", "polished"), LORA),
 )
 
 
-def gaps(mine: tuple[str, str], other: tuple[str, str]) -> dict[str, np.ndarray]:
+def gaps(mine: tuple[str, str], other: tuple[str, str], epochs: int) -> dict[str, np.ndarray]:
     """One accuracy minus another, in points, by task: (seeds, test images), of the seeds that both were tested with."""
     found = {}
-    for task, seeds in finished().items():
-        sides: list[list[np.ndarray]] = [[], []]
+    for task, seeds in finished(epochs).items():
+        rows = []
         for seed in seeds:
-            cells = [Cell(task, variant, best(task, variant), seed, tested=True) for variant, _ in (mine, other)]
-            if all(cell.path.is_file() for cell in cells):
-                for side, cell, (_, name) in zip(sides, cells, (mine, other), strict=True):
-                    side.append(cell.hits()[name])
-        if sides[0]:
-            found[task] = 100 * (np.array(sides[0]) - np.array(sides[1]))
+            sides = [hits(task, *side, seed, epochs) for side in (mine, other)]
+            if sides[0] is not None and sides[1] is not None:
+                rows.append(100 * (sides[0] - sides[1]))
+        if rows:
+            found[task] = np.array(rows)
     return found
+
+
+def hits(task: str, variant: str, name: str, seed: int, epochs: int) -> np.ndarray | None:
+    """Who is right on the test images of trainings of a length; None where it was not tested on them."""
+    if (variant, name) == SHORTER:
+        cell = tested(task, variant, seed, SHORT) if epochs == LONG else None
+    else:
+        cell = tested(task, variant, seed, epochs)
+    return cell.hits().get(name) if cell else None
 
 
 def interval(pooled: Sequence[np.ndarray], *, draws: int = DRAWS) -> tuple[float, float, float]:
@@ -106,10 +120,15 @@ def page() -> str:
     )
 
 
-def ready() -> dict[str, dict[str, np.ndarray]]:
+def ready(epochs: int) -> dict[str, dict[str, np.ndarray]]:
     """The bars of which every task has a seed."""
-    found = {label: gaps(mine, other) for label, mine, other in BARS}
-    return {label: by for label, by in found.items() if by and by.keys() == finished().keys()}
+    found = {label: gaps(mine, other, epochs) for label, mine, other in BARS}
+    return {label: by for label, by in found.items() if by and by.keys() == finished(epochs).keys()}
+
+
+def lengths() -> list[int]:
+    """The lengths of training, in epochs, that were tested."""
+    return [epochs for epochs in (SHORT, LONG) if finished(epochs)]
 
 
 def bars() -> Iterator[str]:
@@ -119,59 +138,69 @@ def bars() -> Iterator[str]:
     yield "interval of a paired bootstrap over seeds and images. The random subnets are others for every seed. The"
     yield f"largest has more numbers than LoRA. {DULL} is told apart: at 56 px one class of three, a quarter of its"
     yield "images, is hardly ever found, by whatever subnet, and LoRA is behind there by guessing at it."
-    yield from (
-        "",
-        f"| | seeds | difference | interval | without {DULL} | interval |",
-        "|---|---:|---:|---:|---:|---:|",
-    )
-    for label, by in ready().items():
-        row = [", ".join(sorted({str(len(gap)) for gap in by.values()}))]
-        for tasks in (list(by), [task for task in by if task != DULL]):
-            if tasks:
-                middle, low, high = interval([by[task] for task in tasks])
-                row += [f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]
-        yield f"| {label} | {' | '.join(row)} |"
+    for epochs in lengths():
+        yield from ("", f"### After {epochs} epochs", "")
+        yield from (
+            f"| | seeds | difference | interval | without {DULL} | interval |",
+            "|---|---:|---:|---:|---:|---:|",
+        )
+        for label, by in ready(epochs).items():
+            row = [", ".join(sorted({str(len(gap)) for gap in by.values()}))]
+            for tasks in (list(by), [task for task in by if task != DULL]):
+                if tasks:
+                    middle, low, high = interval([by[task] for task in tasks])
+                    row += [f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+            yield f"| {label} | {' | '.join(row)} |"
 
 
 def by_task() -> Iterator[str]:
     """Test accuracy and loss task by task."""
     yield from ("", "## Tasks", "")
     yield "On test, at the learning rate that was best on val: mean of the seeds, and each. A search goes by the loss."
-    yield from ("", "| task | | LoRA | mean random subnet | of LoRA's size | winner | polished | largest |")
-    yield "|---|---|---:|---:|---:|---:|---:|---:|"
-    columns = [("lora", "model"), *(("glora", name) for name in ("random", "sized", "winner"))]
-    columns += [("polished", "polished"), ("glora", "largest")]
-    for task, seeds in finished().items():
+    yield "The largest is as trained. Calibrated losses are those at one temperature: compare them with such alone."
+    columns = {"LoRA": LORA, "calibrated": ("lora", "calibrated"), "mean random subnet": ("glora", "random")}
+    columns |= {"of LoRA's size": ("glora", "sized"), "these calibrated": ("glora", "calibrated")}
+    columns |= {"winner": ("glora", "winner"), "polished": ("polished", "polished"), "largest": ("glora", "largest")}
+    yield from ("", f"| task | epochs | | {' | '.join(columns)} |", f"|---|---:|---|{'---:|' * len(columns)}")
+    for task, epochs in product(finished(), lengths()):
         for told, kind, factor, digits in (("accuracy, %", "accuracy", 100, 1), ("loss", "loss", 1, 2)):
-            row = [task, told]
-            for variant, part in columns:
-                paths = [Cell(task, variant, best(task, variant), seed, tested=True).path for seed in seeds]
-                metrics = [Result.read(path).metrics for path in paths if path.is_file()]
-                values = [factor * (each[f"{part}_test_{kind}"] or 0) for each in metrics]
+            row = [task, str(epochs), told]
+            for variant, part in columns.values():
+                values = [factor * value for value in figures(task, variant, f"{part}_test_{kind}", epochs)]
                 each_one = ", ".join(f"{value:.{digits}f}" for value in values)
                 row.append(f"{np.mean(values):.{digits}f} ({each_one})" if values else "")
             yield f"| {' | '.join(row)} |"
-    yield from ("", "Trainable numbers of the winners, mean of the seeds, and of LoRA:", "")
-    for task in finished():
-        lora, glora = (tested(task, variant) for variant in BOTH)
-        mean = np.mean([each.metrics["winner_parameters"] or 0 for each in glora])
-        yield f"- {task}: {mean:,.0f}, {lora[0].parameters:,}"
+    yield from (
+        "",
+        "Learning rates of LoRA and of GLoRA, and trainable numbers of the winners, mean of the seeds:",
+        "",
+    )
+    for task, epochs in ((task, epochs) for task, epochs in product(finished(), lengths()) if task in finished(epochs)):
+        chosen = " and ".join(f"{best(task, variant, epochs):g}" for variant in BOTH)
+        mean = np.mean(figures(task, "glora", "winner_parameters", epochs))
+        yield f"- {task}, {epochs} epochs: {chosen}; {mean:,.0f} (LoRA {budget(task):,})"
+
+
+def figures(task: str, variant: str, name: str, epochs: int) -> list[float]:
+    """A figure of the seeds that were tested."""
+    cells = [tested(task, variant, seed, epochs) for seed in finished(epochs).get(task, [])]
+    found = [Result.read(cell.path).metrics.get(name) for cell in cells if cell]
+    return [value for value in found if value is not None]
 
 
 def by_rate() -> Iterator[str]:
     """Val accuracy over the learning rates."""
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
     yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest."
-    yield from ("", f"| task | method | {' | '.join(f'{lr:g}' for lr in GRID)} |", f"|---|---|{'---:|' * len(GRID)}")
-    for task in measured():
+    yield from ("", f"| task | epochs | method | {' | '.join(f'{lr:g}' for lr in LADDER)} |")
+    yield f"|---|---:|---|{'---:|' * len(LADDER)}"
+    for task, epochs in product(measured(), lengths()):
         for variant in BOTH:
-            row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in grid(task, variant)]
-            yield f"| {task} | {variant} | {' | '.join(row)} |"
-    yield from (
-        "",
-        "Points lost from the best rate, the one of the tests, to the next lower and the next higher one:",
-        "",
-    )
+            cells = grid(task, variant, epochs)
+            row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in cells]
+            yield f"| {task} | {epochs} | {variant} | {' | '.join(row)} |"
+    yield from ("", "Points lost from the best rate, the one of the tests, to the next lower and the next higher one,")
+    yield from (f"after {SHORT} epochs:", "")
     yield from ("| task | LoRA | random subnets of LoRA's size | of any size |", "|---|---:|---:|---:|")
     worst = []
     for task in measured():
@@ -215,8 +244,8 @@ def over_rates(task: str, variant: str, name: str) -> dict[float, float]:
 def losses(task: str, variant: str, name: str) -> list[float | None]:
     """Points of val accuracy lost from the best learning rate to a third of it and to three times it; None: not run."""
     at, chosen = over_rates(task, variant, name), best(task, variant)
-    place = GRID.index(chosen)
-    lower, higher = (None, *GRID)[place], (*GRID, None)[place + 1]
+    place = LADDER.index(chosen)
+    lower, higher = (None, *LADDER)[place], (*LADDER, None)[place + 1]
     return [None if lr not in at else at[chosen] - at[lr] for lr in (lower, higher)]
 
 
@@ -229,25 +258,31 @@ def val(result: Result) -> str:
 
 
 def draw_bars() -> None:
-    """Every difference with its interval, and each task's own."""
-    drawing = figure(7, 3.6)
-    axes = drawing.add_subplot()
+    """Every difference with its interval, and each task's own, a panel for each length of training."""
+    drawing = figure(4.4 + 3.2 * len(lengths()), 3.8)
+    panels = np.atleast_1d(drawing.subplots(1, len(lengths()), sharey=True, sharex=True))
     data = []
-    found = ready()
-    for row, (label, by) in enumerate(found.items()):
-        middle, low, high = interval(list(by.values()))
-        own = {task: float(gap.mean()) for task, gap in by.items()}
-        data.append({"label": label, "difference": middle, "low": low, "high": high, "tasks": own})
-        axes.plot([low, high], [row, row], color=INK, linewidth=2, zorder=2)
-        axes.plot(middle, row, "o", color=INK, zorder=4, label="pooled, 95% interval" if row == 0 else None)
-        for task, marker in zip(own, MARKERS, strict=False):
-            told = task if row == 0 else None
-            axes.plot(own[task], row, marker, color=FRONT, markersize=5, fillstyle="none", zorder=3, label=told)
-    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
-    axes.set_xlabel("points of test accuracy")
-    drawing.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    labels = [label for label, *_ in BARS]
+    for axes, epochs in zip(panels, lengths(), strict=True):
+        for label, by in ready(epochs).items():
+            row = labels.index(label)
+            middle, low, high = interval(list(by.values()))
+            own = {task: float(gap.mean()) for task, gap in by.items()}
+            told = {"epochs": epochs, "label": label, "difference": middle, "low": low, "high": high, "tasks": own}
+            data.append(told)
+            axes.plot([low, high], [row, row], color=INK, linewidth=2, zorder=2)
+            axes.plot(middle, row, "o", color=INK, zorder=4, label=None if row else "pooled, 95% interval")
+            for task, marker in zip(own, MARKERS, strict=False):
+                of = None if row else task
+                axes.plot(own[task], row, marker, color=FRONT, markersize=5, fillstyle="none", zorder=3, label=of)
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_title(f"{epochs} epochs", fontsize=9)
+        axes.set_xlabel("points of test accuracy")
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].invert_yaxis()
+    drawing.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     save(drawing, FIGURES / "supernet-bars.svg", {"bars": data})
 
 
@@ -268,7 +303,7 @@ def draw_rates() -> None:
             colour = COLOURS["lora" if variant == "lora" else name]
             axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
         axes.set_xscale("log")
-        axes.set_xticks(GRID, [f"{lr:g}" for lr in GRID], fontsize=8)
+        axes.set_xticks(LADDER, [f"{lr:g}" for lr in LADDER], fontsize=8)
         axes.minorticks_off()
         axes.set_title(task, fontsize=9)
         axes.set_xlabel("learning rate")

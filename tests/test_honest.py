@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import glora
-from glora.checkpoint import read_header
+from glora.calibration import Calibration
+from glora.checkpoint import load_supernet, read_header
 from glora.data import ImageSet
 from glora.errors import BudgetError, ConfigError, RunError
 from glora.experiment import Run
@@ -204,9 +205,8 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     total = 0.0
     for place, part in enumerate(run.known.scoring):  # each fold's file, loaded into a network of its own
         fresh = Run.open(run.folder.path, Recorder())
-        from glora.checkpoint import load_supernet
-
         load_supernet(fresh.adapter.adapted, run.folder.fold(place).supernet)
+        Calibration.read(run.folder.calibration).apply(fresh.adapter.adapted)
         fresh.adapter.adapted.activate(genotype)
         found = evaluate(fresh.adapter.merge(), part, accelerator=run.accelerator, batch_size=100)
         total += found.losses.double().sum().item()

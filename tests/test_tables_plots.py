@@ -151,6 +151,17 @@ def test_every_plot_writes_a_figure_and_its_data_and_nothing_else(
     assert len(list(tmp_path.iterdir())) == 6
 
 
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_the_same_figure_drawn_later_is_the_same_file(
+    suffix: str, genotype: Genotype, space: BoundSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path, day in zip(paths, ("0", "86400"), strict=True):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # what matplotlib takes for now
+        plots.layer_plot(genotype, space, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_the_search_plot_has_every_trial(found: SearchResult, tmp_path: Path) -> None:
     data = plots.search_plot(found.trials, found.front, found.best, tmp_path / "a.svg", fitness="loss")
     scores = [(trial.parameters, trial.score.value) for trial in found.trials]

@@ -32,7 +32,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {  # the published formulation: all 432 choices, scales 1, a subnet a step, top-1 on val, rejection
         "space": SearchSpace.paper().to_json(),
         "train": {"sampling": "batch", "largest": 0.0},
-        "search": {"fitness": "accuracy", "legalize": "reject", "mutation_probability": 0.2, "rescore": 0},
+        "search": {
+            "fitness": "accuracy",
+            "legalize": "reject",
+            "mutation_probability": 0.2,
+            "rescore": 0,
+            "calibrate": False,
+        },
     },
 }
 
@@ -152,6 +158,9 @@ class SearchSettings(_Settings):
         None, ge=0, description="Fewest trainable numbers; nine tenths of the most that there may be if not given."
     )
     fitness: Literal["loss", "accuracy"] = Field("loss", description="What the search reads on val.")
+    calibrate: bool = Field(
+        True, description="First set how strongly subnets play, and how far apart their logits are, by val."
+    )
     batch_size: int = Field(100, ge=1, description="Images per forward pass of scoring.")
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; a population if not given.")

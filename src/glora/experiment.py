@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
+from glora.calibration import chosen_alone
 from glora.checkpoint import load_adapter, load_supernet, read_tensors
 from glora.config import Experiment
 from glora.data import Task, load_task
@@ -274,7 +275,11 @@ class Run:
             assert isinstance(fresh, TunedAdapter)
             self._training().alone(fresh, fresh.adapted.space.decode(outcome.genome), folder)
         adapted = load_adapter(self._plain(), folder.adapter)
-        return adapted.merge(keep_base=False).to(self.accelerator.device)
+        adapted.model.to(self.accelerator.device)
+        if self.experiment.search.calibrate and not self.known.folds:  # as the winner was
+            how = {"accelerator": self.accelerator, "batch_size": self.experiment.search.batch_size}
+            chosen_alone(adapted, self.known.val, **how).apply(adapted)
+        return adapted.merge(keep_base=False)
 
     def evaluate(self) -> Result:
         """The Result: val, and test exactly once; a run that has one is not tested again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glora.adapted import Adapted
+from glora.calibration import Calibration
 from glora.checkpoint import load_supernet
 from glora.data.known import Known
 from glora.runfolder import RunFolder
@@ -12,10 +13,12 @@ from glora.supernet import StoredSupernet, Supernet, copied
 __all__ = ["load_parts"]
 
 
-def load_parts(adapted: Adapted, known: Known, folder: RunFolder) -> tuple[tuple[Part, ...], StoredSupernet]:
+def load_parts(
+    adapted: Adapted, known: Known, folder: RunFolder, calibration: Calibration
+) -> tuple[tuple[Part, ...], StoredSupernet]:
     """The parts of val with the supernets that score them, and the supernet whose weights the winner plays.
 
-    Its numbers are in place afterwards.
+    All of them are calibrated. The numbers of the last are in place afterwards.
 
     Raises:
         RunError: A supernet is not trained yet.
@@ -27,6 +30,7 @@ def load_parts(adapted: Adapted, known: Known, folder: RunFolder) -> tuple[tuple
     stored: list[StoredSupernet] = []
     for each in (*folders, folder):
         load_supernet(adapted, each.supernet)
+        calibration.apply(adapted)
         stored.append(StoredSupernet(adapted, copied(adapted)))
     scoring: list[Supernet] = [*stored[:-1]] or [Supernet(adapted)]
     return tuple(map(Part, scoring, known.scoring)), stored[-1]

@@ -1,10 +1,11 @@
 """The folder of one run: what its files are called, and whose run it is (no torch).
 
 It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
-`images.jsonl` (what winner and controls do image by image), `winner.json`, `adapter.safetensors`, `result.json` and
-`plots/`; while training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`;
-in `tested/` the results of winners that were tested before. A model is known by `Outcome.key`, which its adapter and
-its result carry: what a stop has left is never taken for what it is not.
+`calibration.json` (how strongly subnets play in it), `images.jsonl` (what winner and controls do image by image),
+`winner.json`, `adapter.safetensors`, `result.json` and `plots/`; while training runs also `training.safetensors`, with
+folds a folder for each, `retrained/` and `polished/`; in `tested/` the results of winners that were tested before. A
+model is known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what
+it is not.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class RunFolder:
         self.training = self.path / "training.safetensors"
         self.supernet = self.path / "supernet.safetensors"
         self.journal = self.path / "search.jsonl"
+        self.calibration = self.path / "calibration.json"
         self.adapter = self.path / "adapter.safetensors"
         self.winner = self.path / "winner.json"
         self.sheet = self.path / "images.jsonl"
@@ -119,7 +121,7 @@ class RunFolder:
     def forget_search(self) -> None:
         """No winner of an earlier search is here: a new one begins."""
         self.put_away()
-        for file in (self.adapter, self.winner):
+        for file in (self.adapter, self.winner, self.calibration):
             file.unlink(missing_ok=True)
 
     def experiment(self) -> Experiment:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from glora.searchers import Score
 from glora.sheet import joined
 from glora.state import AdapterState
 from glora.supernet import StoredSupernet, Supernet
-from glora.train import Evaluation, evaluate
+from glora.train import Evaluation, evaluate, predictions
 
 __all__ = ["Part", "Recipe", "ValScorer", "score_of", "shared_weights", "values_of"]
 
@@ -66,6 +67,15 @@ class ValScorer:
     def evaluation(self, genotype: Genotype) -> Evaluation:
         """What the genotype does on every image of val, part after part."""
         return joined(self.on(part, genotype) for part in self.parts)
+
+    def logits(self, genotype: Genotype) -> tuple[Tensor, Tensor]:
+        """The genotype's logits `(n, classes)` on all of val, part after part, and the labels `(n,)`."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for part in self.parts:
+            with part.supernet.hold(genotype) as model:
+                found += predictions(model, part.images, accelerator=self.accelerator, batch_size=self.batch_size)
+        logits, labels = zip(*found, strict=True)
+        return torch.cat(logits), torch.cat(labels)
 
     def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
         """What the genotype does on the images of one part, or on some of them."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from glora import plots
+from glora.calibration import GENOTYPES, Calibration, chosen
 from glora.checkpoint import save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, best_again, compared, controls, random_genomes
@@ -20,7 +23,7 @@ from glora.folds import load_parts
 from glora.genotype import TENSORS
 from glora.methods import Method
 from glora.methods.glora import GLoRA, TunedAdapter
-from glora.outcome import Outcome, Row
+from glora.outcome import Outcome, Row, digest
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
 from glora.scoring import Part, Recipe, ValScorer, shared_weights
@@ -78,18 +81,50 @@ class Search:
         self.how = search_arguments(settings, self.space)
         self.info = info
         self.polish = polish
-        self.parts, self.final = load_parts(self.adapted, known, folder)
-        self.scorer = ValScorer(
-            self.parts, fitness=settings.fitness, accelerator=accelerator, batch_size=settings.batch_size
-        )
+        begun = folder.journal.is_file()
+        self._load(Calibration.read(folder.calibration) if begun else Calibration())
+
+    def _load(self, calibration: Calibration) -> None:
+        """The supernets are in place, calibrated, with what knows them."""
+        known, folder = self.known, self.folder
+        self.parts, self.final = load_parts(self.adapted, known, folder, calibration)
+        self.scorer = self._scorer(self.parts)
         files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
         self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
         self.weights = sha256(folder.supernet)
+        if calibration != Calibration():
+            self.context["calibration"] = asdict(calibration)
+            self.weights = digest(self.weights, self.context["calibration"])
         header = {"event": "images", **self.context, "winner": self.weights}
         self.sheet = Sheet(folder.sheet, header, self._measured)
 
+    def _scorer(self, parts: Sequence[Part]) -> ValScorer:
+        settings = self.settings
+        return ValScorer(parts, fitness=settings.fitness, accelerator=self.accelerator, batch_size=settings.batch_size)
+
+    def _calibrate(self) -> None:
+        """The supernets play as strongly, with logits as far apart, as is best on val for genotypes of the search."""
+        bounds = {name: self.how[name] for name in ("budget", "min_budget")}
+        genomes = random_genomes(self.space, GENOTYPES, **bounds, seed=self.seed + 1)
+
+        def measure(strength: float) -> tuple[Tensor, Tensor]:
+            parts, _ = load_parts(self.adapted, self.known, self.folder, Calibration(strength))
+            scorer = self._scorer(parts)
+            logits, labels = zip(*(scorer.logits(self.space.decode(genome)) for genome in genomes), strict=True)
+            return torch.cat(logits), torch.cat(labels)
+
+        found = chosen(measure)
+        found.write(self.folder.calibration)
+        self._load(found)
+        self.reporter.say(
+            f"Calibration: adaptations times {found.strength:.2f}, logits divided by {found.temperature:.2f}; "
+            f"best for {len(genomes)} random genotypes on {len(self.known.val):,} val images"
+        )
+
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
+        if self.settings.calibrate and not self.folder.journal.is_file():
+            self._calibrate()
         best: list[Trial] = []
         seen: list[float] = []
 

@@ -21,7 +21,7 @@ from glora.methods import Tuned
 from glora.pace import Pace, Taken
 from glora.support import Support
 
-__all__ = ["Evaluation", "Progress", "Trainer", "evaluate"]
+__all__ = ["Evaluation", "Progress", "Trainer", "evaluate", "predictions"]
 
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
 
@@ -303,33 +303,38 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
+def predictions(
     model: nn.Module,
     images: ImageSet,
     *,
     accelerator: Accelerator,
     batch_size: int,
     indices: Sequence[int] | None = None,
-) -> Evaluation:
-    """The model's losses and hits on the images, in their order; it is left in eval mode.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The model's logits `(b, classes)`, in float32, and the labels `(b,)`, batch by batch; it is left in eval mode.
 
     Args:
         model: Images `(b, 3, h, w)` to logits `(b, classes)`.
         images: Prepared images.
         accelerator: Device and precision; every process evaluates all images, without waiting for another.
         batch_size: Images per forward pass.
-        indices: Which images; None for all.
+        indices: Which images, in which order; None for all.
     """
     model.eval()
     chosen = range(len(images)) if indices is None else indices
-    found = torch.zeros(2, len(chosen), device=accelerator.device)
     for first in range(0, len(chosen), batch_size):
-        batch = slice(first, first + batch_size)
-        x, y = images.batch(chosen[batch])
-        y = y.to(accelerator.device)
+        x, y = images.batch(chosen[first : first + batch_size])
         with accelerator.autocast():
             logits = model(x.to(accelerator.device)).float()
-        found[0, batch] = F.cross_entropy(logits, y, reduction="none")
-        found[1, batch] = (logits.argmax(-1) == y).float()
-    found = found.cpu()
-    return Evaluation(found[0], found[1] > 0)
+        yield logits, y.to(accelerator.device)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: ImageSet, **how: Any) -> Evaluation:
+    """The model's losses and hits on the images, in their order; the arguments are those of `predictions`."""
+    found = [
+        torch.stack([F.cross_entropy(logits, y, reduction="none"), (logits.argmax(-1) == y).float()])
+        for logits, y in predictions(model, images, **how)
+    ]
+    losses, right = torch.cat(found, dim=1).cpu()
+    return Evaluation(losses, right > 0)

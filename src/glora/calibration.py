@@ -1,0 +1,129 @@
+"""Before a search: how strongly the subnets of its size play, and how far apart their logits are, chosen on val.
+
+Training leaves subnets to draw that differ in size; those near a budget have more parts than the mean one, each of
+them learned to do without the others, and together they go too far, as units do that dropout had left out. One
+factor on all support tensors takes that back. Long trained on few images, networks are surer than they are right, each
+to another degree, and their loss tells of that more than of what they know; one temperature takes most of that back.
+Both are multiplied into numbers that are there: the formula, the files and the merge know nothing of them.
+
+Sources: the factor is dropout's (Srivastava et al. 2014, Sec. 7.5) and WiSE-FT's (arXiv 2109.01903, Eq. 1); the
+temperature Guo et al.'s (arXiv 1706.04599, Sec. 4.2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glora.adapted import Adapted
+from glora.data import ImageSet
+from glora.errors import RunError
+from glora.results import write_json
+from glora.train import predictions
+
+__all__ = ["GENOTYPES", "STRENGTHS", "TEMPERATURES", "Calibration", "calibrated_loss", "chosen", "chosen_alone"]
+
+GENOTYPES = 4  # random ones that it is chosen with
+STRENGTHS = tuple(2 ** (step / 3) for step in range(-4, 3))
+TEMPERATURES = tuple(2 ** (step / 8) for step in range(-8, 33))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Two numbers by which a trained supernet is changed before its search.
+
+    Attributes:
+        strength: Multiplies every left factor, and so all that the support tensors change.
+        temperature: Divides the logits.
+    """
+
+    strength: float = 1.0
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def apply(self, adapted: Adapted) -> None:
+        """Multiplies both into the supernet's numbers, in place."""
+        for support in adapted.supports.values():
+            for left in support.down.values():
+                left.mul_(self.strength)
+        for name in adapted.head:
+            for number in _last_linear(adapted.model.get_submodule(name)):
+                number.div_(self.temperature)
+
+    def write(self, path: Path) -> None:
+        """The file holds both, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """What the file holds; of a search from before there was one, nothing is changed.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        if not path.is_file():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{path} cannot be read: {error}.", remedy="Delete search.jsonl and search anew.") from error
+
+
+def _last_linear(head: nn.Module) -> Iterable[nn.Parameter]:
+    """The numbers that the logits are linear in; none where the head ends otherwise."""
+    layers = [layer for layer in head.modules() if not list(layer.children())]
+    ends = [layer for layer in layers if list(layer.parameters(recurse=False))][-1:]
+    return [number for layer in ends if isinstance(layer, nn.Linear) for number in layer.parameters()]
+
+
+def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The lowest mean cross-entropy over TEMPERATURES, and the temperature.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: `(n,)`.
+    """
+    losses = [F.cross_entropy(logits / temperature, labels).item() for temperature in TEMPERATURES]
+    finite = [(loss, each) for loss, each in zip(losses, TEMPERATURES, strict=True) if math.isfinite(loss)]
+    return min(finite, default=(math.inf, 1.0))
+
+
+def chosen(measure: Callable[[float], tuple[Tensor, Tensor]]) -> Calibration:
+    """The strength whose calibrated loss is lowest, of equal ones that nearest to 1, with its temperature.
+
+    Args:
+        measure: Strength -> logits `(n, classes)` and labels `(n,)`.
+    """
+    found = {strength: calibrated_loss(*measure(strength)) for strength in STRENGTHS}
+    strength = min(found, key=lambda each: (found[each][0], abs(each - 1)))
+    return Calibration(strength, found[strength][1])
+
+
+def chosen_alone(adapted: Adapted, images: ImageSet, **how: Any) -> Calibration:
+    """The same for the one genotype that an adapted model plays; its numbers are as before afterwards.
+
+    Args:
+        adapted: The adapted model.
+        images: Images that it was not trained on.
+        how: Arguments of `predictions`.
+    """
+    lefts = [left for support in adapted.supports.values() for left in support.down.values()]
+    before = [left.detach().clone() for left in lefts]
+
+    def measure(strength: float) -> tuple[Tensor, Tensor]:
+        Calibration(strength).apply(adapted)
+        logits, labels = map(torch.cat, zip(*predictions(adapted.model, images, **how), strict=True))
+        with torch.no_grad():
+            for left, was in zip(lefts, before, strict=True):
+                left.copy_(was)
+        return logits, labels
+
+    return chosen(measure)
