@@ -7,13 +7,14 @@
 DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
 for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best of the short
 trainings, and lower ones while they are better. The best of each method then with three seeds, and with those on 2,000
-test images, others for each length, or all where there are fewer; LoRA of 10 epochs on both. GLoRA's rate is chosen by random subnets of LoRA's
-size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 4
-others drawn within it, and 4 of its size, with at least nine tenths of it, as they were trained; those of its size also
-calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is otherwise as by
-default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set for it,
-on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished: 3 more epochs of the
-winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more than any other.
+test images, others for each length, or all where there are fewer; LoRA of 10 epochs on both. GLoRA's rate is chosen by
+random subnets of LoRA's size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random
+subnets: for every seed 4 others drawn within it, and 4 of its size, with at least nine tenths of it, as they were
+trained; those of its size also calibrated, as the search plays them. The search scores 500 genotypes of its size with
+racing, and is otherwise as by default: on half of val, the best ten scored again on the other half. LoRA, calibrated:
+the same two factors set for it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated.
+Polished: 3 more epochs of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps
+more than any other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import argparse
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glora.calibration import chosen_alone
+from glora.calibration import Calibration, chosen_alone
 from glora.config import Experiment, build_experiment
 from glora.controls import random_genomes
 from glora.data import ImageSet
@@ -150,6 +151,8 @@ def measure(cell: Cell) -> None:
                 hits[name + images] = np.mean([each.right.numpy() for each in on_test], axis=0)
             if counts := [run.adapter.adapted.count(each) for each in subnets if isinstance(each, Genotype)]:
                 metrics[f"{name}_parameters"] = float(np.mean(counts))
+        if run.folder.calibration.is_file():
+            metrics |= asdict(Calibration.read(run.folder.calibration))
         if run.experiment.search.polish:
             trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).image_steps()
     if hits:
