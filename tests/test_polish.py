@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from glora import cli
+from glora.calibration import STRENGTHS
 from glora.checkpoint import read_metadata, read_tensors
 from glora.config import build_experiment
 from glora.data import ImageSet
@@ -51,7 +52,8 @@ def numbers(file: Path) -> dict[str, torch.Tensor]:
 
 def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFolder, tmp_path: Path) -> None:
     run, reporter = polished(searched, tmp_path / "run", polish_lr=1e-12)
-    before, after = numbers(searched.adapter), numbers(run.folder.adapter)
+    [folder] = (run.folder.path / "polished").iterdir()
+    before, after = numbers(searched.adapter), numbers(folder / "adapter.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before), "no other start"
     assert any(
@@ -66,6 +68,25 @@ def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFol
     assert other.folder.experiment().search.polish_lr == rate, "kept, whatever the next version's default is"
     assert read_metadata(other.folder.adapter)["info"]["polish"] == {"epochs": 2, "on": "train", "lr": rate}
     assert max(step.lr for step in reporter.steps) < 1e-11
+
+
+def test_a_polished_winner_is_calibrated_by_itself_where_it_has_not_seen_val(
+    searched: RunFolder, tmp_path: Path
+) -> None:
+    for on in ("train", "all"):
+        run, _ = polished(searched, tmp_path / on, polish_on=on)
+        [folder] = (run.folder.path / "polished").iterdir()
+        before, after = numbers(folder / "adapter.safetensors"), numbers(run.folder.adapter)
+        left = [name for name in before if name.endswith(".down")]
+        fits = [
+            strength
+            for strength in STRENGTHS
+            if all(torch.allclose(after[name], strength * before[name], atol=0) for name in left)
+        ]
+        assert len(fits) == 1
+        assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".up"))
+        same = all(torch.equal(before[name], after[name]) for name in before)
+        assert same == (on == "all")
 
 
 def test_val_before_and_after_are_told_and_test_is_the_polished_one(searched: RunFolder, tmp_path: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from glora.checkpoint import load_adapter
+from glora.calibration import chosen_alone
+from glora.checkpoint import load_adapter, save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, compared
 from glora.data import ImageSet
-from glora.files import atomic
 from glora.outcome import Outcome, before_after
 from glora.reporter import Reporter
 from glora.searching import Search
@@ -51,6 +50,8 @@ class Polishing:
         self.how = how
         self.base = base
         self.reporter: Reporter = search.reporter
+        self.unseen: Mapping[str, ImageSet] = {} if how["on"] == "all" else search.known.unseen
+        self._how: dict[str, Any] = {"accelerator": search.accelerator, "batch_size": search.settings.batch_size}
 
     def run(self, outcome: Outcome) -> Outcome:
         """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
@@ -63,9 +64,12 @@ class Polishing:
             search.final.put()
             search.adapted.activate(search.space.decode(outcome.genome))
             self.training.on(self.base(), search.adapted.state(), folder, images)
-        with atomic(search.folder.adapter) as temporary:
-            shutil.copyfile(folder.adapter, temporary)
-        model = load_adapter(self.base(), folder.adapter).merge(keep_base=False)
+        adapted = load_adapter(self.base(), folder.adapter)
+        adapted.model.to(search.accelerator.device)
+        if search.settings.calibrate and "val" in self.unseen:  # training has made it surer again
+            chosen_alone(adapted, self.unseen["val"], **self._how).apply(adapted)
+        save_adapter(adapted, search.folder.adapter, info=self.training.info)
+        model = adapted.merge(keep_base=False)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         others = {"unpolished": search.contender(outcome.genome), **others}
         outcome = search.complete(outcome, compared(self.contender(outcome, model), others))
@@ -74,10 +78,8 @@ class Polishing:
 
     def contender(self, outcome: Outcome, model: nn.Module) -> Contender:
         """What the polished and merged winner does on the splits that it has not seen."""
-        device = self.search.accelerator.device
-        how: dict[str, Any] = {"accelerator": self.search.accelerator, "batch_size": self.search.settings.batch_size}
-        unseen = {} if self.how["on"] == "all" else self.search.known.unseen
-        splits = {split: evaluate(model.to(device), images, **how) for split, images in unseen.items()}
+        model = model.to(self.search.accelerator.device)
+        splits = {split: evaluate(model, images, **self._how) for split, images in self.unseen.items()}
         return Contender(outcome.parameters, splits)
 
     def _images(self) -> ImageSet:
