@@ -203,6 +203,7 @@ def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
     if cell.tested:
         winner = space.decode(run.search().genome)  # from here on the supernet is calibrated
         yield "calibrated", draws["sized"]
+        yield "calibrated_largest", [space.largest]
         yield "winner", [winner]
 
 

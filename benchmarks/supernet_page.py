@@ -52,6 +52,11 @@ BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
     ("searched winner - mean random subnet of its size, calibrated too", ("glora", "winner"), ("glora", "calibrated")),
     ("searched winner - mean random subnet, as trained", ("glora", "winner"), ("glora", "random")),
     ("largest subnet - mean random subnet, as trained", ("glora", "largest"), ("glora", "random")),
+    (
+        "largest subnet - mean random subnet of LoRA's size, calibrated both",
+        ("glora", "calibrated_largest"),
+        ("glora", "calibrated"),
+    ),
     ("polished winner - winner", ("polished", "polished"), ("glora", "winner")),
     ("polished winner - LoRA", ("polished", "polished"), LORA),
 )
@@ -161,6 +166,7 @@ def by_task() -> Iterator[str]:
     columns = {"LoRA": LORA, "calibrated": ("lora", "calibrated"), "mean random subnet": ("glora", "random")}
     columns |= {"of LoRA's size": ("glora", "sized"), "these calibrated": ("glora", "calibrated")}
     columns |= {"winner": ("glora", "winner"), "polished": ("polished", "polished"), "largest": ("glora", "largest")}
+    columns |= {"it calibrated": ("glora", "calibrated_largest")}
     yield from ("", f"| task | epochs | | {' | '.join(columns)} |", f"|---|---:|---|{'---:|' * len(columns)}")
     for task, epochs in product(finished(), lengths()):
         for told, kind, factor, digits in (("accuracy, %", "accuracy", 100, 1), ("loss", "loss", 1, 2)):
