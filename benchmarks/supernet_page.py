@@ -309,10 +309,10 @@ def draw_rates() -> None:
             colour = COLOURS["lora" if variant == "lora" else name]
             axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
         axes.set_xscale("log")
-        axes.set_xticks(LADDER, [f"{lr:g}" for lr in LADDER], fontsize=8)
+        axes.set_xticks(LADDER[1:], [f"{lr:g}" for lr in LADDER[1:]], fontsize=8)
         axes.minorticks_off()
         axes.set_title(task, fontsize=9)
-        axes.set_xlabel("learning rate")
+        axes.set_xlabel(f"learning rate, {SHORT} epochs")
     drawing.axes[0].set_ylabel("val accuracy, %")
     handles, labels = drawing.axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
