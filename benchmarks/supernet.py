@@ -200,11 +200,14 @@ def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
         draws[name] = [space.decode(genome) for genome in drawn]
     yield "largest", [space.largest]
     yield from draws.items()
-    if cell.tested:
-        winner = space.decode(run.search().genome)  # from here on the supernet is calibrated
+    if not cell.tested:
+        run._searching()._calibrate()
         yield "calibrated", draws["sized"]
-        yield "calibrated_largest", [space.largest]
-        yield "winner", [winner]
+        return
+    winner = space.decode(run.search().genome)  # from here on the supernet is calibrated
+    yield "calibrated", draws["sized"]
+    yield "calibrated_largest", [space.largest]
+    yield "winner", [winner]
 
 
 def evaluated(run: Run, subnet: Subnet, images: ImageSet) -> Evaluation:

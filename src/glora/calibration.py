@@ -24,12 +24,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glora.adapted import Adapted
+from glora.checkpoint import load_adapter
 from glora.data import ImageSet
 from glora.errors import RunError
 from glora.results import write_json
 from glora.train import predictions
 
-__all__ = ["GENOTYPES", "STRENGTHS", "TEMPERATURES", "Calibration", "calibrated_loss", "chosen", "chosen_alone"]
+__all__ = [
+    "GENOTYPES",
+    "STRENGTHS",
+    "TEMPERATURES",
+    "Calibration",
+    "calibrated_loss",
+    "chosen",
+    "chosen_alone",
+    "load_calibrated",
+]
 
 GENOTYPES = 4  # random ones that it is chosen with
 STRENGTHS = tuple(2 ** (step / 3) for step in range(-4, 3))
@@ -127,3 +137,19 @@ def chosen_alone(adapted: Adapted, images: ImageSet, **how: Any) -> Calibration:
         return logits, labels
 
     return chosen(measure)
+
+
+def load_calibrated(model: nn.Module, path: str | Path, images: ImageSet | None, **how: Any) -> Adapted:
+    """The plain model with the adapter of a file, on the accelerator's device, calibrated by itself.
+
+    Args:
+        model: The base.
+        path: The adapter file, of one genotype.
+        images: Images that it was not trained on; None leaves it as it is.
+        how: Arguments of `predictions`.
+    """
+    adapted = load_adapter(model, path)
+    adapted.model.to(how["accelerator"].device)
+    if images is not None:
+        chosen_alone(adapted, images, **how).apply(adapted)
+    return adapted

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
-from glora.calibration import chosen_alone
-from glora.checkpoint import load_adapter, load_supernet, read_tensors
+from glora.calibration import load_calibrated
+from glora.checkpoint import load_supernet, read_tensors
 from glora.config import Experiment
 from glora.data import Task, load_task
 from glora.data.known import Known, known
@@ -274,12 +274,9 @@ class Run:
             fresh = self.method.apply(self._plain(), head=self.backbone.head, seed=self.experiment.seed)
             assert isinstance(fresh, TunedAdapter)
             self._training().alone(fresh, fresh.adapted.space.decode(outcome.genome), folder)
-        adapted = load_adapter(self._plain(), folder.adapter)
-        adapted.model.to(self.accelerator.device)
-        if self.experiment.search.calibrate and not self.known.folds:  # as the winner was
-            how = {"accelerator": self.accelerator, "batch_size": self.experiment.search.batch_size}
-            chosen_alone(adapted, self.known.val, **how).apply(adapted)
-        return adapted.merge(keep_base=False)
+        images = self.known.unseen.get("val") if self.experiment.search.calibrate else None
+        how: dict[str, Any] = {"accelerator": self.accelerator, "batch_size": self.experiment.search.batch_size}
+        return load_calibrated(self._plain(), folder.adapter, images, **how).merge(keep_base=False)
 
     def evaluate(self) -> Result:
         """The Result: val, and test exactly once; a run that has one is not tested again.

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from glora.calibration import chosen_alone
-from glora.checkpoint import load_adapter, save_adapter
+from glora.calibration import load_calibrated
+from glora.checkpoint import save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, compared
 from glora.data import ImageSet
@@ -64,10 +64,8 @@ class Polishing:
             search.final.put()
             search.adapted.activate(search.space.decode(outcome.genome))
             self.training.on(self.base(), search.adapted.state(), folder, images)
-        adapted = load_adapter(self.base(), folder.adapter)
-        adapted.model.to(search.accelerator.device)
-        if search.settings.calibrate and "val" in self.unseen:  # training has made it surer again
-            chosen_alone(adapted, self.unseen["val"], **self._how).apply(adapted)
+        val = self.unseen.get("val") if search.settings.calibrate else None  # training has made it surer again
+        adapted = load_calibrated(self.base(), folder.adapter, val, **self._how)
         save_adapter(adapted, search.folder.adapter, info=self.training.info)
         model = adapted.merge(keep_base=False)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
