@@ -39,7 +39,7 @@ PAGE = ROOT / "docs" / "supernet-measured.md"
 FIGURES = ROOT / "docs" / "figures"
 COLOURS = {"lora": "#0072B2", "sized": FRONT, "largest": "#009E73"}
 DULL = "textile"
-RATED = (("lora", "model"), ("glora", "sized"), ("glora", "random"))
+RATED = (("lora", "model"), ("glora", "sized"), ("glora", "calibrated"), ("glora", "random"))
 MARKERS = ("o", "s", "^", "D")
 LORA, SHORTER = ("lora", "model"), ("lora", "model_long")  # the latter of 10 epochs, on the images of 30
 BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
@@ -197,7 +197,7 @@ def figures(task: str, variant: str, name: str, epochs: int) -> list[float]:
 def by_rate() -> Iterator[str]:
     """Val accuracy over the learning rates."""
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
-    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest."
+    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest, as trained."
     yield from ("", f"| task | epochs | method | {' | '.join(f'{lr:g}' for lr in LADDER)} |")
     yield f"|---|---:|---|{'---:|' * len(LADDER)}"
     for task, epochs in product(measured(), lengths()):
@@ -207,7 +207,10 @@ def by_rate() -> Iterator[str]:
             yield f"| {task} | {epochs} | {variant} | {' | '.join(row)} |"
     yield from ("", "Points lost from the best rate, the one of the tests, to the next lower and the next higher one,")
     yield from (f"after {SHORT} epochs:", "")
-    yield from ("| task | LoRA | random subnets of LoRA's size | of any size |", "|---|---:|---:|---:|")
+    yield from (
+        "| task | LoRA | random subnets of LoRA's size | calibrated | of any size |",
+        "|---|---:|---:|---:|---:|",
+    )
     worst = []
     for task in measured():
         found = [losses(task, variant, figure) for variant, figure in RATED]
