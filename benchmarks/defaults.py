@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 
 from glora.demo import demo_experiment
+from glora.evaluation import evaluate
 from glora.experiment import Run
 from glora.progress import ConsoleReporter
 from glora.results import Result
-from glora.train import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "defaults"

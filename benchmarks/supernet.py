@@ -4,17 +4,19 @@
     python benchmarks/supernet.py --task textile  # those of one task
     python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
 
-DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
-for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best of the short
-trainings, and lower ones while they are better. The best of each method then with three seeds, and with those on 2,000
-test images, or all where there are fewer; after 30 epochs on others where there are as many more (Fashion-MNIST), and
-LoRA of 10 epochs on those too. GLoRA's rate is chosen by random subnets of LoRA's size, which is what its search looks
-at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 4 others drawn within it, and 4 of its
-size, with at least nine tenths of it, as they were trained; those of its size also calibrated, as the search plays
-them. The search scores 500 genotypes of its size with racing, and is otherwise as by default: on half of val, the best
-ten scored again on the other half. LoRA, calibrated: the same two factors set for it, on all of val. Ablations: one
-seed, val alone, 8 subnets of each kind, not calibrated. Polished, after 30 epochs: 3 more of the winner alone, on the
-training images, at a third of the learning rate; 2,400 image-steps more than any other.
+DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-
+steps for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best of
+the short trainings, and lower ones while they are better. The best of each method then with three seeds, and with
+those on 2,000 test images, or all where there are fewer; after 30 epochs on others where there are as many more
+(Fashion-MNIST), and LoRA of 10 epochs on those too. So are a third of the best rate and three times it after 30
+epochs, with the same seeds, search and images, when all is chosen. GLoRA's rate is chosen by random subnets of LoRA's
+size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 4
+others drawn within it, and 4 of its size, with at least nine tenths of it, as they were trained; those of its size
+also calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is otherwise
+as by default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set
+for it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished, after 30
+epochs: 3 more of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more
+than any other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +38,13 @@ from glora.calibration import Calibration, chosen_alone
 from glora.config import Experiment, build_experiment
 from glora.controls import random_genomes
 from glora.data import ImageSet
+from glora.evaluation import Evaluation, evaluate
 from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.outcome import Outcome
 from glora.progress import ConsoleReporter
 from glora.results import Result
 from glora.space import SearchSpace
-from glora.train import Evaluation, evaluate
 from glora.winner import load_winner
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +53,7 @@ RUNS = ROOT / "runs" / "supernet"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
 RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
 LADDER = (3e-5, EDGE, *RATES)  # from the best of the short trainings, long ones go down it while that is better
+BEYOND = (1e-5, *LADDER, 1e-2)  # and what is a third of the best and three times it
 SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
 SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
@@ -168,6 +172,7 @@ def measure(cell: Cell) -> None:
         metrics=metrics,
         seconds=run.folder.seconds(),
         image_steps=trained,
+        notes=run.folder.restarts(),
     ).write(cell.path)
 
 
@@ -241,9 +246,14 @@ def best(task: str, variant: str, epochs: int = SHORT) -> float:
     return max(ran(task, variant, epochs), key=lambda cell: Result.read(cell.path).metrics[figure] or 0).lr
 
 
+def beside(task: str, variant: str, epochs: int, step: int) -> float:
+    """The learning rate so many steps above the best, each three times as much."""
+    return BEYOND[BEYOND.index(best(task, variant, epochs)) + step]
+
+
 def ran(task: str, variant: str, epochs: int) -> list[Cell]:
     """What was run on val alone of the variant's method, a cell for every learning rate."""
-    every = [Cell(task, VARIANTS[variant][0], lr, epochs=epochs) for lr in (*RATES, EDGE, *LADDER[:1])]
+    every = [Cell(task, VARIANTS[variant][0], lr, epochs=epochs) for lr in (*RATES, *LADDER[:2])]
     return [cell for cell in every if cell.path.is_file()]
 
 
@@ -269,6 +279,8 @@ def cells(task: str, epochs: int = SHORT) -> Iterator[Cell]:
     for seed in SEEDS:
         for variant in (*BOTH, *(["polished"] if epochs == LONG else [])):
             yield Cell(task, variant, best(task, variant, epochs), seed, tested=True, epochs=epochs)
+    for seed, variant, step in product(SEEDS, BOTH, (-1, 1) if epochs == LONG else ()):
+        yield Cell(task, variant, beside(task, variant, epochs, step), seed, tested=True, epochs=epochs)
     if task == ABLATED and epochs == SHORT:
         yield from (Cell(task, variant, lr) for variant, lr in ABLATIONS)
 
@@ -293,11 +305,11 @@ def finished(epochs: int = SHORT) -> dict[str, list[int]]:
     return found
 
 
-def tested(task: str, variant: str, seed: int, epochs: int = SHORT) -> Cell | None:
-    """The cell of a seed at the best learning rate, if it was tested."""
+def tested(task: str, variant: str, seed: int, epochs: int = SHORT, step: int = 0) -> Cell | None:
+    """The cell of a seed at the best learning rate, or beside it, if it was tested."""
     if not ran(task, variant, epochs):
         return None
-    cell = Cell(task, variant, best(task, variant, epochs), seed, tested=True, epochs=epochs)
+    cell = Cell(task, variant, beside(task, variant, epochs, step), seed, tested=True, epochs=epochs)
     return cell if cell.path.is_file() else None
 
 

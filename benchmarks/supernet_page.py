@@ -39,7 +39,15 @@ PAGE = ROOT / "docs" / "supernet-measured.md"
 FIGURES = ROOT / "docs" / "figures"
 COLOURS = {"lora": "#0072B2", "sized": FRONT, "largest": "#009E73"}
 DULL = "textile"
-RATED = (("lora", "model"), ("glora", "sized"), ("glora", "calibrated"), ("glora", "random"))
+RATED = {  # whose accuracy is told beside the best learning rate
+    "searched winner": ("glora", "winner"),
+    "random subnets of LoRA's size, calibrated": ("glora", "calibrated"),
+    "the same as trained": ("glora", "sized"),
+    "largest subnet, calibrated": ("glora", "calibrated_largest"),
+    "LoRA": ("lora", "model"),
+    "LoRA, calibrated": ("lora", "calibrated"),
+}
+STEPS = {-1: "a third of it", 1: "three times it"}
 MARKERS = ("o", "s", "^", "D")
 LORA, SHORTER = ("lora", "model"), ("lora", "model_long")  # the latter of 10 epochs, on the images of 30
 BARS = (  # what, GLoRA's figure, of which variant, and what it is compared with
@@ -76,12 +84,22 @@ def gaps(mine: tuple[str, str], other: tuple[str, str], epochs: int) -> dict[str
     return found
 
 
-def hits(task: str, variant: str, name: str, seed: int, epochs: int) -> np.ndarray | None:
+def lost(side: tuple[str, str], step: int, epochs: int) -> dict[str, np.ndarray]:
+    """The accuracy at the best learning rate minus that beside it, as `gaps`."""
+    found = {}
+    for task, seeds in finished(epochs).items():
+        pairs = [(hits(task, *side, seed, epochs), hits(task, *side, seed, epochs, step)) for seed in seeds]
+        if rows := [100 * (at - off) for at, off in pairs if at is not None and off is not None]:
+            found[task] = np.array(rows)
+    return found
+
+
+def hits(task: str, variant: str, name: str, seed: int, epochs: int, step: int = 0) -> np.ndarray | None:
     """Who is right on the test images of trainings of a length; None where it was not tested on them."""
     if (variant, name) == SHORTER:
-        cell = tested(task, variant, seed, SHORT) if epochs == LONG else None
+        cell = tested(task, variant, seed, SHORT, step) if epochs == LONG else None
     else:
-        cell = tested(task, variant, seed, epochs)
+        cell = tested(task, variant, seed, epochs, step)
     return cell.hits().get(name) if cell else None
 
 
@@ -205,19 +223,34 @@ def by_rate() -> Iterator[str]:
             cells = grid(task, variant, epochs)
             row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in cells]
             yield f"| {task} | {epochs} | {variant} | {' | '.join(row)} |"
-    yield from ("", "Points lost from the best rate, the one of the tests, to the next lower and the next higher one,")
-    yield from (f"after {SHORT} epochs:", "")
+    yield from beside_the_best()
+
+
+def beside_the_best() -> Iterator[str]:
+    """What a learning rate beside the best one costs on test."""
+    found = {label: [lost(side, step, LONG) for step in STEPS] for label, side in RATED.items()}
+    found = {label: by for label, by in found.items() if all(each.keys() == finished(LONG).keys() for each in by)}
+    if not found:
+        return
     yield from (
-        "| task | LoRA | random subnets of LoRA's size | calibrated | of any size |",
-        "|---|---:|---:|---:|---:|",
+        "",
+        f"Points of test accuracy lost after {LONG} epochs by a learning rate that is not the one of the tests",
     )
-    worst = []
-    for task in measured():
-        found = [losses(task, variant, figure) for variant, figure in RATED]
-        told = [", ".join("not run" if each is None else f"{each:.1f}" for each in lost) for lost in found]
-        worst.append([max(each for each in lost if each is not None) for lost in found])
-        yield f"| {task} | {' | '.join(told)} |"
-    yield f"| mean of the worse of both | {' | '.join(f'{mean:.1f}' for mean in np.mean(worst, axis=0))} |"
+    yield f"above but {' or '.join(STEPS.values())}, pooled as there; in brackets {', '.join(finished(LONG))}:"
+    heads = " | ".join(f"{told} | interval" for told in STEPS.values())
+    yield from ("", f"| | seeds | {heads} | the worse of both |", f"|---|---:|{'---:|' * (2 * len(STEPS) + 1)}")
+    for label, by in found.items():
+        row = [", ".join(sorted({str(len(gap)) for each in by for gap in each.values()}))]
+        for each in by:
+            middle, low, high = interval(list(each.values()))
+            row += [f"{middle:+.1f} ({own(list(map(np.mean, each.values())))})", f"{low:+.1f} to {high:+.1f}"]
+        worse = [max(each[task].mean() for each in by) for task in by[0]]
+        yield f"| {label} | {' | '.join(row)} | {np.mean(worse):+.1f} ({own(worse)}) |"
+
+
+def own(values: Sequence[float]) -> str:
+    """Each task's."""
+    return ", ".join(f"{value:+.1f}" for value in values)
 
 
 def ablations() -> Iterator[str]:
@@ -248,14 +281,6 @@ def over_rates(task: str, variant: str, name: str) -> dict[float, float]:
     """Val accuracy in % of the learning rates that were run, from the lowest."""
     run = [cell for cell in grid(task, variant) if cell.path.is_file()]
     return {cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0) for cell in run}
-
-
-def losses(task: str, variant: str, name: str) -> list[float | None]:
-    """Points of val accuracy lost from the best learning rate to a third of it and to three times it; None: not run."""
-    at, chosen = over_rates(task, variant, name), best(task, variant)
-    place = LADDER.index(chosen)
-    lower, higher = (None, *LADDER)[place], (*LADDER, None)[place + 1]
-    return [None if lr not in at else at[chosen] - at[lr] for lr in (lower, higher)]
 
 
 def val(result: Result) -> str:

@@ -255,6 +255,19 @@ def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path
 # -- what is refused
 
 
+def test_a_training_that_began_anew_is_told_wherever_its_result_is(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glora.train.collapsed", lambda losses, *_, **__: len(losses) == 2)
+    told = Recorder()
+    result = Run(tiny(photos, method="lora", train={"lr": 0.03}), tmp_path / "run", told).fit()
+    (line,) = [line for line in told.lines if "collapsed by epoch 2" in line]
+    assert line in result.notes
+    assert "at a learning rate of 0.03. It begins anew at 0.01, for the epochs that are left: 1." in line
+    assert [step.lr < 0.0101 for step in told.steps if step.epoch == 3][-1]
+    assert result.image_steps["train"] == 3 * len(Run(tiny(photos), tmp_path / "other", told).task.train)
+
+
 def test_a_folder_with_a_run_of_other_settings_is_refused(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:
     folder = fitted[0].folder.path
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}

@@ -19,7 +19,7 @@ FLOORS = {  # design.md, "Floors"; halves where one file of its floor builds on 
     "support": 2, "searchers": 2, "state": 2.5, "layers": 3, "named": 3.5,
     "adapted": 4, "injection": 4.5, "backbones": 4, "data": 4,
     "supernet": 5, "methods": 6, "pace": 6.5,
-    "train": 7, "checkpoint": 7, "device": 7, "latency": 7, "scoring": 7.5,
+    "train": 7, "evaluation": 7, "checkpoint": 7, "device": 7, "latency": 7, "scoring": 7.5,
     "sheet": 7.2, "outcome": 1.5, "folds": 8.1, "controls": 7.7, "calibration": 7.6,
     "tables": 8, "plots": 8, "report": 8, "searchview": 7.9, "progress": 8, "listing": 8, "runfolder": 8, "reporter": 8,
     "resume": 8.2, "winner": 8.2, "searching": 8.3, "training": 8.3, "settle": 7.9, "testing": 8.4, "polishing": 8.4,

@@ -17,6 +17,7 @@ from glora.calibration import Calibration
 from glora.checkpoint import load_supernet, read_header
 from glora.data import ImageSet
 from glora.errors import BudgetError, ConfigError, RunError
+from glora.evaluation import evaluate
 from glora.experiment import Run
 from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
@@ -27,7 +28,6 @@ from glora.searching import Search
 from glora.space import SearchSpace
 from glora.supernet import StoredSupernet, copied
 from glora.terminal import search_or_pick
-from glora.train import evaluate
 from glora.winner import load_winner
 from suites.toy import Recorder, tiny
 from test_floors import SRC, imports, tree_of
@@ -158,7 +158,7 @@ def trials_of(run: Run) -> Any:
 
 def test_of_equal_genotypes_the_smaller_wins(searched: Run) -> None:
     from glora.controls import best_again
-    from glora.train import Evaluation
+    from glora.evaluation import Evaluation
 
     same = Evaluation(torch.ones(4), torch.ones(4, dtype=torch.bool))
     sizes = {(0,): 30, (1,): 10, (2,): 20}

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from glora.adapted import Adapted
+from glora.evaluation import evaluate
 from glora.genotype import Genotype
 from glora.scoring import Part, ValScorer
-from glora.train import evaluate
 from test_train import adapted, make_trainer, run, toy_images
 
 

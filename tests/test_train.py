@@ -21,12 +21,13 @@ from glora.checkpoint import fingerprint, read_tensors, save_tensors
 from glora.config import TrainSettings
 from glora.data import ImageSet
 from glora.errors import StateError
+from glora.evaluation import evaluate
 from glora.genotype import Genotype, LayerConfig
 from glora.methods.glora import GLoRA, TunedAdapter
 from glora.preprocess import Preprocess
 from glora.space import SearchSpace
 from glora.supernet import Sampling
-from glora.train import Progress, Trainer, evaluate
+from glora.train import Progress, Trainer, collapsed
 
 TESTS = Path(__file__).parent
 HEAD = ("head",)
@@ -247,6 +248,96 @@ def test_a_training_of_other_fixed_scales_does_not_go_on(vit: Vit, tmp_path: Pat
     with pytest.raises(StateError, match=r"other fixed scales.*Finish it with that version"):
         make_trainer(tuned).restore(*read_tensors(tmp_path / "state.safetensors"))
     assert equal(values(tuned), before)
+
+
+# -- a collapse
+
+
+@pytest.mark.parametrize(
+    ("losses", "last", "lost"),
+    [
+        ([2.2, 1.0, 0.5], 2, False),
+        ([1.5, 0.8, 3.2, 2.9], 2, True),
+        ([1.5, 0.8, 3.2], 2, False),  # one bad epoch may be chance
+        ([1.5, 0.8, 3.2, 1.5], 2, False),  # it has come back
+        ([1.5, 0.8, 1.6, 1.5], 2, False),  # half of what guessing has above 0.8 is at 1.55
+        ([1.5, 0.8, 1.6, 1.6], 2, True),
+        ([1.5, 0.8, 1.6, 1.6], 3, False),
+        ([2.3, 2.2, 2.4, 2.5], 2, False),  # nothing to speak of was learned
+        ([3.0, 2.9, 3.5, 3.4], 2, False),
+        ([2.9, 2.9], 2, False),
+        ([2.9], 2, False),
+    ],
+)
+def test_a_training_has_collapsed_when_its_last_epochs_lost_half_of_what_it_knew(
+    losses: list[float], last: int, lost: bool
+) -> None:
+    assert collapsed(losses, last, guessing=2.3) is lost
+
+
+def struck(vit: Vit, *, epochs: int = 8, after: int = 3, **how: Any) -> tuple[Any, Trainer]:
+    """A trainer of 10 steps an epoch, whose head is thrown far off when it has learned for some epochs."""
+    tuned = adapted(vit(), sampling="sample", largest=1.0)
+    trainer = make_trainer(tuned, epochs=epochs, **{"batch_size": 3, "lr": 3e-2, **how})
+    judge = trainer._judge
+
+    def judged() -> None:
+        judge()
+        if trainer.epoch == after:
+            with torch.no_grad():
+                for module in tuned.model.head.modules():
+                    if isinstance(module, nn.Linear):
+                        module.weight.mul_(-300)
+
+    trainer._judge = judged  # type: ignore[method-assign]
+    return tuned, trainer
+
+
+def test_a_collapsed_training_begins_anew_as_one_of_the_epochs_left_at_a_third_of_the_rate(vit: Vit) -> None:
+    tuned, trainer = struck(vit)
+    told = [(trainer.news, p) for p in trainer.run()]
+    assert [bool(news) for news, _ in told] == [epoch == 5 for epoch in range(1, 9)]
+    assert "collapsed by epoch 5" in told[4][0] and "anew at 0.01, for the epochs that are left: 3" in told[4][0]
+    assert [(p.step, p.steps, p.epoch) for _, p in told] == [(10 * epoch, 80, epoch) for epoch in range(1, 9)]
+    assert trainer.image_steps == 8 * 30
+
+    fresh = adapted(vit(), sampling="sample", largest=1.0)
+    other = make_trainer(fresh, epochs=3, batch_size=3, lr=3e-2 / 3)
+    rest = run(other)
+    assert equal(values(tuned), values(fresh))
+    assert [p.loss for _, p in told[5:]] == [p.loss for p in rest]
+    assert [p.lr for _, p in told[5:]] == [p.lr for p in rest]
+
+
+@pytest.mark.parametrize("after", [4, 5, 6])
+def test_a_kill_around_a_collapse_changes_nothing(vit: Vit, tmp_path: Path, after: int) -> None:
+    whole, uninterrupted = struck(vit)
+    ends = run(uninterrupted)
+    _, first = struck(vit)
+    steps = first.run()
+    for _ in range(after):
+        next(steps)
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+    tuned = adapted(vit(), sampling="sample", largest=1.0)
+    second = make_trainer(tuned, epochs=8, batch_size=3, lr=3e-2)
+    second.restore(*read_tensors(tmp_path / "state.safetensors"))
+    left = run(second)
+    assert (second.began, second.lr) == (5, pytest.approx(0.01))
+    assert equal(values(tuned), values(whole))
+    assert [(p.step, p.loss, p.lr) for p in left] == [(p.step, p.loss, p.lr) for p in ends[after:]]
+
+
+def test_a_training_that_may_not_begin_anew_goes_on(vit: Vit) -> None:
+    _, trainer = struck(vit, restart=False)
+    assert run(trainer)[-1].epoch == 8
+    assert (trainer.began, trainer.lr, trainer.news) == (0, 3e-2, "")
+
+
+def test_a_training_that_collapses_at_its_end_says_so(vit: Vit) -> None:
+    _, trainer = struck(vit, epochs=5)
+    run(trainer)
+    assert "No epoch is left: train with a lower one." in trainer.news
+    assert trainer.began == 0
 
 
 # -- evaluate

@@ -27,8 +27,8 @@ from glora.adapted import Adapted
 from glora.checkpoint import load_adapter
 from glora.data import ImageSet
 from glora.errors import RunError
+from glora.evaluation import predictions
 from glora.results import write_json
-from glora.train import predictions
 
 __all__ = [
     "GENOTYPES",

@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {  # the published formulation: all 432 choices, scales 1, a subnet a step, top-1 on val, rejection
         "space": SearchSpace.paper().to_json(),
-        "train": {"sampling": "batch", "largest": 0.0},
+        "train": {"sampling": "batch", "largest": 0.0, "restart": False},
         "search": {
             "fitness": "accuracy",
             "legalize": "reject",
@@ -127,6 +127,7 @@ class TrainSettings(_Settings):
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
     sampling: Literal["sample", "batch"] = Field(
         "sample", description="A random subnet for every image, or one per step, as published."

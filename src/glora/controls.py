@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from glora.evaluation import Evaluation
 from glora.outcome import Row
 from glora.scoring import score_of
 from glora.searchers import new_searcher
 from glora.sheet import Genome, Sheet, Splits, ahead, curse, joined, mean
 from glora.space import BoundSpace
-from glora.train import Evaluation
 
 __all__ = ["Contender", "best_again", "compared", "controls", "random_genomes"]
 

@@ -12,10 +12,10 @@ from glora.checkpoint import save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, compared
 from glora.data import ImageSet
+from glora.evaluation import evaluate
 from glora.outcome import Outcome, before_after
 from glora.reporter import Reporter
 from glora.searching import Search
-from glora.train import evaluate
 from glora.training import Training
 
 __all__ = ["Polishing", "polish_info"]

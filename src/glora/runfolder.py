@@ -212,7 +212,7 @@ class RunFolder:
 
     def begin(self, fingerprint: str, epoch: int) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] == "train" and r["epoch"] <= epoch]
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "restart") and r["epoch"] <= epoch]
         records = [{"stage": "begun", "data": fingerprint}, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
@@ -222,19 +222,23 @@ class RunFolder:
 
     def seconds(self) -> dict[str, float]:
         """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
-        seconds = {"train": sum(record["seconds"] for record in self._trained())}
+        seconds = {"train": sum(record["seconds"] for record in self._records("trained"))}
         for stage, file in (("search", self.journal), ("check", self.sheet)):
             if file.is_file():
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
         return seconds
 
+    def restarts(self) -> list[str]:
+        """What is to be told of trainings that collapsed and began anew."""
+        return [record["text"] for record in self._records("restart")]
+
     def image_steps(self) -> int:
         """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""
-        return sum(record.get("image_steps", 0) for record in self._trained())
+        return sum(record.get("image_steps", 0) for record in self._records("trained"))
 
-    def _trained(self) -> list[dict[str, Any]]:
+    def _records(self, stage: str) -> list[dict[str, Any]]:
         files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
-        return [record for file in files for record in read_jsonl(file) if record["stage"] == "trained"]
+        return [record for file in files for record in read_jsonl(file) if record["stage"] == stage]
 
     def need(self, file: Path, command: str) -> None:
         """Nothing when an earlier stage has left its file.

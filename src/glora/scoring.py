@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from glora.backbones import Spec, load_backbone
 from glora.data import ImageSet
 from glora.device import new_accelerator
+from glora.evaluation import Evaluation, evaluate, predictions
 from glora.genotype import Genotype
 from glora.methods.glora import GLoRA
 from glora.searchers import Score
 from glora.sheet import joined
 from glora.state import AdapterState
 from glora.supernet import StoredSupernet, Supernet
-from glora.train import Evaluation, evaluate, predictions
 
 __all__ = ["Part", "Recipe", "ValScorer", "score_of", "shared_weights", "values_of"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from glora.evaluation import Evaluation
 from glora.results import append_jsonl, read_jsonl
-from glora.train import Evaluation
 
 __all__ = ["Genome", "Sheet", "Splits", "ahead", "curse", "joined", "mean"]
 

@@ -12,10 +12,10 @@ from torch import nn
 from glora.controls import Contender, compared
 from glora.data import ImageSet, Task
 from glora.data.known import Known
+from glora.evaluation import Evaluation, evaluate
 from glora.outcome import Outcome, Row
 from glora.reporter import Reporter
 from glora.searching import Search
-from glora.train import Evaluation, evaluate
 
 __all__ = ["Testing", "looked"]
 

@@ -1,4 +1,4 @@
-"""The only training loop, and `evaluate`: they know Tuned and images, nothing of methods."""
+"""The only training loop: it knows Tuned and images, nothing of methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from glora.config import TrainSettings
@@ -21,9 +21,24 @@ from glora.methods import Tuned
 from glora.pace import Pace, Taken
 from glora.support import Support
 
-__all__ = ["Evaluation", "Progress", "Trainer", "evaluate", "predictions"]
+__all__ = ["Progress", "Trainer", "collapsed"]
 
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
+LEARNED, LOST = 0.1, 0.5  # a loss this share below that of guessing is something learned; this share of it may go
+SLOWER = 3  # so many times lower is the learning rate after a collapse
+SURE = 20  # steps, and two epochs, are looked at together: one of few images may be bad by chance
+
+
+def collapsed(losses: Sequence[float], last: int, guessing: float) -> bool:
+    """Whether each of the last epochs has lost half of what the best one before them had learned.
+
+    Args:
+        losses: Mean training loss of each epoch.
+        last: How many epochs must have.
+        guessing: The loss of knowing nothing, the logarithm of the number of classes.
+    """
+    learned = guessing - min(losses[:-last], default=guessing)
+    return learned > LEARNED * guessing and min(losses[-last:]) > guessing - (1 - LOST) * learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,9 @@ class Progress:
 class Trainer:
     """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up, PACE if asked.
 
+    A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
+    of the epochs that are left, from the numbers that `tuned` came with.
+
     Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
     processes, those of numbers that no process played stay absent.
 
@@ -63,7 +81,10 @@ class Trainer:
         accelerator: Device, precision and processes.
 
     Attributes:
+        lr: Learning rate at the top, as it is now.
+        epoch: Epochs done. began: How many of them were in vain, before it began anew.
         image_steps: Forward-and-backward passes of an image so far, over all processes.
+        news: What has become of the training in the last epoch, if that is worth a line; else empty.
 
     Raises:
         ConfigError: PACE is asked for, and nothing can be perturbed.
@@ -85,10 +106,13 @@ class Trainer:
         self.lr = lr
         self.seed = seed
         self.accelerator = accelerator
-        self.epoch = 0
+        self.epoch = self.began = 0
+        self.losses: list[float] = []  # mean cross-entropy of the epochs since it began
+        self.news = ""
         self.seconds = 0.0
         self.image_steps = 0
         self.parameters = list(tuned.parameters())
+        self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
         self.pace = Pace(tuned, settings, images=len(images), seed=seed, accelerator=accelerator)
         self.optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
@@ -101,11 +125,11 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.steps_per_epoch * self.settings.epochs
+        """Optimizer steps of the training since it began."""
+        return self.steps_per_epoch * (self.settings.epochs - self.began)
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, from 0: linear up over the warm-up, then half a cosine down to 0."""
+        """The learning rate of a step since it began: linear up over the warm-up, then half a cosine down to 0."""
         warmup = round(self.settings.warmup * self.steps)
         if step < warmup:
             return self.lr * (step + 1) / (warmup + 1)
@@ -127,24 +151,49 @@ class Trainer:
             self.epoch += 1
             self.seconds = time.perf_counter() - start
             assert progress is not None
+            self._judge()
             yield progress
 
+    def _judge(self) -> None:
+        """Begins anew where the last epochs have lost what was learned."""
+        last, guessing, self.news = max(2, math.ceil(SURE / self.steps_per_epoch)), math.log(max(2, self._classes)), ""
+        if not self.settings.restart or not collapsed(self.losses, last, guessing):
+            return
+        self.news = (
+            f"Training has collapsed by epoch {self.epoch}: the loss rose from {min(self.losses):.2f} to "
+            f"{self.losses[-1]:.2f}, where guessing has {guessing:.2f}, at a learning rate of {self.lr:.2g}."
+        )
+        if left := self.settings.epochs - self.epoch:
+            self._begin_anew()
+            self.news += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
+        else:
+            self.news += " No epoch is left: train with a lower one."
+
+    def _begin_anew(self) -> None:
+        self.lr, self.began, self.losses, self.pace.logits = self.lr / SLOWER, self.epoch, [], None
+        self.optimizer.state.clear()
+        with torch.no_grad():
+            for value, first in zip(self._values(), self._first, strict=True):
+                value.copy_(first)
+
+    def _values(self) -> list[Tensor]:
+        """All that training changes."""
+        return [*self.parameters, *self.tuned.model.buffers()]
+
     def _epoch(self, start: float) -> Iterator[Progress]:
-        n, size = len(self.images), self.settings.batch_size
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
-        rng = random.Random(f"subnets {self.seed} {self.epoch}")
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        right = torch.zeros((), device=self.accelerator.device)
-        told, seen, first = 0.0, 0, self.epoch * self.steps_per_epoch
-        self.pace.begin(self.epoch)
+        n, size, epoch = len(self.images), self.settings.batch_size, self.epoch - self.began
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        rng = random.Random(f"subnets {self.seed} {epoch}")
+        sums = torch.zeros(3, device=self.accelerator.device)
+        told, seen, first = 0.0, 0, epoch * self.steps_per_epoch
+        self.pace.begin(epoch)
         for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
             batch = whole[: self.pace.images(first + k, len(whole))]
-            loss, hits = self._step(batch, first + k, rng)
-            loss_sum, right, seen = loss_sum + loss * len(batch), right + hits, seen + len(batch)
+            sums, seen = sums + self._step(batch, first + k, rng), seen + len(batch)
             if time.perf_counter() - told < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
             told = time.perf_counter()
-            mean = loss_sum.item() / seen
+            mean, right, entropy = (value / seen for value in sums.tolist())
             if not math.isfinite(mean):
                 raise StateError(
                     f"The training loss is {mean} in epoch {self.epoch + 1}.",
@@ -153,19 +202,20 @@ class Trainer:
             done, epochs = self.epoch * n + min(n, (k + 1) * size), self.settings.epochs
             speed = done / max(1e-9, time.perf_counter() - start)
             yield Progress(
-                step=first + k + 1,
-                steps=self.steps,
+                step=self.epoch * self.steps_per_epoch + k + 1,
+                steps=epochs * self.steps_per_epoch,
                 epoch=self.epoch + 1,
                 epochs=epochs,
                 loss=mean,
-                accuracy=right.item() / seen,
+                accuracy=right,
                 lr=self.lr_at(first + k),
                 images_per_second=speed,
                 seconds_left=(epochs * n - done) / speed,
             )
+        self.losses.append(entropy)
 
-    def _step(self, batch: Tensor, step: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """One optimizer step on the images of these indices; the batch's mean loss and number right."""
+    def _step(self, batch: Tensor, step: int, rng: random.Random) -> Tensor:
+        """One optimizer step on the images of these indices; sums over them: loss, number right, cross-entropy."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -177,15 +227,18 @@ class Trainer:
         x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
         with self.pace.around():
             logits, penalty = self.pace.run(lambda: self._logits(x), Taken(batch, places, step, share > 0))
-            loss = (F.cross_entropy(logits, y) + penalty) * share
+            entropy = F.cross_entropy(logits, y)
+            loss = (entropy + penalty) * share
             self.accelerator.backward(loss)
+        self._classes = logits.shape[-1]
         self.image_steps += len(batch) * self.pace.passes(step)
         hits = (logits.argmax(-1) == y).sum() * (share > 0)
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        told = self.accelerator.reduce(torch.stack([loss.detach(), hits.float()]), "sum")
-        return told[0], told[1]
+        told = torch.stack([len(batch) * loss.detach(), hits.float(), len(batch) * share * entropy.detach()])
+        summed: Tensor = self.accelerator.reduce(told, "sum")
+        return summed
 
     def _logits(self, x: Tensor) -> Tensor:
         with self.accelerator.autocast():
@@ -220,6 +273,9 @@ class Trainer:
             "epoch": self.epoch,
             "seconds": self.seconds,
             "image_steps": self.image_steps,
+            "lr": self.lr,
+            "began": self.began,
+            "losses": self.losses,
             "scales": self._scales(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -230,6 +286,8 @@ class Trainer:
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
+
+        Should it collapse, it begins anew from the numbers that this trainer's `tuned` came with.
 
         Raises:
             StateError: The support tensors were multiplied by other fixed scales; nothing is changed then.
@@ -256,85 +314,5 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
         self.image_steps = int(meta.get("image_steps", self.epoch * len(self.images)))  # older versions do not tell
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a model does on images, example by example.
-
-    Attributes:
-        losses: Cross-entropy per example, `(n,)`.
-        right: Whether the top prediction is right, `(n,)` bool; a mean over several models has fractions.
-    """
-
-    losses: Tensor
-    right: Tensor
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy."""
-        return self.losses.double().mean().item()
-
-    @property
-    def loss_standard_error(self) -> float:
-        """Standard error of the mean cross-entropy."""
-        n = len(self.losses)
-        return self.losses.double().std().item() / math.sqrt(n) if n > 1 else 0.0
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction right."""
-        return self.right.double().mean().item()
-
-    @property
-    def accuracy_standard_error(self) -> float:
-        """Standard error of the accuracy; of one model the binomial sqrt(p (1 - p) / n)."""
-        return self.right.double().std(correction=0).item() / math.sqrt(len(self.right))
-
-    def metrics(self, split: str) -> dict[str, float | None]:
-        """The numbers of a Result: `test_accuracy`, `test_loss`, their standard errors, `test_images`."""
-        return {
-            f"{split}_accuracy": self.accuracy,
-            f"{split}_accuracy_standard_error": self.accuracy_standard_error,
-            f"{split}_loss": self.loss,
-            f"{split}_loss_standard_error": self.loss_standard_error,
-            f"{split}_images": float(len(self.losses)),
-        }
-
-
-@torch.no_grad()
-def predictions(
-    model: nn.Module,
-    images: ImageSet,
-    *,
-    accelerator: Accelerator,
-    batch_size: int,
-    indices: Sequence[int] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The model's logits `(b, classes)`, in float32, and the labels `(b,)`, batch by batch; it is left in eval mode.
-
-    Args:
-        model: Images `(b, 3, h, w)` to logits `(b, classes)`.
-        images: Prepared images.
-        accelerator: Device and precision; every process evaluates all images, without waiting for another.
-        batch_size: Images per forward pass.
-        indices: Which images, in which order; None for all.
-    """
-    model.eval()
-    chosen = range(len(images)) if indices is None else indices
-    for first in range(0, len(chosen), batch_size):
-        x, y = images.batch(chosen[first : first + batch_size])
-        with accelerator.autocast():
-            logits = model(x.to(accelerator.device)).float()
-        yield logits, y.to(accelerator.device)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, images: ImageSet, **how: Any) -> Evaluation:
-    """The model's losses and hits on the images, in their order; the arguments are those of `predictions`."""
-    found = [
-        torch.stack([F.cross_entropy(logits, y, reduction="none"), (logits.argmax(-1) == y).float()])
-        for logits, y in predictions(model, images, **how)
-    ]
-    losses, right = torch.cat(found, dim=1).cpu()
-    return Evaluation(losses, right > 0)
+        self.lr, self.began = meta.get("lr", self.lr), meta.get("began", 0)
+        self.losses = list(meta.get("losses", []))

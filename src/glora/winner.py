@@ -14,10 +14,10 @@ from glora.checkpoint import is_adapter, load_adapter, read_metadata, read_tenso
 from glora.config import Experiment
 from glora.data import load_labelled
 from glora.device import new_accelerator
+from glora.evaluation import Evaluation, evaluate
 from glora.preprocess import Preprocess
 from glora.reporter import Reporter
 from glora.runfolder import RunFolder
-from glora.train import Evaluation, evaluate
 
 __all__ = ["Winner", "load_winner"]
 
