@@ -59,13 +59,13 @@ BOTH = ("lora", "glora")
 SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
 SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 2_000, 8, 10_000, 0.9
 ABLATED = "fashion_mnist"
-PUBLISHED = {"space": SearchSpace.paper().to_json(), "train": {"sampling": "batch", "largest": 0.0}}
+PUBLISHED = {"space": SearchSpace.paper().to_json(), "train": {"sampling": "batch", "largest": 0.0, "restart": False}}
 VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method, settings beside the defaults
     "lora": ("lora", {}),
     "glora": ("glora", {}),
     "polished": ("glora", {"search": {"polish": 3}}),  # as glora, and then
     "published": ("glora", PUBLISHED),
-    "unscaled": ("glora", {"space": {"scaling": "none"}}),
+    "unscaled": ("glora", {"space": {"scaling": "none"}, "train": {"restart": False}}),
     "elementwise": ("glora", {"space": {"product": "elementwise"}}),
     "batch": ("glora", {"train": {"sampling": "batch"}}),
     "no-largest": ("glora", {"train": {"largest": 0.0}}),
