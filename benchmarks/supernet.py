@@ -4,9 +4,9 @@
     python benchmarks/supernet.py --task textile  # those of one task
     python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
 
-DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-
-steps for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best of
-the short trainings, and lower ones while they are better. The best of each method then with three seeds, and with
+DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000
+image-steps for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best
+of the short trainings, and lower ones while they are better. The best of each method then with three seeds, and with
 those on 2,000 test images, or all where there are fewer; after 30 epochs on others where there are as many more
 (Fashion-MNIST), and LoRA of 10 epochs on those too. So are a third of the best rate and three times it after 30
 epochs, with the same seeds, search and images, when all is chosen. GLoRA's rate is chosen by random subnets of LoRA's
@@ -16,7 +16,7 @@ also calibrated, as the search plays them. The search scores 500 genotypes of it
 as by default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set
 for it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished, after 30
 epochs: 3 more of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more
-than any other.
+than any other. Other tasks, on which nothing is chosen: three seeds at the rates that glora gives the methods itself.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from glora.data import ImageSet
 from glora.evaluation import Evaluation, evaluate
 from glora.experiment import Run
 from glora.genotype import Genotype
+from glora.methods import get_method
 from glora.outcome import Outcome
 from glora.progress import ConsoleReporter
 from glora.results import Result
@@ -51,6 +52,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "supernet"
 RUNS = ROOT / "runs" / "supernet"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
+OTHERS = ("digits", "dsprites_loc")  # at the rates that glora gives the methods itself
 RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
 LADDER = (3e-5, EDGE, *RATES)  # from the best of the short trainings, long ones go down it while that is better
 BEYOND = (1e-5, *LADDER, 1e-2)  # and what is a third of the best and three times it
@@ -107,7 +109,7 @@ class Cell:
             "search": {"generations": 9, "racing": True, "controls": 0},
         }
         if method == "glora":
-            settings["search"] |= {"budget": budget(self.task), "min_budget": round(LEAST * budget(self.task))}
+            settings["search"] |= {"budget": budget(), "min_budget": round(LEAST * budget())}
         for group, changed in changes.items():
             settings[group] = {**settings.get(group, {}), **changed}
         return build_experiment({"method": method, "rank": RANK, "seed": self.seed, **settings})
@@ -128,9 +130,9 @@ class Cell:
             return {name: file[name].astype(np.float64) for name in file.files}
 
 
-def budget(task: str) -> int:
-    """The numbers of LoRA, which is run first."""
-    return Result.read(Cell(task, "lora", RATES[0]).path).parameters
+def budget() -> int:
+    """The numbers of LoRA, which is run first; on every task as many."""
+    return Result.read(Cell(TASKS[0], "lora", RATES[0]).path).parameters
 
 
 def measure(cell: Cell) -> None:
@@ -198,7 +200,7 @@ def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
         run.search()
         yield "polished", [load_winner(run.folder).model.to(run.accelerator.device)]
         return
-    space, most = run.adapter.adapted.space, budget(cell.task)
+    space, most = run.adapter.adapted.space, budget()
     draws = {}
     for name, least in (("random", 0), ("sized", round(LEAST * most))):
         drawn = random_genomes(space, SUBNETS // (1 + cell.tested), budget=most, min_budget=least, seed=cell.seed)
@@ -285,6 +287,11 @@ def cells(task: str, epochs: int = SHORT) -> Iterator[Cell]:
         yield from (Cell(task, variant, lr) for variant, lr in ABLATIONS)
 
 
+def untuned(task: str, variant: str, seed: int) -> Cell:
+    """A cell of a task that nothing is chosen on."""
+    return Cell(task, variant, get_method(variant, {}).lr, seed, tested=True, epochs=LONG)
+
+
 def grid(task: str, variant: str, epochs: int = SHORT) -> list[Cell]:
     """A cell for every learning rate, from the lowest, run or not."""
     return [Cell(task, variant, lr, epochs=epochs) for lr in LADDER]
@@ -315,13 +322,16 @@ def tested(task: str, variant: str, seed: int, epochs: int = SHORT, step: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, help="one task alone")
+    parser.add_argument("--task", choices=(*TASKS, *OTHERS), help="one task alone")
     given = parser.parse_args()
     for epochs in (SHORT, LONG):
-        for task in [given.task] if given.task else TASKS:
+        for task in [given.task] if given.task in TASKS else () if given.task else TASKS:
             for cell in cells(task, epochs):
                 if not cell.path.is_file():
                     measure(cell)
+    for seed, task, variant in product(SEEDS, [given.task] if given.task else OTHERS, BOTH):
+        if task in OTHERS and not untuned(task, variant, seed).path.is_file():
+            measure(untuned(task, variant, seed))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import supernet
 from supernet import (
     ABLATED,
     ABLATIONS,
+    BEYOND,
     BOTH,
     DRAWS,
     LADDER,
@@ -23,6 +24,7 @@ from supernet import (
     TASKS,
     VARIANTS,
     Cell,
+    beside,
     best,
     budget,
     finished,
@@ -37,7 +39,12 @@ from glora.results import Result
 
 PAGE = ROOT / "docs" / "supernet-measured.md"
 FIGURES = ROOT / "docs" / "figures"
-COLOURS = {"lora": "#0072B2", "sized": FRONT, "largest": "#009E73"}
+LINES = {  # colour and marker
+    "LoRA": ("#0072B2", "o"),
+    "random subnets of LoRA's size": (FRONT, "s"),
+    "largest": ("#009E73", "^"),
+    "winner": (INK, "D"),
+}
 DULL = "textile"
 RATED = {  # whose accuracy is told beside the best learning rate
     "searched winner": ("glora", "winner"),
@@ -202,7 +209,7 @@ def by_task() -> Iterator[str]:
     for task, epochs in ((task, epochs) for task, epochs in product(finished(), lengths()) if task in finished(epochs)):
         chosen = " and ".join(f"{best(task, variant, epochs):g}" for variant in BOTH)
         mean = np.mean(figures(task, "glora", "winner_parameters", epochs))
-        yield f"- {task}, {epochs} epochs: {chosen}; {mean:,.0f} (LoRA {budget(task):,})"
+        yield f"- {task}, {epochs} epochs: {chosen}; {mean:,.0f} (LoRA {budget():,})"
 
 
 def figures(task: str, variant: str, name: str, epochs: int) -> list[float]:
@@ -216,6 +223,7 @@ def by_rate() -> Iterator[str]:
     """Val accuracy over the learning rates."""
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
     yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest, as trained."
+    yield "Starred: collapsed, and begun anew at a third of the rate ([supernet.md](supernet.md#when-it-collapses))."
     yield from ("", f"| task | epochs | method | {' | '.join(f'{lr:g}' for lr in LADDER)} |")
     yield f"|---|---:|---|{'---:|' * len(LADDER)}"
     for task, epochs in product(measured(), lengths()):
@@ -283,12 +291,23 @@ def over_rates(task: str, variant: str, name: str) -> dict[float, float]:
     return {cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0) for cell in run}
 
 
+def around_the_best(task: str, variant: str, name: str) -> dict[float, float]:
+    """Test accuracy in % at the best learning rate and beside it, mean of the seeds."""
+    found = {}
+    for step in (-1, 0, 1):
+        every = [hits(task, variant, name, seed, LONG, step) for seed in finished(LONG).get(task, [])]
+        if right := [float(each.mean()) for each in every if each is not None]:
+            found[beside(task, variant, LONG, step)] = 100 * float(np.mean(right))
+    return found
+
+
 def val(result: Result) -> str:
-    """Val accuracy in %, and the largest subnet's."""
+    """Val accuracy in %, and the largest subnet's; starred where the training began anew."""
+    mark = "*" if any("begins anew" in note for note in result.notes) else ""
     if "model_val_accuracy" in result.metrics:
-        return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}"
+        return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}{mark}"
     sized, largest = (100 * (result.metrics[f"{name}_val_accuracy"] or 0) for name in ("sized", "largest"))
-    return f"{sized:.1f}, {largest:.1f}"
+    return f"{sized:.1f}, {largest:.1f}{mark}"
 
 
 def draw_bars() -> None:
@@ -321,30 +340,39 @@ def draw_bars() -> None:
 
 
 def draw_rates() -> None:
-    """Val accuracy over the learning rates, a panel per task."""
+    """Accuracy over the learning rates, a panel per task: on val after short trainings, on test after long ones."""
     tasks = measured()
-    drawing = figure(3 * len(tasks), 2.8)
-    data: dict[str, dict[str, dict[float, float]]] = {}
-    for axes, task in zip(np.atleast_1d(drawing.subplots(1, len(tasks))), tasks, strict=True):
-        lines = {
-            "LoRA": ("lora", "model"),
-            "random subnets of LoRA's size": ("glora", "sized"),
-            "largest": ("glora", "largest"),
-        }
-        for (label, (variant, name)), marker in zip(lines.items(), MARKERS, strict=False):
-            found = over_rates(task, variant, name)
-            data.setdefault(task, {})[label] = found
-            colour = COLOURS["lora" if variant == "lora" else name]
-            axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
-        axes.set_xscale("log")
-        axes.set_xticks(LADDER[1:], [f"{lr:g}" for lr in LADDER[1:]], fontsize=8)
-        axes.minorticks_off()
-        axes.set_title(task, fontsize=9)
-        axes.set_xlabel(f"learning rate, {SHORT} epochs")
-    drawing.axes[0].set_ylabel("val accuracy, %")
-    handles, labels = drawing.axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    save(drawing, FIGURES / "supernet-rates.svg", {"val": data})
+    drawing = figure(3 * len(tasks), 5)
+    panels = drawing.subplots(2, len(tasks), squeeze=False)
+    short = {
+        "LoRA": ("lora", "model"),
+        "random subnets of LoRA's size": ("glora", "sized"),
+        "largest": ("glora", "largest"),
+    }
+    long = {"LoRA": LORA, "random subnets of LoRA's size": ("glora", "calibrated"), "winner": ("glora", "winner")}
+    data: dict[str, dict[str, dict[str, dict[float, float]]]] = {"val": {}, "test": {}}
+    for column, task in zip(panels.T, tasks, strict=True):
+        data["val"][task] = {label: over_rates(task, *of) for label, of in short.items()}
+        data["test"][task] = {label: around_the_best(task, *of) for label, of in long.items()}
+        for axes, split in zip(column, data, strict=True):
+            for label, found in data[split][task].items():
+                colour, marker = LINES[label]
+                axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
+            axes.set_xscale("log")
+            axes.set_xlim(BEYOND[0] / 1.5, BEYOND[-1] * 1.5)
+            axes.set_xticks(BEYOND[::2], [f"{lr:g}" for lr in BEYOND[::2]], fontsize=8)
+            axes.minorticks_off()
+        column[0].set_title(task, fontsize=9)
+        column[1].set_xlabel("learning rate")
+    panels[0, 0].set_ylabel(f"val accuracy, %\n{SHORT} epochs, as trained")
+    panels[1, 0].set_ylabel(f"test accuracy, %\n{LONG} epochs, calibrated")
+    entries = {
+        label: line for axes in panels[:, 0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    drawing.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries), frameon=False, fontsize=8
+    )
+    save(drawing, FIGURES / "supernet-rates.svg", data)
 
 
 if __name__ == "__main__":
