@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,20 +17,51 @@ from torch import nn
 
 import glora
 from glora import layers
-from glora.calibration import STRENGTHS, TEMPERATURES, Calibration, calibrated_loss, chosen, chosen_alone
-from glora.data import load_task
+from glora.calibration import (
+    FEWEST,
+    GENOTYPES,
+    STRENGTHS,
+    TEMPERATURES,
+    Calibration,
+    Measure,
+    calibrated_loss,
+    chosen,
+    chosen_alone,
+    load_calibrated,
+    temperatures,
+)
+from glora.config import build_experiment
+from glora.controls import random_genomes
+from glora.data import ImageSet, load_task
 from glora.device import new_accelerator
 from glora.errors import RunError
 from glora.experiment import Run
 from glora.genotype import LayerConfig
 from glora.outcome import Outcome
 from glora.preprocess import Preprocess
+from glora.runfolder import RunFolder
 from glora.space import SearchSpace
 from glora.winner import load_winner
 from suites.toy import Recorder, tiny
 
 FEW = {"rescore": 2, "controls": 2}
 SPACES = [SearchSpace(), SearchSpace(product="elementwise"), SearchSpace.paper()]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few() -> Iterator[None]:
+    """The toys have few images."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("glora.calibration.FEWEST", 1)
+        patched.setattr("glora.searching.FEWEST", 1)
+        yield
+
+
+@pytest.fixture
+def toys(photos: Path) -> ImageSet:
+    """Some of them as the tiny transformer takes them."""
+    size = Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
+    return load_task(str(photos), seed=0).val.prepared(size)
 
 
 def moved(adapted: glora.Adapted, seed: int = 0) -> None:
@@ -92,13 +125,41 @@ def test_the_temperature_divides_the_logits(name: str) -> None:
         torch.testing.assert_close(model(x), before / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_a_head_that_does_not_end_in_a_linear_layer_is_left_alone(vit: Callable[..., nn.Module]) -> None:
+class TwoLinears(nn.Module):
+    """Logits that two layers add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 3), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.one(x) + self.two(x)
+        return logits
+
+
+ENDS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "linear": (lambda: nn.Linear(12, 3), True),
+    "norm": (lambda: nn.Sequential(nn.Linear(12, 3), nn.LayerNorm(3)), True),
+    "dropout": (lambda: nn.Sequential(nn.Linear(12, 3), nn.Dropout(0.5)), True),
+    "activation": (lambda: nn.Sequential(nn.Linear(12, 3), nn.Tanh()), False),
+    "bare norm": (lambda: nn.Sequential(nn.Linear(12, 3), nn.LayerNorm(3, elementwise_affine=False)), False),
+    "two": (TwoLinears, False),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_logits_are_divided_where_the_end_of_the_head_can_take_it(
+    end: str, vit: Callable[..., nn.Module], toys: ImageSet
+) -> None:
+    make, divides = ENDS[end]
     model = vit()
-    model.head = nn.Sequential(nn.Linear(12, 3), nn.LayerNorm(3))
-    adapted = glora.inject(model, SearchSpace(), targets="linear", head="head")
-    before = [number.clone() for number in adapted.head_parameters()]
-    Calibration(temperature=2.0).apply(adapted)
-    assert all(map(torch.equal, before, adapted.head_parameters()))
+    model.head = make()
+    adapted = glora.inject(model.eval(), SearchSpace(), targets="linear", head="head")
+    moved(adapted)
+    before = [number.clone() for number in adapted.parameters()]
+    found = temperatures(adapted, toys, accelerator=new_accelerator("no"), batch_size=4)
+    assert found == (TEMPERATURES if divides else (1.0,))
+    assert all(map(torch.equal, before, adapted.parameters()))
 
 
 def test_twice_as_sure_is_the_same_loss_at_twice_the_temperature() -> None:
@@ -112,24 +173,58 @@ def test_twice_as_sure_is_the_same_loss_at_twice_the_temperature() -> None:
     assert again == pytest.approx(loss)
 
 
-def test_the_strength_of_the_lowest_loss_is_chosen_and_of_equal_ones_the_least_change() -> None:
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    right, wrong = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0])
+def answers(strength: float, *, best: float, images: int, genotypes: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits 10 times too sure, of which more are wrong the further the strength is from the best."""
+    labels = torch.arange(images) % 2
+    wrong = torch.arange(images) < images * (0.1 + abs(math.log(strength / best)) / 5)
+    logits = 20 * (nn.functional.one_hot(torch.where(wrong, 1 - labels, labels), 2) - 0.5)
+    return logits.repeat(genotypes, 1), labels.repeat(genotypes)
+
+
+@pytest.mark.parametrize("best", STRENGTHS)
+def test_the_strength_of_the_lowest_loss_is_chosen_with_its_temperature(best: float) -> None:
+    found = chosen(lambda strength: answers(strength, best=best, images=200), images=200)
+    assert found.strength == best
+    assert found.temperature == pytest.approx(20 / math.log(9), rel=0.1), "nine of ten are right"
+    assert chosen(lambda s: answers(s, best=best, images=200), images=200, temperatures=(1.0,)).temperature == 1.0
+
+
+def test_of_equal_strengths_the_least_change_is_chosen_and_what_diverged_is_not() -> None:
+    logits, labels = answers(1.0, best=1.0, images=200)
+    assert chosen(lambda strength: (logits, labels), images=200).strength == 1.0
+    broken = torch.full_like(logits, float("nan"))
     better = STRENGTHS[1]
-    assert chosen(lambda strength: (logits, right if strength == better else wrong)).strength == better
-    assert chosen(lambda strength: (0 * logits, wrong)).strength == 1.0
-    broken = torch.full((3, 2), float("nan"))
-    assert chosen(lambda strength: (logits if strength == better else broken, right)).strength == better
-    assert chosen(lambda strength: (broken, right)) == Calibration()
+    found = chosen(lambda s: (logits / 8 if s == better else logits if s == 1 else broken, labels), images=200)
+    assert found != Calibration()
+    assert chosen(lambda strength: (broken, labels), images=200) == Calibration()
 
 
-def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module], photos: Path) -> None:
-    task = load_task(str(photos), seed=0)
-    images = task.val.prepared(Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear"))
+def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
+    assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), images=FEWEST - 1) == Calibration()
+    assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST), images=FEWEST) != Calibration()
+
+
+def test_a_search_of_few_images_is_not_calibrated_and_says_so(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
+    monkeypatch.setattr("glora.searching.FEWEST", FEWEST)
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    (folder / "search.jsonl").unlink()
+    reporter = Recorder()
+    Run.open(folder, reporter).search()
+    assert Calibration.read(folder / "calibration.json") == Calibration()
+    assert any("val images are too few to tell, it takes 30" in line for line in reporter.lines)
+
+
+def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module], toys: ImageSet) -> None:
     adapted = glora.inject(vit(classes=2), SearchSpace(only=LayerConfig(B="lora:4")), targets="linear")
     moved(adapted)
     before = [number.clone() for number in adapted.parameters()]
-    found = chosen_alone(adapted, images, accelerator=new_accelerator("no"), batch_size=4)
+    found = chosen_alone(adapted, toys, accelerator=new_accelerator("no"), batch_size=4)
+    assert found != Calibration(), "or nothing is tested"
     assert all(map(torch.equal, before, adapted.parameters()))
     assert found.strength in STRENGTHS
     assert found.temperature in TEMPERATURES
@@ -201,3 +296,92 @@ def test_a_new_search_is_calibrated_anew(searched: Path, tmp_path: Path) -> None
     (folder / "calibration.json").write_text("{")
     with pytest.raises(RunError, match=r"calibration\.json cannot be read.*search anew"):
         Run.open(folder, Recorder()).search()
+
+
+def test_every_strength_is_tried_on_genotypes_of_the_search(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    (folder / "search.jsonl").unlink()
+    tried: dict[float, torch.Tensor] = {}
+
+    def watched(measure: Measure, *, images: int, temperatures: Sequence[float]) -> Calibration:
+        tried.update({strength: measure(strength)[0] for strength in (1.0, 0.5)})
+        assert images == len(run.known.val)
+        assert temperatures == TEMPERATURES
+        return Calibration(0.5, 2.0)
+
+    monkeypatch.setattr("glora.searching.chosen", watched)
+    run = Run.open(folder, Recorder())
+    budget = run.adapter.adapted.space.count(run.adapter.adapted.space.largest) // 2
+    sizes: list[int] = []
+    decode = run.adapter.adapted.space.decode
+    run = Run.open(folder, Recorder(), search={"budget": budget})
+    run.search()
+    adapted = run.adapter.adapted
+    genomes = random_genomes(
+        adapted.space, GENOTYPES, budget=budget, min_budget=math.ceil(0.9 * budget), seed=run.experiment.seed + 1
+    )
+    sizes = [adapted.space.count(decode(genome)) for genome in genomes]
+    assert max(sizes) <= budget
+    assert len(genomes) * len(run.known.val) == len(tried[1.0])
+    x, _ = run.known.val.batch(range(len(run.known.val)))
+    for place, genome in enumerate(genomes):  # the supernet plays with 0.5 and 2.0 now
+        with torch.no_grad(), adapted.hold(decode(genome)) as held:
+            mine = tried[0.5][place * len(x) : (place + 1) * len(x)]
+            torch.testing.assert_close(held(x), mine / 2, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(tried[0.5], tried[1.0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"strength": "1.5"}', '{"strength": null}', "[]", '{"temperature": NaN}', '{"strength": -1.0}', "{"]
+)
+def test_a_file_that_holds_no_two_numbers_is_refused(searched: Path, tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    (folder / "calibration.json").write_text(text)
+    with pytest.raises(RunError, match=r"calibration\.json cannot be read.*search anew"):
+        Run.open(folder, Recorder()).search()
+
+
+def test_a_search_killed_before_its_first_line_is_calibrated(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    (folder / "search.jsonl").write_text("")
+    (folder / "calibration.json").unlink()
+    Run.open(folder, Recorder()).search()
+    assert Calibration.read(folder / "calibration.json") == Calibration.read(searched / "calibration.json")
+
+
+def test_of_a_new_search_nothing_old_is_left(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    RunFolder(folder).forget_search()
+    assert not {"calibration.json", "winner.json", "adapter.safetensors"} & {file.name for file in folder.iterdir()}
+
+
+def test_the_published_method_is_not_calibrated(photos: Path) -> None:
+    assert not build_experiment({"preset": "paper", "data": {"source": str(photos)}}).search.calibrate
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_the_winner_trained_alone_is_calibrated_or_compared_by_its_accuracy(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int, calibrate: bool
+) -> None:
+    given: list[ImageSet | None] = []
+
+    def watched(model: nn.Module, path: Path, images: ImageSet | None, **how: Any) -> glora.Adapted:
+        given.append(images)
+        return load_calibrated(model, path, images, **how)
+
+    monkeypatch.setattr("glora.experiment.load_calibrated", watched)
+    search = {**FEW, "controls": 0, "control": "retrain", "calibrate": calibrate}
+    run = Run(tiny(photos, data={"folds": folds}, search=search), tmp_path / "run", Recorder())
+    result = run.fit()
+    on_val = calibrate and folds == 1
+    assert all((images is not None) == on_val for images in given)
+    assert not on_val or given[-1] is run.known.val
+    (line,) = [line for line in result.verdict if "trained alone" in line]
+    assert ("one of them is not calibrated" in line) == (calibrate and folds == 2)

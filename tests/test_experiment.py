@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import glora
@@ -29,7 +30,7 @@ from glora.outcome import Outcome
 from glora.results import Result, read_jsonl
 from glora.runfolder import RunFolder
 from glora.winner import load_winner
-from suites.toy import Recorder, image_folder, tiny
+from suites.toy import Recorder, free_port, image_folder, tiny
 
 TESTS = Path(__file__).parent
 
@@ -266,6 +267,26 @@ def test_a_training_that_began_anew_is_told_wherever_its_result_is(
     assert "at a learning rate of 0.03. It begins anew at 0.01, for the epochs that are left: 1." in line
     assert [step.lr < 0.0101 for step in told.steps if step.epoch == 3][-1]
     assert result.image_steps["train"] == 3 * len(Run(tiny(photos), tmp_path / "other", told).task.train)
+
+
+def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Path) -> None:
+    """The main process writes and tests; the other waits for what it has written."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(photos, search={"controls": 2}).model_dump(mode="json")))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    files = ["--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "glora", "fit", *files],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], told
+    assert Result.read(tmp_path / "run" / "result.json").metrics["test_accuracy"] is not None
 
 
 def test_a_folder_with_a_run_of_other_settings_is_refused(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:

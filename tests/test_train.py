@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from glora.preprocess import Preprocess
 from glora.space import SearchSpace
 from glora.supernet import Sampling
 from glora.train import Progress, Trainer, collapsed
+from suites.toy import free_port
 
 TESTS = Path(__file__).parent
 HEAD = ("head",)
@@ -374,12 +374,6 @@ def test_evaluation_leaves_no_gradient_and_eval_mode(vit: Vit) -> None:
 
 
 # -- several processes
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.parametrize("sampling", ["batch", "sample"])

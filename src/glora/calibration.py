@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from glora.evaluation import predictions
 from glora.results import write_json
 
 __all__ = [
+    "FEWEST",
     "GENOTYPES",
     "STRENGTHS",
     "TEMPERATURES",
@@ -39,11 +40,15 @@ __all__ = [
     "chosen",
     "chosen_alone",
     "load_calibrated",
+    "temperatures",
 ]
 
 GENOTYPES = 4  # random ones that it is chosen with
 STRENGTHS = tuple(2 ** (step / 3) for step in range(-4, 3))
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-8, 33))
+FEWEST = 30  # images that anything is concluded of
+
+Measure = Callable[[float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Calibration:
             for left in support.down.values():
                 left.mul_(self.strength)
         for name in adapted.head:
-            for number in _last_linear(adapted.model.get_submodule(name)):
+            for number in _last_numbers(adapted.model.get_submodule(name)):
                 number.div_(self.temperature)
 
     def write(self, path: Path) -> None:
@@ -82,37 +87,68 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not all(isinstance(value, float) and 0 < value < math.inf for value in asdict(found).values()):
+                raise ValueError("both are finite numbers above 0")
+            return found
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{path} cannot be read: {error}.", remedy="Delete search.jsonl and search anew.") from error
 
 
-def _last_linear(head: nn.Module) -> Iterable[nn.Parameter]:
-    """The numbers that the logits are linear in; none where the head ends otherwise."""
-    layers = [layer for layer in head.modules() if not list(layer.children())]
-    ends = [layer for layer in layers if list(layer.parameters(recurse=False))][-1:]
-    return [number for layer in ends if isinstance(layer, nn.Linear) for number in layer.parameters()]
+def _last_numbers(head: nn.Module) -> Iterable[nn.Parameter]:
+    """The numbers of the head's last layer that has any."""
+    layers = [layer for layer in head.modules() if list(layer.parameters(recurse=False))]
+    return list(layers[-1].parameters(recurse=False)) if layers else []
 
 
-def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The lowest mean cross-entropy over TEMPERATURES, and the temperature.
+def temperatures(adapted: Adapted, images: ImageSet, **how: Any) -> tuple[float, ...]:
+    """What the logits may be divided by: 1 alone where that cannot be folded into the end of the head.
+
+    Args:
+        adapted: The adapted model; its numbers are as before afterwards.
+        images: Some images.
+        how: Arguments of `predictions`.
+    """
+
+    def logits() -> Tensor:
+        found, _ = next(predictions(adapted.model, images, indices=range(min(2, len(images))), **how))
+        return found
+
+    plain = logits()
+    Calibration(temperature=2.0).apply(adapted)
+    halved = logits()
+    Calibration(temperature=0.5).apply(adapted)  # powers of two round nothing
+    return TEMPERATURES if torch.allclose(2 * halved, plain, rtol=1e-3, atol=1e-5) else (1.0,)
+
+
+def calibrated_loss(
+    logits: Tensor, labels: Tensor, temperatures: Sequence[float] = TEMPERATURES
+) -> tuple[float, float]:
+    """The lowest mean cross-entropy over the temperatures, and the temperature.
 
     Args:
         logits: `(n, classes)`.
         labels: `(n,)`.
+        temperatures: What may divide the logits.
     """
-    losses = [F.cross_entropy(logits / temperature, labels).item() for temperature in TEMPERATURES]
-    finite = [(loss, each) for loss, each in zip(losses, TEMPERATURES, strict=True) if math.isfinite(loss)]
+    losses = [F.cross_entropy(logits / temperature, labels).item() for temperature in temperatures]
+    finite = [(loss, each) for loss, each in zip(losses, temperatures, strict=True) if math.isfinite(loss)]
     return min(finite, default=(math.inf, 1.0))
 
 
-def chosen(measure: Callable[[float], tuple[Tensor, Tensor]]) -> Calibration:
+def chosen(measure: Measure, *, images: int, temperatures: Sequence[float] = TEMPERATURES) -> Calibration:
     """The strength whose calibrated loss is lowest, of equal ones that nearest to 1, with its temperature.
+
+    Of fewer than FEWEST images nothing is concluded, and nothing is changed.
 
     Args:
         measure: Strength -> logits `(n, classes)` and labels `(n,)`.
+        images: How many images they are of.
+        temperatures: What may divide the logits.
     """
-    found = {strength: calibrated_loss(*measure(strength)) for strength in STRENGTHS}
+    if images < FEWEST:
+        return Calibration()
+    found = {strength: calibrated_loss(*measure(strength), temperatures) for strength in STRENGTHS}
     strength = min(found, key=lambda each: (found[each][0], abs(each - 1)))
     return Calibration(strength, found[strength][1])
 
@@ -136,7 +172,7 @@ def chosen_alone(adapted: Adapted, images: ImageSet, **how: Any) -> Calibration:
                 left.copy_(was)
         return logits, labels
 
-    return chosen(measure)
+    return chosen(measure, images=len(images), temperatures=temperatures(adapted, images, **how))
 
 
 def load_calibrated(model: nn.Module, path: str | Path, images: ImageSet | None, **how: Any) -> Adapted:

@@ -27,12 +27,14 @@ class Contender:
         splits: What it does on each split.
         genotypes: Of how many genotypes it is the mean or the best.
         genome: Its genome, where it is one genotype of the supernet.
+        alike: Whether it is calibrated as the genotypes of the supernet are: losses can be compared.
     """
 
     parameters: float
     splits: Splits
     genotypes: int = 1
     genome: Genome | None = None
+    alike: bool = True
 
 
 def random_genomes(space: BoundSpace, n: int, *, budget: int | None, min_budget: int, seed: int) -> dict[Genome, int]:
@@ -87,6 +89,8 @@ def compared(winner: Contender, others: Mapping[str, Contender]) -> dict[str, Ro
             row |= curse(row)
         for split in (split for split in other.splits if split in winner.splits):
             row |= ahead(winner.splits[split], other.splits[split], split)
+        if other.alike != winner.alike:
+            row["by_accuracy"] = 1.0
         rows[name] = row
     return rows
 

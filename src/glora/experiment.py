@@ -240,7 +240,7 @@ class Run:
         if polishing := self._polishing(search, outcome):
             outcome = polishing.run(outcome)
         if self.experiment.search.control == "retrain":
-            self._retrained(outcome)
+            self._retrained(search, outcome)
         if tested := self.folder.show(outcome.key):
             outcome = search.complete(outcome, tested.rows)
         return outcome
@@ -251,8 +251,8 @@ class Run:
                 f"Method {self.experiment.method!r} has one genotype: there is nothing to search.",
                 remedy=f"Test it: glora eval {self.folder.path}",
             )
+        self._alone()  # the main process has left what it writes
         self.folder.need(self.folder.supernet, f"glora train --out {self.folder.path}")
-        self._alone()
         return Search(
             self.known,
             self.adapter,
@@ -266,7 +266,7 @@ class Run:
             polish=polish_info(self.experiment.search),
         )
 
-    def _retrained(self, outcome: Outcome) -> nn.Module:
+    def _retrained(self, search: Search, outcome: Outcome) -> nn.Module:
         """The winner trained alone from the pretrained weights, merged."""
         folder = self.folder.retrained(outcome.genome)
         if not folder.adapter.is_file():
@@ -274,7 +274,7 @@ class Run:
             fresh = self.method.apply(self._plain(), head=self.backbone.head, seed=self.experiment.seed)
             assert isinstance(fresh, TunedAdapter)
             self._training().alone(fresh, fresh.adapted.space.decode(outcome.genome), folder)
-        images = self.known.unseen.get("val") if self.experiment.search.calibrate else None
+        images = self.known.unseen.get("val") if search.calibrated else None
         how: dict[str, Any] = {"accelerator": self.accelerator, "batch_size": self.experiment.search.batch_size}
         return load_calibrated(self._plain(), folder.adapter, images, **how).merge(keep_base=False)
 
@@ -308,7 +308,7 @@ class Run:
             rows = testing.alone(model, parameters=self.tuned.count())
         else:
             retrain = self.experiment.search.control == "retrain"
-            retrained = self._retrained(outcome) if retrain else None
+            retrained = self._retrained(search, outcome) if retrain else None
             polished = None if polishing is None else polishing.contender(outcome, model)
             rows = testing.searched(model, search, outcome, retrained=retrained, polished=polished)
             outcome = search.complete(outcome, rows)

@@ -130,18 +130,21 @@ def row_title(name: str, row: Row) -> str:
 def verdict(rows: Mapping[str, Row], *, fitness: str, budget: int | None, rescored: int) -> list[str]:
     """In words, whether the winner beats each control, on the images that chose least: test, set-aside, else val.
 
-    The winner beats a control when the search's own measure is better by two paired standard errors.
+    The winner beats a control when the search's own measure is better by two paired standard errors; the accuracy
+    where only one of them is calibrated.
     """
     lines = []
     for name, row in rows.items():
         split = next((split for split in SPLITS if f"{split}_loss_ahead" in row), None)
         if name == "winner" or split is None:
             continue
-        gap, error = (row[f"{split}_{fitness}_ahead{end}"] for end in ("", "_standard_error"))
+        measure = "accuracy" if row.get("by_accuracy") else fitness
+        gap, error = (row[f"{split}_{measure}_ahead{end}"] for end in ("", "_standard_error"))
         word = _word(gap, error)
         points, points_error = (100 * (row[f"{split}_accuracy_ahead{end}"] or 0) for end in ("", "_standard_error"))
         loss, loss_error = (row[f"{split}_loss_ahead{end}"] or 0 for end in ("", "_standard_error"))
         numbers = f"accuracy {points:+.1f} ± {points_error:.1f} points, loss {-loss:+.3f} ± {loss_error:.3f}"
+        numbers += " (not to be compared: one of them is not calibrated)" if row.get("by_accuracy") else ""
         size = row["parameters"] or 0
         beyond = f" ({size:,.0f} numbers, above the budget)" if budget is not None and size > budget else ""
         images = f"{row[f'{split}_images']:,.0f} {SPLITS[split]} images"

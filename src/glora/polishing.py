@@ -64,7 +64,7 @@ class Polishing:
             search.final.put()
             search.adapted.activate(search.space.decode(outcome.genome))
             self.training.on(self.base(), search.adapted.state(), folder, images)
-        val = self.unseen.get("val") if search.settings.calibrate else None  # training has made it surer again
+        val = self.unseen.get("val") if search.calibrated else None  # training has made it surer again
         adapted = load_calibrated(self.base(), folder.adapter, val, **self._how)
         save_adapter(adapted, search.folder.adapter, info=self.training.info)
         model = adapted.merge(keep_base=False)
@@ -78,7 +78,7 @@ class Polishing:
         """What the polished and merged winner does on the splits that it has not seen."""
         model = model.to(self.search.accelerator.device)
         splits = {split: evaluate(model, images, **self._how) for split, images in self.unseen.items()}
-        return Contender(outcome.parameters, splits)
+        return Contender(outcome.parameters, splits, alike=not self.search.calibrated or "val" in splits)
 
     def _images(self) -> ImageSet:
         known = self.search.known

@@ -228,6 +228,14 @@ class RunFolder:
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
         return seconds
 
+    @property
+    def begun(self) -> bool:
+        """Whether a search was begun: the journal has its first line."""
+        if not self.journal.is_file():
+            return False
+        with self.journal.open("rb") as file:
+            return file.readline().endswith(b"\n")
+
     def restarts(self) -> list[str]:
         """What is to be told of trainings that collapsed and began anew."""
         return [record["text"] for record in self._records("restart")]

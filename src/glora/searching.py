@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from glora import plots
-from glora.calibration import GENOTYPES, Calibration, chosen
+from glora.calibration import FEWEST, GENOTYPES, Calibration, chosen, temperatures
 from glora.checkpoint import save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, best_again, compared, controls, random_genomes
@@ -81,7 +81,8 @@ class Search:
         self.how = search_arguments(settings, self.space)
         self.info = info
         self.polish = polish
-        begun = folder.journal.is_file()
+        begun = folder.begun
+        self.calibrated = settings.calibrate and (folder.calibration.is_file() or not begun)  # None in old searches
         self._load(Calibration.read(folder.calibration) if begun else Calibration())
 
     def _load(self, calibration: Calibration) -> None:
@@ -113,17 +114,27 @@ class Search:
             logits, labels = zip(*(scorer.logits(self.space.decode(genome)) for genome in genomes), strict=True)
             return torch.cat(logits), torch.cat(labels)
 
-        found = chosen(measure)
+        load_parts(self.adapted, self.known, self.folder, Calibration())
+        how = {"accelerator": self.accelerator, "batch_size": self.settings.batch_size}
+        with self.adapted.hold(self.space.largest):
+            allowed = temperatures(self.adapted, self.known.val, **how)
+        images = len(self.known.val)
+        found = chosen(measure, images=images, temperatures=allowed)
         found.write(self.folder.calibration)
         self._load(found)
-        self.reporter.say(
-            f"Calibration: adaptations times {found.strength:.2f}, logits divided by {found.temperature:.2f}; "
-            f"best for {len(genomes)} random genotypes on {len(self.known.val):,} val images"
+        told = (
+            f"adaptations times {found.strength:.2f}, logits divided by {found.temperature:.2f}; "
+            f"best for {len(genomes)} random genotypes on {images:,} val images"
         )
+        if images < FEWEST:
+            told = f"none; {images:,} val images are too few to tell, it takes {FEWEST}"
+        elif len(allowed) == 1:
+            told += "; the way the head ends, it takes no other divisor"
+        self.reporter.say(f"Calibration: {told}")
 
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
-        if self.settings.calibrate and not self.folder.journal.is_file():
+        if self.calibrated and not self.folder.begun:
             self._calibrate()
         best: list[Trial] = []
         seen: list[float] = []

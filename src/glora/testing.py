@@ -75,7 +75,8 @@ class Testing:
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         if retrained is not None:
             splits = {split: self._on(retrained, images) for split, images in self.known.unseen.items()}
-            others["retrained"] = Contender(outcome.parameters, splits)
+            alike = not search.calibrated or "val" in splits
+            others["retrained"] = Contender(outcome.parameters, splits, alike=alike)
         winner = search.contender(outcome.genome)
         if polished is not None:
             others, winner = {"unpolished": winner, **others}, polished
