@@ -18,8 +18,10 @@ from supernet import (
     DRAWS,
     LADDER,
     LONG,
+    OTHERS,
     RATES,
     ROOT,
+    SEEDS,
     SHORT,
     TASKS,
     VARIANTS,
@@ -32,6 +34,7 @@ from supernet import (
     main_figure,
     measured,
     tested,
+    untuned,
 )
 
 from glora.plots.figures import FRONT, INK, figure, save
@@ -144,6 +147,7 @@ def page() -> str:
             *bars(),
             *by_task(),
             *by_rate(),
+            *others(),
             *ablations(),
             "",
         ]
@@ -261,6 +265,44 @@ def own(values: Sequence[float]) -> str:
     return ", ".join(f"{value:+.1f}" for value in values)
 
 
+def others() -> Iterator[str]:
+    """Tasks that nothing was chosen on."""
+    ready = {task: [seed for seed in SEEDS if all(map(on_file, pair(task, seed)))] for task in OTHERS}
+    if not any(ready.values()):
+        return
+    yield from ("", "## Tasks that nothing was chosen on", "")
+    rates = " and ".join(f"{untuned(OTHERS[0], variant, 0).lr:g}" for variant in BOTH)
+    yield f"Test accuracy in % after {LONG} epochs at the rates that glora gives LoRA and GLoRA itself, {rates}: mean"
+    yield "of the seeds, and each; starred as above. Differences as above, over these tasks."
+    heads = {"LoRA": LORA, "calibrated": ("lora", "calibrated"), "winner": ("glora", "winner")}
+    heads |= {"mean random subnet of its size": ("glora", "calibrated")}
+    yield from ("", f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}")
+    gained: dict[str, list[np.ndarray]] = {"LoRA": [], "calibrated": []}
+    for task, seeds in ((task, seeds) for task, seeds in ready.items() if seeds):
+        right = {label: [untuned(task, of, seed).hits()[name] for seed in seeds] for label, (of, name) in heads.items()}
+        row = []
+        for label, (variant, _) in heads.items():
+            marks = [mark(Result.read(untuned(task, variant, seed).path)) for seed in seeds]
+            told = [f"{100 * each.mean():.1f}{star}" for each, star in zip(right[label], marks, strict=True)]
+            row.append(f"{100 * np.mean(right[label]):.1f} ({', '.join(told)})")
+        yield f"| {task} | {' | '.join(row)} |"
+        for label, gaps_of in gained.items():
+            gaps_of.append(100 * (np.array(right["winner"]) - np.array(right[label])))
+    for label, told in (("LoRA", "LoRA"), ("calibrated", "LoRA, calibrated too")):
+        middle, low, high = interval(gained[label])
+        yield from ("", f"Searched winner - {told}: {middle:+.1f} ({low:+.1f} to {high:+.1f}).")
+
+
+def pair(task: str, seed: int) -> list[Cell]:
+    """LoRA and GLoRA on a task that nothing is chosen on."""
+    return [untuned(task, variant, seed) for variant in BOTH]
+
+
+def on_file(cell: Cell) -> bool:
+    """Whether it was run."""
+    return cell.path.is_file()
+
+
 def ablations() -> Iterator[str]:
     """What becomes of one task with parts taken away."""
     yield from (
@@ -303,11 +345,15 @@ def around_the_best(task: str, variant: str, name: str) -> dict[float, float]:
 
 def val(result: Result) -> str:
     """Val accuracy in %, and the largest subnet's; starred where the training began anew."""
-    mark = "*" if any("begins anew" in note for note in result.notes) else ""
     if "model_val_accuracy" in result.metrics:
-        return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}{mark}"
+        return f"{100 * (result.metrics['model_val_accuracy'] or 0):.1f}{mark(result)}"
     sized, largest = (100 * (result.metrics[f"{name}_val_accuracy"] or 0) for name in ("sized", "largest"))
-    return f"{sized:.1f}, {largest:.1f}{mark}"
+    return f"{sized:.1f}, {largest:.1f}{mark(result)}"
+
+
+def mark(result: Result) -> str:
+    """A star where the training began anew."""
+    return "*" if any("begins anew" in note for note in result.notes) else ""
 
 
 def draw_bars() -> None:
