@@ -264,7 +264,9 @@ def test_a_training_of_other_fixed_scales_does_not_go_on(vit: Vit, tmp_path: Pat
         ([1.5, 0.8, 1.6, 1.6], 2, True),
         ([1.5, 0.8, 1.6, 1.6], 3, False),
         ([2.3, 2.2, 2.4, 2.5], 2, False),  # nothing to speak of was learned
-        ([3.0, 2.9, 3.5, 3.4], 2, False),
+        ([2.3, 2.2, 2.6, 2.7], 2, True),  # clearly worse than guessing
+        ([4.3, 8.1, 15.4, 15.5], 3, True),
+        ([4.3, 3.9, 3.8, 3.7], 3, False),  # above guessing, but on its way
         ([2.9, 2.9], 2, False),
         ([2.9], 2, False),
     ],

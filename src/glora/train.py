@@ -24,7 +24,7 @@ from glora.support import Support
 __all__ = ["Progress", "Trainer", "collapsed"]
 
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
-LEARNED, LOST = 0.1, 0.5  # a loss this share below that of guessing is something learned; this share of it may go
+LEARNED, LOST = 0.1, 0.5  # a loss this share from that of guessing is clearly another; this share of a gain may go
 SLOWER = 3  # so many times lower is the learning rate after a collapse
 SURE = 20  # steps, and two epochs, are looked at together: one of few images may be bad by chance
 
@@ -32,13 +32,19 @@ SURE = 20  # steps, and two epochs, are looked at together: one of few images ma
 def collapsed(losses: Sequence[float], last: int, guessing: float) -> bool:
     """Whether each of the last epochs has lost half of what the best one before them had learned.
 
+    Where that had learned nothing: whether each is worse than it was, and clearly worse than guessing.
+
     Args:
         losses: Mean training loss of each epoch.
         last: How many epochs must have.
         guessing: The loss of knowing nothing, the logarithm of the number of classes.
     """
-    learned = guessing - min(losses[:-last], default=guessing)
-    return learned > LEARNED * guessing and min(losses[-last:]) > guessing - (1 - LOST) * learned
+    if len(losses) <= last:
+        return False
+    best = min(losses[:-last])
+    learned = guessing - best
+    bad = guessing - (1 - LOST) * learned if learned > LEARNED * guessing else max(best, (1 + LEARNED) * guessing)
+    return min(losses[-last:]) > bad
 
 
 @dataclass(frozen=True, slots=True)
