@@ -174,7 +174,7 @@ def measure(cell: Cell) -> None:
         metrics=metrics,
         seconds=run.folder.seconds(),
         image_steps=trained,
-        notes=run.folder.restarts(),
+        notes=run.folder.news(),
     ).write(cell.path)
 
 

@@ -332,7 +332,18 @@ def test_a_kill_around_a_collapse_changes_nothing(vit: Vit, tmp_path: Path, afte
 def test_a_training_that_may_not_begin_anew_goes_on(vit: Vit) -> None:
     _, trainer = struck(vit, restart=False)
     assert run(trainer)[-1].epoch == 8
-    assert (trainer.began, trainer.lr, trainer.news) == (0, 3e-2, "")
+    assert (trainer.began, trainer.lr) == (0, 3e-2)
+    assert "learned next to nothing" in trainer.news
+
+
+def test_a_training_that_has_learned_nothing_says_so_at_its_end(vit: Vit) -> None:
+    trainer = make_trainer(adapted(vit()), epochs=2, lr=1e-9)
+    told = [(trainer.news, progress.loss) for progress in trainer.run()]
+    assert [bool(news) for news, _ in told] == [False, True]
+    assert "learned next to nothing" in told[1][0] and "another learning rate than 1e-09" in told[1][0]
+    learned = make_trainer(adapted(vit()), epochs=30, lr=1e-2)
+    run(learned)
+    assert learned.news == ""
 
 
 def test_a_training_that_collapses_at_its_end_says_so(vit: Vit) -> None:

@@ -339,7 +339,7 @@ class Run:
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
             **measured,
-            notes=(*self.task.notes, *self.known.notes, *self.folder.restarts(), *new_keys),
+            notes=(*self.task.notes, *self.known.notes, *self.folder.news(), *new_keys),
             verdict=() if outcome is None else (*looked(self.folder.tested), *outcome.verdict),
             device=device_name(self.accelerator.device),
         )

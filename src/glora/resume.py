@@ -43,7 +43,7 @@ def train_in(folder: RunFolder, trainer: Trainer, reporter: Reporter, *, fingerp
         folder.record("train", asdict(progress))
         if trainer.news:
             reporter.say(trainer.news)
-            folder.record("restart", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.news})
+            folder.record("news", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.news})
         if trainer.epoch < epochs and cost <= SAVE_SHARE * (trainer.seconds - saved):
             start = time.perf_counter()
             _save(folder, trainer)

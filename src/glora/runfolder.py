@@ -212,7 +212,7 @@ class RunFolder:
 
     def begin(self, fingerprint: str, epoch: int) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "restart") and r["epoch"] <= epoch]
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "news") and r["epoch"] <= epoch]
         records = [{"stage": "begun", "data": fingerprint}, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
@@ -236,9 +236,9 @@ class RunFolder:
         with self.journal.open("rb") as file:
             return file.readline().endswith(b"\n")
 
-    def restarts(self) -> list[str]:
-        """What is to be told of trainings that collapsed and began anew."""
-        return [record["text"] for record in self._records("restart")]
+    def news(self) -> list[str]:
+        """What is to be told of the trainings: that one collapsed and began anew, or learned nothing."""
+        return [record["text"] for record in self._records("news")]
 
     def image_steps(self) -> int:
         """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""

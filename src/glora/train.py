@@ -161,19 +161,24 @@ class Trainer:
             yield progress
 
     def _judge(self) -> None:
-        """Begins anew where the last epochs have lost what was learned."""
-        last, guessing, self.news = max(2, math.ceil(SURE / self.steps_per_epoch)), math.log(max(2, self._classes)), ""
-        if not self.settings.restart or not collapsed(self.losses, last, guessing):
-            return
-        self.news = (
-            f"Training has collapsed by epoch {self.epoch}: the loss rose from {min(self.losses):.2f} to "
-            f"{self.losses[-1]:.2f}, where guessing has {guessing:.2f}, at a learning rate of {self.lr:.2g}."
-        )
-        if left := self.settings.epochs - self.epoch:
-            self._begin_anew()
-            self.news += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
-        else:
-            self.news += " No epoch is left: train with a lower one."
+        """Begins anew where the last epochs have lost what was learned; tells of that, or that nothing was learned."""
+        last, guessing = max(2, math.ceil(SURE / self.steps_per_epoch)), math.log(max(2, self._classes))
+        left, now, self.news = self.settings.epochs - self.epoch, self.losses[-1], ""
+        if self.settings.restart and collapsed(self.losses, last, guessing):
+            self.news = (
+                f"Training has collapsed by epoch {self.epoch}: the loss rose from {min(self.losses):.2f} to "
+                f"{now:.2f}, where guessing has {guessing:.2f}, at a learning rate of {self.lr:.2g}."
+            )
+            if left:
+                self._begin_anew()
+                self.news += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
+            else:
+                self.news += " No epoch is left: train with a lower one."
+        elif not left and now > (1 - LEARNED) * guessing:
+            self.news = (
+                f"Training has learned next to nothing: its loss ends at {now:.2f}, and guessing has {guessing:.2f}. "
+                f"Try more epochs, or another learning rate than {self.lr:.2g}."
+            )
 
     def _begin_anew(self) -> None:
         self.lr, self.began, self.losses, self.pace.logits = self.lr / SLOWER, self.epoch, [], None
