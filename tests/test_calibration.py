@@ -35,6 +35,7 @@ from glora.controls import random_genomes
 from glora.data import ImageSet, load_task
 from glora.device import new_accelerator
 from glora.errors import RunError
+from glora.evaluation import predictions
 from glora.experiment import Run
 from glora.genotype import LayerConfig
 from glora.outcome import Outcome
@@ -53,7 +54,6 @@ def few() -> Iterator[None]:
     """The toys have few images."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("glora.calibration.FEWEST", 1)
-        patched.setattr("glora.searching.FEWEST", 1)
         yield
 
 
@@ -199,6 +199,21 @@ def test_of_equal_strengths_the_least_change_is_chosen_and_what_diverged_is_not(
     assert chosen(lambda strength: (broken, labels), images=200) == Calibration()
 
 
+@pytest.mark.parametrize("genotypes", [1, 4])
+def test_a_gain_that_hangs_on_one_image_changes_nothing(genotypes: int) -> None:
+    """Whatever is gained, and however many genotypes agree on it."""
+    labels = torch.zeros(100, dtype=torch.long)
+    logits = torch.tensor([[6.0, 0.0]]).repeat(100, 1)
+    logits[0] = torch.tensor([0.0, 6.0])  # one is wrong, and surely
+
+    def measure(strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+        found = logits.clone()
+        found[0] *= strength / 1.5  # the less of it the better
+        return found.repeat(genotypes, 1), labels.repeat(genotypes)
+
+    assert chosen(measure, images=100) == Calibration()
+
+
 def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
     assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), images=FEWEST - 1) == Calibration()
@@ -209,21 +224,23 @@ def test_a_search_of_few_images_is_not_calibrated_and_says_so(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
-    monkeypatch.setattr("glora.searching.FEWEST", FEWEST)
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
     (folder / "search.jsonl").unlink()
     reporter = Recorder()
     Run.open(folder, reporter).search()
     assert Calibration.read(folder / "calibration.json") == Calibration()
-    assert any("val images are too few to tell, it takes 30" in line for line in reporter.lines)
+    assert any("Calibration: none; on" in line for line in reporter.lines)
 
 
 def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module], toys: ImageSet) -> None:
     adapted = glora.inject(vit(classes=2), SearchSpace(only=LayerConfig(B="lora:4")), targets="linear")
     moved(adapted)
+    how = {"accelerator": new_accelerator("no"), "batch_size": 4}
+    answers = [logits.argmax(1) for logits, _ in predictions(adapted.model, toys, **how)]
+    toys = ImageSet(toys.items, torch.cat(answers).tolist(), preprocess=toys.preprocess)  # of which it is too unsure
     before = [number.clone() for number in adapted.parameters()]
-    found = chosen_alone(adapted, toys, accelerator=new_accelerator("no"), batch_size=4)
+    found = chosen_alone(adapted, toys, **how)
     assert found != Calibration(), "or nothing is tested"
     assert all(map(torch.equal, before, adapted.parameters()))
     assert found.strength in STRENGTHS

@@ -46,7 +46,7 @@ __all__ = [
 GENOTYPES = 4  # random ones that it is chosen with
 STRENGTHS = tuple(2 ** (step / 3) for step in range(-4, 3))
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-8, 33))
-FEWEST = 30  # images that anything is concluded of
+FEWEST, LEVEL = 30, 2.0  # images that anything is concluded of; paired standard errors that a gain must have
 
 Measure = Callable[[float], tuple[Tensor, Tensor]]
 
@@ -139,18 +139,28 @@ def calibrated_loss(
 def chosen(measure: Measure, *, images: int, temperatures: Sequence[float] = TEMPERATURES) -> Calibration:
     """The strength whose calibrated loss is lowest, of equal ones that nearest to 1, with its temperature.
 
-    Of fewer than FEWEST images nothing is concluded, and nothing is changed.
+    Nothing is changed where the images cannot tell that from no change: the gain in mean loss is below two of its
+    standard errors, or they are fewer than FEWEST.
 
     Args:
-        measure: Strength -> logits `(n, classes)` and labels `(n,)`.
-        images: How many images they are of.
+        measure: Strength -> logits `(k images, classes)` and labels `(k images,)` of k genotypes, one after the other.
+        images: How many images.
         temperatures: What may divide the logits.
     """
     if images < FEWEST:
         return Calibration()
-    found = {strength: calibrated_loss(*measure(strength), temperatures) for strength in STRENGTHS}
-    strength = min(found, key=lambda each: (found[each][0], abs(each - 1)))
-    return Calibration(strength, found[strength][1])
+    tried = {strength: measure(strength) for strength in STRENGTHS}
+    found = {strength: calibrated_loss(*tried[strength], temperatures) for strength in STRENGTHS}
+    best = min(found, key=lambda each: (found[each][0], abs(each - 1)))
+
+    def losses(strength: float, temperature: float) -> Tensor:
+        logits, labels = tried[strength]
+        every = F.cross_entropy(logits / temperature, labels, reduction="none").double()
+        return every.view(-1, images).mean(0)  # another genotype is no other image
+
+    gain = losses(1.0, 1.0) - losses(best, found[best][1])
+    error = gain.std(correction=0) / math.sqrt(images)
+    return Calibration() if gain.mean() < LEVEL * error else Calibration(best, found[best][1])
 
 
 def chosen_alone(adapted: Adapted, images: ImageSet, **how: Any) -> Calibration:

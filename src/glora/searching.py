@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from glora import plots
-from glora.calibration import FEWEST, GENOTYPES, Calibration, chosen, temperatures
+from glora.calibration import GENOTYPES, Calibration, chosen, temperatures
 from glora.checkpoint import save_adapter
 from glora.config import SearchSettings
 from glora.controls import Contender, best_again, compared, controls, random_genomes
@@ -126,8 +126,8 @@ class Search:
             f"adaptations times {found.strength:.2f}, logits divided by {found.temperature:.2f}; "
             f"best for {len(genomes)} random genotypes on {images:,} val images"
         )
-        if images < FEWEST:
-            told = f"none; {images:,} val images are too few to tell, it takes {FEWEST}"
+        if found == Calibration():
+            told = f"none; on {images:,} val images nothing is surely better"
         elif len(allowed) == 1:
             told += "; the way the head ends, it takes no other divisor"
         self.reporter.say(f"Calibration: {told}")
