@@ -24,6 +24,7 @@ from glora.calibration import (
     TEMPERATURES,
     Calibration,
     Measure,
+    _flawless,
     calibrated_loss,
     chosen,
     chosen_alone,
@@ -51,9 +52,10 @@ SPACES = [SearchSpace(), SearchSpace(product="elementwise"), SearchSpace.paper()
 
 @pytest.fixture(autouse=True, scope="module")
 def few() -> Iterator[None]:
-    """The toys have few images."""
+    """The toys have few images, and all of them are right."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("glora.calibration.FEWEST", 1)
+        patched.setattr("glora.calibration._flawless", lambda *_: False)
         yield
 
 
@@ -214,6 +216,23 @@ def test_a_gain_that_hangs_on_one_image_changes_nothing(genotypes: int) -> None:
     assert chosen(measure, images=100) == Calibration()
 
 
+def test_where_every_image_is_right_nothing_tells_how_sure_is_too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surer is better for each of them, whatever other images would say."""
+    monkeypatch.setattr("glora.calibration._flawless", _flawless)
+    labels = torch.arange(100) % 2
+    right = nn.functional.one_hot(labels, 2).float()
+    sure = torch.linspace(1, 6, 100)[:, None]
+    assert chosen(lambda strength: (strength * sure * right, labels), images=100) == Calibration()
+    some = torch.where(torch.arange(100)[:, None] % 4 == 0, 1 - right, right)
+    found = chosen(lambda strength: (strength * sure * some, labels), images=100)
+    assert found != Calibration(), "or nothing is tested"
+
+
+def test_what_gains_nothing_changes_nothing() -> None:
+    labels = torch.arange(60) % 2
+    assert chosen(lambda strength: (torch.zeros(60, 2), labels), images=60) == Calibration()
+
+
 def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
     assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), images=FEWEST - 1) == Calibration()
@@ -228,9 +247,11 @@ def test_a_search_of_few_images_is_not_calibrated_and_says_so(
     shutil.copytree(searched, folder)
     (folder / "search.jsonl").unlink()
     reporter = Recorder()
-    Run.open(folder, reporter).search()
+    run = Run.open(folder, reporter)
+    run.search()
     assert Calibration.read(folder / "calibration.json") == Calibration()
     assert any("Calibration: none; on" in line for line in reporter.lines)
+    assert not any("Calibration" in line for line in run.evaluate().notes)
 
 
 def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module], toys: ImageSet) -> None:
@@ -272,6 +293,8 @@ def test_the_winner_plays_as_its_search_did_and_its_resume_too(searched: Path, t
     x, _ = run.known.val.batch(range(2))
     with torch.no_grad(), adapted.hold(adapted.space.decode(outcome.genome)) as held:
         torch.testing.assert_close(model(x), held(x))
+    told = f"adaptations times {first.strength:.2f}, logits divided by {first.temperature:.2f}"
+    assert f"Calibration: {told}." in run.evaluate().notes
 
 
 def test_without_calibration_nothing_is_changed(searched: Path, tmp_path: Path) -> None:
@@ -352,7 +375,17 @@ def test_every_strength_is_tried_on_genotypes_of_the_search(
 
 
 @pytest.mark.parametrize(
-    "text", ['{"strength": "1.5"}', '{"strength": null}', "[]", '{"temperature": NaN}', '{"strength": -1.0}', "{"]
+    "text",
+    [
+        "{}",
+        '{"strength": 1.5}',
+        '{"strength": "1.5"}',
+        '{"strength": null}',
+        "[]",
+        '{"temperature": NaN}',
+        '{"strength": -1.0}',
+        "{",
+    ],
 )
 def test_a_file_that_holds_no_two_numbers_is_refused(searched: Path, tmp_path: Path, text: str) -> None:
     folder = tmp_path / "run"

@@ -246,14 +246,14 @@ def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path
     run.begin("f", 0)
     for epoch in (1, 2, 3):
         run.record("train", {"epoch": epoch, "loss": 1.0})
+    for epoch in (1, 3):
+        run.record("news", {"epoch": epoch, "text": str(epoch)})
     run.record("trained", {"seconds": 5.0})
     run.begin("f", 2)
-    assert [record.get("epoch") for record in read_jsonl(run.metrics)] == [None, 1, 2]
+    assert [record.get("epoch") for record in read_jsonl(run.metrics)] == [None, 1, 2, 1]
+    assert run.news() == ["1"]
     run.record("trained", {"seconds": 7.0})
     assert run.seconds() == {"train": 7.0}
-
-
-# -- what is refused
 
 
 def test_a_training_that_began_anew_is_told_wherever_its_result_is(
@@ -267,6 +267,19 @@ def test_a_training_that_began_anew_is_told_wherever_its_result_is(
     assert "at a learning rate of 0.03. It begins anew at 0.01, for the epochs that are left: 1." in line
     assert [step.lr < 0.0101 for step in told.steps if step.epoch == 3][-1]
     assert result.image_steps["train"] == 3 * len(Run(tiny(photos), tmp_path / "other", told).task.train)
+
+
+def test_of_a_winners_polish_and_its_training_alone_the_result_tells_too(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glora.train.collapsed", lambda losses, *_, **__: len(losses) == 1)
+    settings = tiny(photos, train={"epochs": 2}, search={"control": "retrain", "polish": 2, "controls": 1})
+    notes = Run(settings, tmp_path / "run", Recorder()).fit().notes
+    for whose in ("", "The polish: ", "The winner trained alone: "):
+        assert [note for note in notes if note.startswith(f"{whose}Training has collapsed by epoch 1")], whose
+
+
+# -- what is refused
 
 
 def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Path) -> None:

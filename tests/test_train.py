@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -22,8 +23,12 @@ from glora.data import ImageSet
 from glora.errors import StateError
 from glora.evaluation import evaluate
 from glora.genotype import Genotype, LayerConfig
+from glora.methods import get_method
 from glora.methods.glora import GLoRA, TunedAdapter
 from glora.preprocess import Preprocess
+from glora.reporter import Silent
+from glora.resume import train_in
+from glora.runfolder import RunFolder
 from glora.space import SearchSpace
 from glora.supernet import Sampling
 from glora.train import Progress, Trainer, collapsed
@@ -277,9 +282,17 @@ def test_a_training_has_collapsed_when_its_last_epochs_lost_half_of_what_it_knew
     assert collapsed(losses, last, guessing=2.3) is lost
 
 
-def struck(vit: Vit, *, epochs: int = 8, after: int = 3, **how: Any) -> tuple[Any, Trainer]:
+def dropping(vit: Vit, drop: float) -> TunedAdapter:
+    """A supernet on a backbone with drop-out, if there is any."""
+    model = vit()
+    if drop:
+        model.head = nn.Sequential(nn.Dropout(drop), model.head)
+    return adapted(model, sampling="sample", largest=1.0)
+
+
+def struck(vit: Vit, *, epochs: int = 8, after: int = 3, drop: float = 0.0, **how: Any) -> tuple[TunedAdapter, Trainer]:
     """A trainer of 10 steps an epoch, whose head is thrown far off when it has learned for some epochs."""
-    tuned = adapted(vit(), sampling="sample", largest=1.0)
+    tuned = dropping(vit, drop)
     trainer = make_trainer(tuned, epochs=epochs, **{"batch_size": 3, "lr": 3e-2, **how})
     judge = trainer._judge
 
@@ -309,6 +322,17 @@ def test_a_collapsed_training_begins_anew_as_one_of_the_epochs_left_at_a_third_o
     assert equal(values(tuned), values(fresh))
     assert [p.loss for _, p in told[5:]] == [p.loss for p in rest]
     assert [p.lr for _, p in told[5:]] == [p.lr for p in rest]
+
+
+def test_what_is_dropped_out_begins_anew_too(vit: Vit, tmp_path: Path) -> None:
+    tuned, trainer = struck(vit, drop=0.1)
+    train_in(RunFolder(tmp_path), trainer, Silent(), fingerprint="")
+    assert trainer.began == 5
+    fresh = dropping(vit, 0.1)
+    other = make_trainer(fresh, epochs=3, batch_size=3, lr=3e-2 / 3)
+    torch.manual_seed(0)  # as a run does with its seed
+    run(other)
+    assert equal(values(tuned), values(fresh))
 
 
 @pytest.mark.parametrize("after", [4, 5, 6])
@@ -351,6 +375,63 @@ def test_a_training_that_collapses_at_its_end_says_so(vit: Vit) -> None:
     run(trainer)
     assert "No epoch is left: train with a lower one." in trainer.news
     assert trainer.began == 0
+
+
+@pytest.mark.parametrize(("images", "size", "last"), [(30, 30, 20), (30, 8, 5), (30, 3, 2), (30, 1, 2)])
+def test_as_many_epochs_are_looked_at_as_have_twenty_steps(
+    vit: Vit, monkeypatch: pytest.MonkeyPatch, images: int, size: int, last: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("glora.train.collapsed", lambda losses, last, guessing: bool(asked.append(last)))
+    run(make_trainer(adapted(vit()), toy_images(images), epochs=1, batch_size=size))
+    assert asked == [last]
+
+
+def test_a_collapse_is_judged_by_the_cross_entropy_alone(vit: Vit) -> None:
+    """What PACE adds to the loss is no sign of it."""
+    trainer = make_trainer(adapted(vit(), sampling="sample", largest=1.0), epochs=2, pace="full", pace_weight=100.0)
+    told = run(trainer)
+    assert told[-1].loss > trainer.losses[-1] + 0.01
+    assert trainer.losses[-1] < 1.5
+
+
+def test_guessing_knows_how_often_each_class_is(vit: Vit) -> None:
+    images = toy_images(30)
+    few = images.subset([place for place in range(30) if images.labels[place] == 0 or place < 6])  # 10, 2 and 2
+    trainer = make_trainer(adapted(vit()), few)
+    assert trainer.guessing == pytest.approx(-sum(share * math.log(share) for share in (10 / 14, 2 / 14, 2 / 14)))
+    assert make_trainer(adapted(vit()), images).guessing == pytest.approx(math.log(3))
+    one = images.subset([place for place in range(30) if images.labels[place] == 0])
+    assert make_trainer(adapted(vit()), one).guessing > 0
+
+
+@pytest.mark.parametrize(("loss", "told"), [(0.95, True), (0.85, False)])
+def test_a_tenth_below_guessing_is_something(vit: Vit, loss: float, told: bool) -> None:
+    trainer = make_trainer(adapted(vit()), epochs=1)
+    run(trainer)
+    trainer.losses = [loss * math.log(3)]
+    trainer._judge()
+    assert bool(trainer.news) is told
+
+
+def test_running_statistics_begin_anew_too() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(192), nn.Linear(192, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.norm(x.flatten(1)))
+            return out
+
+    torch.manual_seed(0)
+    tuned = get_method("full", {}).apply(Normed(), head=HEAD, seed=0)
+    trainer = make_trainer(tuned, epochs=2)
+    first = [value.clone() for value in (*tuned.parameters(), *tuned.model.buffers())]
+    next(trainer.run())
+    assert not equal(first, [*tuned.parameters(), *tuned.model.buffers()])
+    trainer._begin_anew()
+    assert equal(first, [*tuned.parameters(), *tuned.model.buffers()])
 
 
 # -- evaluate
@@ -406,6 +487,7 @@ def test_two_processes_train_as_one_and_play_the_same_genotypes(vit: Vit, tmp_pa
     played = {str(genotype) for each in (meta, other) for genotype in each["genotypes"]}
     assert len(played) == (6 if sampling == "batch" else 2 * 17)  # of 6 steps, 34 samples
     assert meta["moments"] == other["moments"]
+    assert meta["judged"] == other["judged"], "or one of them begins anew alone"
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     trainer = make_trainer(adapted(vit(), sampling=sampling), toy_images(17), epochs=2)

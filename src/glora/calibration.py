@@ -63,6 +63,12 @@ class Calibration:
     strength: float = 1.0
     temperature: float = 1.0
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be told of it; nothing where nothing is changed."""
+        told = f"adaptations times {self.strength:.2f}, logits divided by {self.temperature:.2f}"
+        return [] if self == Calibration() else [f"Calibration: {told}."]
+
     @torch.no_grad()
     def apply(self, adapted: Adapted) -> None:
         """Multiplies both into the supernet's numbers, in place."""
@@ -87,10 +93,12 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            if not all(isinstance(value, float) and 0 < value < math.inf for value in asdict(found).values()):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if {*found} != {*asdict(cls())}:
+                raise ValueError(f"it has {list(asdict(cls()))}, and nothing else")
+            if not all(isinstance(value, float) and 0 < value < math.inf for value in found.values()):
                 raise ValueError("both are finite numbers above 0")
-            return found
+            return cls(**found)
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{path} cannot be read: {error}.", remedy="Delete search.jsonl and search anew.") from error
 
@@ -139,8 +147,9 @@ def calibrated_loss(
 def chosen(measure: Measure, *, images: int, temperatures: Sequence[float] = TEMPERATURES) -> Calibration:
     """The strength whose calibrated loss is lowest, of equal ones that nearest to 1, with its temperature.
 
-    Nothing is changed where the images cannot tell that from no change: the gain in mean loss is below two of its
-    standard errors, or they are fewer than FEWEST.
+    Nothing is changed where the images cannot tell that from no change: the gain in mean loss is at most two of its
+    standard errors, or they are fewer than FEWEST, or every genotype is right on all of them: how sure is too sure,
+    only mistakes tell.
 
     Args:
         measure: Strength -> logits `(k images, classes)` and labels `(k images,)` of k genotypes, one after the other.
@@ -150,6 +159,8 @@ def chosen(measure: Measure, *, images: int, temperatures: Sequence[float] = TEM
     if images < FEWEST:
         return Calibration()
     tried = {strength: measure(strength) for strength in STRENGTHS}
+    if _flawless(*tried[1.0]):
+        return Calibration()
     found = {strength: calibrated_loss(*tried[strength], temperatures) for strength in STRENGTHS}
     best = min(found, key=lambda each: (found[each][0], abs(each - 1)))
 
@@ -160,7 +171,11 @@ def chosen(measure: Measure, *, images: int, temperatures: Sequence[float] = TEM
 
     gain = losses(1.0, 1.0) - losses(best, found[best][1])
     error = gain.std(correction=0) / math.sqrt(images)
-    return Calibration() if gain.mean() < LEVEL * error else Calibration(best, found[best][1])
+    return Calibration() if gain.mean() <= LEVEL * error else Calibration(best, found[best][1])
+
+
+def _flawless(logits: Tensor, labels: Tensor) -> bool:
+    return bool((logits.argmax(-1) == labels).all())
 
 
 def chosen_alone(adapted: Adapted, images: ImageSet, **how: Any) -> Calibration:

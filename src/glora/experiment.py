@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
-from glora.calibration import load_calibrated
+from glora.calibration import Calibration, load_calibrated
 from glora.checkpoint import load_supernet, read_tensors
 from glora.config import Experiment
 from glora.data import Task, load_task
@@ -307,8 +307,7 @@ class Run:
         if search is None or outcome is None:
             rows = testing.alone(model, parameters=self.tuned.count())
         else:
-            retrain = self.experiment.search.control == "retrain"
-            retrained = self._retrained(search, outcome) if retrain else None
+            retrained = self._retrained(search, outcome) if self.experiment.search.control == "retrain" else None
             polished = None if polishing is None else polishing.contender(outcome, model)
             rows = testing.searched(model, search, outcome, retrained=retrained, polished=polished)
             outcome = search.complete(outcome, rows)
@@ -327,6 +326,7 @@ class Run:
     def _result(self, winner: Winner, rows: dict[str, Row], outcome: Outcome | None, **measured: Any) -> Result:
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in self.backbone.head for p in winner.model.get_submodule(name).parameters()]
+        told = (*self.folder.news(outcome), *Calibration.read(self.folder.calibration).notes)
         new_keys = (f"A new key of the merged model: {key}" for key in winner.new_keys)
         return Result.stamped(
             method=self.experiment.method,
@@ -339,7 +339,7 @@ class Run:
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
             **measured,
-            notes=(*self.task.notes, *self.known.notes, *self.folder.news(), *new_keys),
+            notes=(*self.task.notes, *self.known.notes, *told, *new_keys),
             verdict=() if outcome is None else (*looked(self.folder.tested), *outcome.verdict),
             device=device_name(self.accelerator.device),
         )

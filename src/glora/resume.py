@@ -36,6 +36,8 @@ def train_in(folder: RunFolder, trainer: Trainer, reporter: Reporter, *, fingerp
         folder.begin(fingerprint, trainer.epoch)
     saved, cost = trainer.seconds, 0.0
     for progress in trainer.run(reporter.training):
+        if trainer.began == trainer.epoch:  # it begins anew
+            torch.manual_seed(trainer.seed)  # drop-out and drop-path of the backbone draw from it
         if not main:
             continue
         if told := trainer.pace.news():  # a layer that is never called is known after some passes

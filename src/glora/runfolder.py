@@ -236,9 +236,17 @@ class RunFolder:
         with self.journal.open("rb") as file:
             return file.readline().endswith(b"\n")
 
-    def news(self) -> list[str]:
-        """What is to be told of the trainings: that one collapsed and began anew, or learned nothing."""
-        return [record["text"] for record in self._records("news")]
+    def news(self, outcome: Outcome | None = None) -> list[str]:
+        """What is to be told of the trainings: that one collapsed and began anew, or learned nothing.
+
+        Args:
+            outcome: The winner, of whose polish and training alone is told too.
+        """
+        told = [record["text"] for record in self._records("news")]
+        if outcome is not None:
+            told += [f"The polish: {line}" for line in self.polished(outcome.key).news()]
+            told += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).news()]
+        return told
 
     def image_steps(self) -> int:
         """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""

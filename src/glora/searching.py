@@ -122,15 +122,10 @@ class Search:
         found = chosen(measure, images=images, temperatures=allowed)
         found.write(self.folder.calibration)
         self._load(found)
-        told = (
-            f"adaptations times {found.strength:.2f}, logits divided by {found.temperature:.2f}; "
-            f"best for {len(genomes)} random genotypes on {images:,} val images"
-        )
-        if found == Calibration():
-            told = f"none; on {images:,} val images nothing is surely better"
-        elif len(allowed) == 1:
-            told += "; the way the head ends, it takes no other divisor"
-        self.reporter.say(f"Calibration: {told}")
+        for told in found.notes or [f"Calibration: none; on {images:,} val images nothing is surely better."]:
+            self.reporter.say(told)
+        if found.notes and len(allowed) == 1:
+            self.reporter.say("The way the head ends, its logits take no divisor.")
 
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def collapsed(losses: Sequence[float], last: int, guessing: float) -> bool:
     Args:
         losses: Mean training loss of each epoch.
         last: How many epochs must have.
-        guessing: The loss of knowing nothing, the logarithm of the number of classes.
+        guessing: The loss of knowing no more than how often each class is.
     """
     if len(losses) <= last:
         return False
@@ -90,6 +91,7 @@ class Trainer:
         lr: Learning rate at the top, as it is now.
         epoch: Epochs done. began: How many of them were in vain, before it began anew.
         image_steps: Forward-and-backward passes of an image so far, over all processes.
+        guessing: The loss of knowing no more than how often each class is.
         news: What has become of the training in the last epoch, if that is worth a line; else empty.
 
     Raises:
@@ -118,6 +120,8 @@ class Trainer:
         self.seconds = 0.0
         self.image_steps = 0
         self.parameters = list(tuned.parameters())
+        shares = [count / len(images) for count in Counter(images.labels).values()]
+        self.guessing = -sum(share * math.log(share) for share in shares) or math.log(2)
         self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
         self.pace = Pace(tuned, settings, images=len(images), seed=seed, accelerator=accelerator)
         self.optimizer = accelerator.prepare_optimizer(
@@ -162,7 +166,7 @@ class Trainer:
 
     def _judge(self) -> None:
         """Begins anew where the last epochs have lost what was learned; tells of that, or that nothing was learned."""
-        last, guessing = max(2, math.ceil(SURE / self.steps_per_epoch)), math.log(max(2, self._classes))
+        last, guessing = max(2, math.ceil(SURE / self.steps_per_epoch)), self.guessing
         left, now, self.news = self.settings.epochs - self.epoch, self.losses[-1], ""
         if self.settings.restart and collapsed(self.losses, last, guessing):
             self.news = (
@@ -241,7 +245,6 @@ class Trainer:
             entropy = F.cross_entropy(logits, y)
             loss = (entropy + penalty) * share
             self.accelerator.backward(loss)
-        self._classes = logits.shape[-1]
         self.image_steps += len(batch) * self.pace.passes(step)
         hits = (logits.argmax(-1) == y).sum() * (share > 0)
         self._sum_gradients()

@@ -76,7 +76,7 @@ class Training:
         self._into(self.folder, tuned, self.known.train)
 
     def alone(self, fresh: TunedAdapter, genotype: Genotype, folder: RunFolder) -> None:
-        """Trains one genotype of a fresh supernet as the supernet was: from the same start, images, steps and rate."""
+        """Trains one genotype of a fresh supernet as that was: from the same start, with its images, steps and rate."""
         fresh.adapted.activate(genotype)
         state = fresh.adapted.state()
         self.on(fresh.adapted.detach(), state, folder, self.known.train)

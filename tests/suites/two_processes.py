@@ -34,6 +34,7 @@ def main(folder: Path, sampling: Sampling, pace: str = "off") -> None:
     meta = {
         "genotypes": genotypes,
         "losses": [progress.loss for progress in ends],
+        "judged": trainer.losses,
         "accuracies": [progress.accuracy for progress in ends],
         "moments": sorted(trainer.optimizer.state_dict()["state"]),
     }
