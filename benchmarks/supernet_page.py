@@ -171,8 +171,8 @@ def bars() -> Iterator[str]:
     yield "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%"
     yield "interval of a paired bootstrap over seeds and images. The random subnets are others for every seed. The"
     yield f"largest has more numbers than LoRA. {DULL} is told apart: at 56 px one class of three, a quarter of its"
-    yield "images, is hardly ever found, by whatever subnet, and LoRA is behind there by guessing at it; after 30 epochs also"
-    yield "since lower rates than were tried on val suit it better (see the rates beside the best one)."
+    yield "images, is hardly ever found, by whatever subnet, and LoRA is behind there by guessing at it; after 30"
+    yield "epochs also since lower rates than were tried on val suit it better (see those beside the best one)."
     for epochs in lengths():
         yield from ("", f"### After {epochs} epochs", "")
         yield from (
