@@ -5,19 +5,19 @@
     python benchmarks/supernet.py --task textile --seed 7  # what was tested, with another seed; also of another task
     python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
 
-DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000
-image-steps for every cell, bfloat16 autocast. Every learning rate is run once, on val alone; after 30 epochs the best
-of the short trainings, and lower ones while they are better. The best of each method then with three seeds, and with
+DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
+for every cell, bfloat16 autocast. Every learning rate is run once, on val alone: three, or after 30 epochs the best of
+the short trainings, and lower ones while they are better. The best of each method then with three seeds, and with
 those on 2,000 test images, or all where there are fewer; after 30 epochs on others where there are as many more
 (Fashion-MNIST), and LoRA of 10 epochs on those too. So are a third of the best rate and three times it after 30
 epochs, with the same seeds, search and images, when all is chosen. GLoRA's rate is chosen by random subnets of LoRA's
 size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every seed 4
 others drawn within it, and 4 of its size, with at least nine tenths of it, as they were trained; those of its size
-also calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is otherwise
-as by default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set
-for it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished, after 30
-epochs: 3 more of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more
-than any other. Other tasks, on which nothing is chosen: three seeds at the rates that glora gives the methods itself.
+also calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is otherwise as
+by default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two factors set for
+it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished, after 30 epochs: 3
+more of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps more than any
+other. Other tasks, on which nothing is chosen: three seeds at the rates that glora gives the methods itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ FOLDER = ROOT / "results" / "supernet"
 RUNS = ROOT / "runs" / "supernet"
 TASKS = ("fashion_mnist", "textile", "dsprites_ori")
 OTHERS = ("digits", "dsprites_loc")  # at the rates that glora gives the methods itself
-RATES, EDGE = (3e-4, 1e-3, 3e-3), 1e-4  # the edge where the lowest is best
-LADDER = (3e-5, EDGE, *RATES)  # from the best of the short trainings, long ones go down it while that is better
-BEYOND = (1e-5, *LADDER, 1e-2)  # and what is a third of the best and three times it
+RATES = (3e-4, 1e-3, 3e-3)
+LADDER = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, *RATES)  # down it while that is better
+BEYOND = (*LADDER, 1e-2)  # and what is three times the best
 SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
 SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
@@ -82,7 +82,7 @@ VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method
 }
 NOT_ABLATED = ("lora", "glora", "polished")
 ABLATIONS = (
-    *(("published", lr) for lr in (3e-5, EDGE, RATES[0])),
+    *(("published", lr) for lr in (3e-5, 1e-4, RATES[0])),
     *((name, 1e-3) for name in VARIANTS if name not in NOT_ABLATED),
 )
 
@@ -263,24 +263,19 @@ def beside(task: str, variant: str, epochs: int, step: int) -> float:
 
 
 def ran(task: str, variant: str, epochs: int) -> list[Cell]:
-    """What was run on val alone of the variant's method, a cell for every learning rate."""
-    every = [Cell(task, VARIANTS[variant][0], lr, epochs=epochs) for lr in (*RATES, *LADDER[:2])]
+    """What was run on val alone of the variant's method, a cell for every learning rate, from the lowest."""
+    every = [Cell(task, VARIANTS[variant][0], lr, epochs=epochs) for lr in LADDER]
     return [cell for cell in every if cell.path.is_file()]
 
 
 def rates(task: str, variant: str, epochs: int) -> Iterator[float]:
     """The learning rates to run, one after the other: which the next is depends on what those before gave."""
-    if epochs == SHORT:
-        yield from RATES
-        if best(task, variant) == RATES[0]:
-            yield EDGE
-        return
-    place = LADDER.index(best(task, variant))
-    yield LADDER[place]
-    for lr in reversed(LADDER[:place]):
-        yield lr
-        if best(task, variant, epochs) != lr:
+    first = RATES if epochs == SHORT else [best(task, variant)]
+    yield from first
+    for lowest, lower in pairwise([min(first), *(lr for lr in reversed(LADDER) if lr < min(first))]):
+        if best(task, variant, epochs) > lowest:
             return
+        yield lower
 
 
 def cells(task: str, epochs: int = SHORT) -> Iterator[Cell]:
@@ -304,11 +299,6 @@ def seeded(task: str, epochs: int, seed: int) -> Iterator[Cell]:
 def untuned(task: str, variant: str, seed: int) -> Cell:
     """A cell of a task that nothing is chosen on."""
     return Cell(task, variant, get_method(variant, {}).lr, seed, tested=True, epochs=LONG)
-
-
-def grid(task: str, variant: str, epochs: int = SHORT) -> list[Cell]:
-    """A cell for every learning rate, from the lowest, run or not."""
-    return [Cell(task, variant, lr, epochs=epochs) for lr in LADDER]
 
 
 def measured() -> list[str]:

@@ -13,10 +13,8 @@ import supernet
 from supernet import (
     ABLATED,
     ABLATIONS,
-    BEYOND,
     BOTH,
     DRAWS,
-    LADDER,
     LONG,
     OTHERS,
     RATES,
@@ -30,9 +28,9 @@ from supernet import (
     best,
     budget,
     finished,
-    grid,
     main_figure,
     measured,
+    ran,
     tested,
     untuned,
 )
@@ -229,13 +227,15 @@ def by_rate() -> Iterator[str]:
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
     yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest, as trained."
     yield "Starred: collapsed, and begun anew at a third of the rate ([supernet.md](supernet.md#when-it-collapses))."
-    yield from ("", f"| task | epochs | method | {' | '.join(f'{lr:g}' for lr in LADDER)} |")
-    yield f"|---|---:|---|{'---:|' * len(LADDER)}"
-    for task, epochs in product(measured(), lengths()):
-        for variant in BOTH:
-            cells = grid(task, variant, epochs)
-            row = [val(Result.read(cell.path)) if cell.path.is_file() else "" for cell in cells]
-            yield f"| {task} | {epochs} | {variant} | {' | '.join(row)} |"
+    rows = {
+        (task, epochs, variant): {cell.lr: val(Result.read(cell.path)) for cell in ran(task, variant, epochs)}
+        for task, epochs, variant in product(measured(), lengths(), BOTH)
+    }
+    columns = sorted({lr for row in rows.values() for lr in row})
+    yield from ("", f"| task | epochs | method | {' | '.join(f'{lr:g}' for lr in columns)} |")
+    yield f"|---|---:|---|{'---:|' * len(columns)}"
+    for (task, epochs, variant), row in rows.items():
+        yield f"| {task} | {epochs} | {variant} | {' | '.join(row.get(lr, '') for lr in columns)} |"
     yield from beside_the_best()
 
 
@@ -330,8 +330,8 @@ def ablations() -> Iterator[str]:
 
 def over_rates(task: str, variant: str, name: str) -> dict[float, float]:
     """Val accuracy in % of the learning rates that were run, from the lowest."""
-    run = [cell for cell in grid(task, variant) if cell.path.is_file()]
-    return {cell.lr: 100 * (Result.read(cell.path).metrics[f"{name}_val_accuracy"] or 0) for cell in run}
+    found = {cell.lr: Result.read(cell.path).metrics for cell in ran(task, variant, SHORT)}
+    return {lr: 100 * (metrics[f"{name}_val_accuracy"] or 0) for lr, metrics in found.items()}
 
 
 def around_the_best(task: str, variant: str, name: str) -> dict[float, float]:
@@ -390,7 +390,7 @@ def draw_rates() -> None:
     """Accuracy over the learning rates, a panel per task: on val after short trainings, on test after long ones."""
     tasks = measured()
     drawing = figure(3 * len(tasks), 5)
-    panels = drawing.subplots(2, len(tasks), squeeze=False)
+    panels = drawing.subplots(2, len(tasks), squeeze=False, sharex=True)
     short = {
         "LoRA": ("lora", "model"),
         "random subnets of LoRA's size": ("glora", "sized"),
@@ -406,9 +406,6 @@ def draw_rates() -> None:
                 colour, marker = LINES[label]
                 axes.plot(list(found), list(found.values()), color=colour, marker=marker, markersize=4, label=label)
             axes.set_xscale("log")
-            axes.set_xlim(BEYOND[0] / 1.5, BEYOND[-1] * 1.5)
-            axes.set_xticks(BEYOND[::2], [f"{lr:g}" for lr in BEYOND[::2]], fontsize=8)
-            axes.minorticks_off()
         column[0].set_title(task, fontsize=9)
         column[1].set_xlabel("learning rate")
     panels[0, 0].set_ylabel(f"val accuracy, %\n{SHORT} epochs, as trained")
