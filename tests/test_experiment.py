@@ -279,9 +279,6 @@ def test_of_a_winners_polish_and_its_training_alone_the_result_tells_too(
         assert [note for note in notes if note.startswith(f"{whose}Training has collapsed by epoch 1")], whose
 
 
-# -- what is refused
-
-
 def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Path) -> None:
     """The main process writes and tests; the other waits for what it has written."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(photos, search={"controls": 2}).model_dump(mode="json")))
@@ -300,6 +297,9 @@ def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Pat
     told = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], told
     assert Result.read(tmp_path / "run" / "result.json").metrics["test_accuracy"] is not None
+
+
+# -- what is refused
 
 
 def test_a_folder_with_a_run_of_other_settings_is_refused(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:
