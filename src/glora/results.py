@@ -105,7 +105,7 @@ class Result:
         notes: What a reader of the numbers must know.
         verdict: Of a search: how the winner was chosen, and whether it beats its controls, in words.
         versions: Version of Python and of the packages that decide the numbers.
-        commit: The git commit of the working folder, or None.
+        commit: The git commit of the working folder, "-dirty" at its end where files differ from it, or None.
         device: What it ran on, in words.
         time: When the record was made, UTC, ISO 8601.
         winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
@@ -270,8 +270,9 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
