@@ -36,7 +36,7 @@ LR = 1e-3
 RANK = 8
 LEFT_STEPS = 10
 CHOICES = [(t, k) for t in "AB" for k in (f"lora:{RANK}", "vector", "scalar")]
-CHOICES += [("C", "vector"), *((t, k) for t in "DE" for k in ("vector", "scalar"))]
+CHOICES += [("C", f"lora:{RANK}"), ("C", "vector"), *((t, k) for t in "DE" for k in ("vector", "scalar"))]
 SCALINGS = ("none", "fan_in")
 PRODUCTS = ("elementwise", "matrix")
 
