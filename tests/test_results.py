@@ -62,9 +62,10 @@ def test_the_commit_is_the_working_folders_or_none(tmp_path: Path, monkeypatch: 
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert Result.stamped(**REQUIRED).commit == head
-    (tmp_path / "code.py").write_text("1")
-    subprocess.run([*git, "add", "code.py"], check=True)
-    assert Result.stamped(**REQUIRED).commit == f"{head}-dirty"
+    for name, told in (("result.json", head), ("code.py", f"{head}-dirty")):
+        (tmp_path / name).write_text("1")
+        subprocess.run([*git, "add", name], check=True)
+        assert Result.stamped(**REQUIRED).commit == told
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Result.stamped(**REQUIRED).commit is None  # no git
 

@@ -105,7 +105,7 @@ class Result:
         notes: What a reader of the numbers must know.
         verdict: Of a search: how the winner was chosen, and whether it beats its controls, in words.
         versions: Version of Python and of the packages that decide the numbers.
-        commit: The git commit of the working folder, "-dirty" at its end where files differ from it, or None.
+        commit: The git commit of the working folder, "-dirty" at its end where Python files differ, or None.
         device: What it ran on, in words.
         time: When the record was made, UTC, ISO 8601.
         winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
@@ -270,12 +270,16 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = (["rev-parse", "HEAD"], ["diff", "--quiet", "HEAD", "--", ":/*.py"])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        head, changed = (
+            subprocess.run(["git", *each], capture_output=True, text=True, timeout=10, check=False) for each in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def _peak_memory() -> int | None:
