@@ -167,7 +167,8 @@ def page() -> str:
 
 def stamps() -> Iterator[str]:
     """Which code the cells were trained with."""
-    found = Counter(str(Result.read(path).commit)[:7] for path in sorted(FOLDER.glob("*.json")))
+    every = [result for path in sorted(FOLDER.glob("*.json")) if (result := Result.read(path)).seed in SEEDS]
+    found = Counter(str(result.commit)[:7] for result in every)
     told = ", ".join(f"{commit} ({count})" for commit, count in found.most_common())
     yield from ("", "## Code", "", f"Commits that the cells were trained at: {told}.")
     yield "A cell is kept where later changes have no say in its training; what of those at 32d1cfe is calibrated,"
