@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import glora
-from glora import layers
+from glora.adapt import layers
 from glora.errors import TargetError
-from glora.results import write_json
+from glora.files import write_json
 
 PATH = Path(__file__).parent.parent / "results" / "architectures" / "table.json"
 RTOL = 1e-4

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from glora import Adapted, Genotype, LayerConfig, SearchSpace, inject
 from glora.backbones import load_backbone
-from glora.data import load_task
-from glora.results import Result
+from glora.report.result import Result
+from glora.tasks.task import load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "conditioning"

@@ -13,11 +13,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from glora.demo import demo_experiment
-from glora.evaluation import evaluate
-from glora.experiment import Run
-from glora.progress import ConsoleReporter
-from glora.results import Result
+from glora.cli.console import ConsoleReporter
+from glora.report.result import Result
+from glora.runs.demo import demo_experiment
+from glora.runs.run import Run
+from glora.tasks.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "defaults"

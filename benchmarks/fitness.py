@@ -26,12 +26,12 @@ from scipy.stats import spearmanr
 from supernet import LEAST, SEEDS, TASKS, Cell, best
 from torch import Tensor
 
-from glora.controls import random_genomes
-from glora.data import ImageSet, load_task
-from glora.experiment import Run
 from glora.genotype import Genotype
-from glora.reporter import Silent
-from glora.results import Result
+from glora.report.result import Result
+from glora.runs.comparison import random_genomes
+from glora.runs.reporter import Silent
+from glora.runs.run import Run
+from glora.tasks.task import ImageSet, load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "fitness"

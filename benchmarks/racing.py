@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from glora.cli.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
-from glora.experiment import Run
+from glora.files import read_jsonl
 from glora.genotype import Genotype
-from glora.progress import ConsoleReporter
-from glora.results import Result, read_jsonl
-from glora.scoring import Part, ValScorer
+from glora.report.result import Result
+from glora.runs.run import Run
+from glora.runs.scoring import Part, ValScorer
 from glora.searchers import Racing, SearchResult, search
 from glora.searchers.measure import Done, Job
 from glora.searchers.racing import Race

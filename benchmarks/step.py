@@ -33,11 +33,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from glora import Adapted, LayerConfig, SearchSpace, Supernet, inject
+from glora.adapt.sites import plan_sites
 from glora.backbones import load_backbone
-from glora.device import device_name
-from glora.latency import latency_ratio
-from glora.layers.sites import plan_sites
-from glora.results import Result
+from glora.report.result import Result
+from glora.runs.latency import latency_ratio
+from glora.training.device import device_name
 
 FOLDER = Path(__file__).parent.parent / "results" / "step"
 RANK = 8

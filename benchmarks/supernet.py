@@ -36,19 +36,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from glora.calibration import Calibration, chosen_alone
+from glora.cli.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
-from glora.controls import random_genomes
-from glora.data import DATASETS, ImageSet
-from glora.evaluation import Evaluation, evaluate
-from glora.experiment import Run
 from glora.genotype import Genotype
 from glora.methods import get_method
-from glora.outcome import Outcome
-from glora.progress import ConsoleReporter
-from glora.results import Result
+from glora.report.outcome import Outcome
+from glora.report.result import Result
+from glora.runs.calibration import Calibration, chosen_alone
+from glora.runs.comparison import random_genomes
+from glora.runs.run import Run
+from glora.runs.winner import load_winner
 from glora.space import SearchSpace
-from glora.winner import load_winner
+from glora.tasks.evaluation import Evaluation, evaluate
+from glora.tasks.task import DATASETS, ImageSet
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "supernet"

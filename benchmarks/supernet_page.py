@@ -38,8 +38,8 @@ from supernet import (
     untuned,
 )
 
-from glora.plots.figures import FRONT, INK, figure, save
-from glora.results import Result
+from glora.report.plots.figures import FRONT, INK, figure, save
+from glora.report.result import Result
 
 PAGE = ROOT / "docs" / "supernet-measured.md"
 FIGURES = ROOT / "docs" / "figures"

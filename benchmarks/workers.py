@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from glora.demo import demo_experiment
-from glora.experiment import Run
+from glora.cli.console import ConsoleReporter
 from glora.genotype import Genotype, Site
-from glora.progress import ConsoleReporter
-from glora.results import Result
+from glora.report.result import Result
+from glora.runs.demo import demo_experiment
+from glora.runs.run import Run
 from glora.searchers import Racing, search
 from glora.space import BoundSpace, SearchSpace
 

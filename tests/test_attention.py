@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import glora
-from glora import layers
+from glora.adapt import attach
+from glora.adapt.support import Support
 from glora.errors import GloraError, StateError
 from glora.genotype import Genotype, LayerConfig
 from glora.space import SearchSpace
-from glora.support import Support
 from suites.layer_suite import PRODUCTS, SPREAD, difference, randomize, same, snapshot
 
 FORMS = {
@@ -331,7 +331,7 @@ def test_an_error_in_its_forward_leaves_nothing_held():
     before = layer(*x)[0]
     with pytest.raises(Exception, match=r"shape|size|match"):
         layer(x[0], x[0], x[0])
-    assert all(adapter.held is None for adapter in layers.adapters_of(layer).values())
+    assert all(adapter.held is None for adapter in attach.adapters_of(layer).values())
     with torch.no_grad():
         adapted.supports["q_proj"].down["B"].add_(0.5)
     assert difference(layer(*x)[0], before) > 1e-3

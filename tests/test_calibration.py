@@ -16,8 +16,12 @@ import torch
 from torch import nn
 
 import glora
-from glora import layers
-from glora.calibration import (
+from glora.adapt import attach
+from glora.config import build_experiment
+from glora.errors import RunError
+from glora.genotype import LayerConfig
+from glora.report.outcome import Outcome
+from glora.runs.calibration import (
     FEWEST,
     GENOTYPES,
     STRENGTHS,
@@ -31,19 +35,15 @@ from glora.calibration import (
     load_calibrated,
     temperatures,
 )
-from glora.config import build_experiment
-from glora.controls import random_genomes
-from glora.data import ImageSet, load_task
-from glora.device import new_accelerator
-from glora.errors import RunError
-from glora.evaluation import predictions
-from glora.experiment import Run
-from glora.genotype import LayerConfig
-from glora.outcome import Outcome
-from glora.preprocess import Preprocess
-from glora.runfolder import RunFolder
+from glora.runs.comparison import random_genomes
+from glora.runs.folder import RunFolder
+from glora.runs.run import Run
+from glora.runs.winner import load_winner
 from glora.space import SearchSpace
-from glora.winner import load_winner
+from glora.tasks.evaluation import predictions
+from glora.tasks.images import Preprocess
+from glora.tasks.task import ImageSet, load_task
+from glora.training.device import new_accelerator
 from suites.toy import Recorder, tiny
 
 FEW = {"rescore": 2, "controls": 2}
@@ -54,8 +54,8 @@ SPACES = [SearchSpace(), SearchSpace(product="elementwise"), SearchSpace.paper()
 def few() -> Iterator[None]:
     """The toys have few images, and all of them are right."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("glora.calibration.FEWEST", 1)
-        patched.setattr("glora.calibration._flawless", lambda *_: False)
+        patched.setattr("glora.runs.calibration.FEWEST", 1)
+        patched.setattr("glora.runs.calibration._flawless", lambda *_: False)
         yield
 
 
@@ -89,7 +89,7 @@ def test_the_strength_multiplies_all_that_a_genotype_changes(
         for genotype in genotypes:
             with adapted.hold(genotype):
                 for layer in sites.values():
-                    for now, base in zip((layer.weight, layer.bias), layers.base_of(layer), strict=True):
+                    for now, base in zip((layer.weight, layer.bias), attach.base_of(layer), strict=True):
                         if now is not None:
                             found.append(now.detach() - (0 if base is None else base))
         return found
@@ -218,7 +218,7 @@ def test_a_gain_that_hangs_on_one_image_changes_nothing(genotypes: int) -> None:
 
 def test_where_every_image_is_right_nothing_tells_how_sure_is_too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Surer is better for each of them, whatever other images would say."""
-    monkeypatch.setattr("glora.calibration._flawless", _flawless)
+    monkeypatch.setattr("glora.runs.calibration._flawless", _flawless)
     labels = torch.arange(100) % 2
     right = nn.functional.one_hot(labels, 2).float()
     sure = torch.linspace(1, 6, 100)[:, None]
@@ -234,7 +234,7 @@ def test_what_gains_nothing_changes_nothing() -> None:
 
 
 def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
+    monkeypatch.setattr("glora.runs.calibration.FEWEST", FEWEST)
     assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), images=FEWEST - 1) == Calibration()
     assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST), images=FEWEST) != Calibration()
 
@@ -242,7 +242,7 @@ def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_search_of_few_images_is_not_calibrated_and_says_so(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.calibration.FEWEST", FEWEST)
+    monkeypatch.setattr("glora.runs.calibration.FEWEST", FEWEST)
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
     (folder / "search.jsonl").unlink()
@@ -352,7 +352,7 @@ def test_every_strength_is_tried_on_genotypes_of_the_search(
         assert temperatures == TEMPERATURES
         return Calibration(0.5, 2.0)
 
-    monkeypatch.setattr("glora.searching.chosen", watched)
+    monkeypatch.setattr("glora.runs.stages.search.chosen", watched)
     run = Run.open(folder, Recorder())
     budget = run.adapter.adapted.space.count(run.adapter.adapted.space.largest) // 2
     sizes: list[int] = []
@@ -426,7 +426,7 @@ def test_the_winner_trained_alone_is_calibrated_or_compared_by_its_accuracy(
         given.append(images)
         return load_calibrated(model, path, images, **how)
 
-    monkeypatch.setattr("glora.experiment.load_calibrated", watched)
+    monkeypatch.setattr("glora.runs.run.load_calibrated", watched)
     search = {**FEW, "controls": 0, "control": "retrain", "calibrate": calibrate}
     run = Run(tiny(photos, data={"folds": folds}, search=search), tmp_path / "run", Recorder())
     result = run.fit()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import glora
-from glora import checkpoint
+from glora.adapt import adapter_file as checkpoint
 from glora.errors import AdapterFileError, StateError
 from glora.files import atomic, write_text
 from glora.genotype import LayerConfig

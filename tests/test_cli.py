@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from glora import cli
-from glora.listing import listing
-from glora.progress import ConsoleReporter
-from glora.results import read_jsonl
+from glora.cli import app as cli
+from glora.cli.console import ConsoleReporter
+from glora.cli.listing import listing
+from glora.files import read_jsonl
 from glora.searchers import Score, Trial
-from glora.train import Progress
+from glora.training.trainer import Progress
 from suites.toy import MODEL, image_folder
 
 VERBS = ("fit", "train", "search", "eval", "merge", "ls", "check", "table", "demo")
@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
-    code = "import sys; from glora.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    code = "import sys; from glora.cli.app import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line(glora: Any, photos: Path, tmp_path: Path, monke
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "config.yaml")
 
-    monkeypatch.setattr("glora.runfolder.write_text", full)
+    monkeypatch.setattr("glora.runs.folder.write_text", full)
     told = glora("train", "--data", photos, *TINY, "--out", tmp_path / "run")
     assert told.code == 1
     assert told.err.endswith("Error: No space left on device: config.yaml.\n")
@@ -341,7 +341,7 @@ def test_options_become_settings(glora: Any, photos: Path, tmp_path: Path) -> No
     words += ["--targets", "blocks.0.attn.qkv", "--skip", "proj", "--set", "space.ranks=[2]", "--precision", "no"]
     told = glora("train", "--data", photos, *TINY, *words, "--out", tmp_path / "run")
     assert told.code == 0
-    from glora.runfolder import RunFolder
+    from glora.runs.folder import RunFolder
 
     found = RunFolder(tmp_path / "run").experiment()
     assert (found.train.lr, found.train.batch_size, found.seed) == (2e-3, 4, 3)
@@ -384,7 +384,9 @@ def test_ls_of_something_else_is_told(glora: Any) -> None:
 def on_a_terminal(words: list[str], *, columns: int, until: str, timeout: float = 60) -> tuple[int, str]:
     """Exit code and screen of a real `glora` on a terminal, sent Ctrl-C when `until` is on the screen."""
     master, slave = pty.openpty()
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import glora.cli; glora.cli.main()"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from glora.cli import app; app.main()"
+    )
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdin=slave, stdout=slave, stderr=slave, env=environment

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from glora.config import Experiment, build_experiment, describe, load_experiment, parse_count
+from glora.config import Experiment, build_experiment, describe, load_experiment
 from glora.errors import BudgetError, ConfigError
-from glora.settle import search_arguments
+from glora.runs.resolve import search_arguments
+from glora.settings import parse_count
 from glora.space import SearchSpace
 from suites.searcher_suite import legal, toy_space
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import glora
-from glora import layers
+from glora.adapt import attach
+from glora.adapt.layers.conv import Conv
+from glora.adapt.layers.linear import Linear
 from glora.errors import StateError
 from glora.genotype import LayerConfig
-from glora.layers.conv import Conv
-from glora.layers.linear import Linear
 from suites.layer_suite import NEAR, PRODUCTS, LayerSuite, difference, view_of
 
 
@@ -32,14 +32,14 @@ class ConvSuite(LayerSuite):
         layer, support = self.adapt("bias")
         x = self.make_input(3)
         for config in self.spread(support):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             assert difference(layer(x[0]), layer(x)[0]) <= NEAR, config
 
     def test_where_it_can_the_called_layer_builds_no_weight(self, monkeypatch):
         layer, support = self.adapt("bias", "matrix")
         monkeypatch.setattr(type(support), "weight", None)
         for config in self.spread(support):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             layer(self.make_input(3))
 
 
@@ -104,10 +104,10 @@ def test_samples_without_a_batch_cannot_be_told_apart_though_the_channels_could_
     layer, support = suite.adapt("bias")
     configs = suite.spread(support)[1:4]  # 3 samples, 6 channels
     x = suite.make_input(1)[0]
-    layers.state_of(layer).play(configs)
+    attach.state_of(layer).play(configs)
     first = layer(x)
     assert "for the whole batch" in caplog.text
-    layers.state_of(layer).play(configs[:1])
+    attach.state_of(layer).play(configs[:1])
     assert torch.equal(layer(x), first)
 
 
@@ -118,7 +118,7 @@ def test_samples_without_a_batch_cannot_be_told_apart_though_the_channels_could_
 def test_a_matrix_product_a_is_one_mixing_of_the_channels_of_every_group_before_the_layer(transposed):
     suite = TestTransposedGrouped() if transposed else TestGroupedDilatedReflecting()
     layer, support = suite.adapt("bias", "matrix")
-    layers.state_of(layer).play([LayerConfig(A="lora:4")])
+    attach.state_of(layer).play([LayerConfig(A="lora:4")])
     x = suite.make_input(3)
     down, up = support.factors("A", LayerConfig(A="lora:4"))
     assert down is not None and up is not None
@@ -126,7 +126,7 @@ def test_a_matrix_product_a_is_one_mixing_of_the_channels_of_every_group_before_
     assert a.shape == (5, 5)
     mixed = x + torch.cat([torch.einsum("dc,nchw->ndhw", a, half) for half in x.chunk(2, 1)], 1)
     out = layer(x)
-    layers.detach(layer)
+    attach.detach(layer)
     assert difference(out, layer(mixed)) <= NEAR
 
 
@@ -138,9 +138,9 @@ def test_c_is_a_constant_per_output_and_inside_the_border_the_input_shifted_by_i
     with torch.no_grad():
         support.down["C"].zero_()[:, 0] = per_channel.repeat_interleave(9)
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    layers.state_of(layer).play([LayerConfig(C="vector")])
+    attach.state_of(layer).play([LayerConfig(C="vector")])
     out = layer(x)
-    layers.detach(layer)
+    attach.detach(layer)
     constant = out - layer(x)
     assert torch.allclose(constant, constant[:1, :, :1, :1].expand_as(constant), atol=1e-5)
     shifted = layer(x + per_channel.view(4, 1, 1))
@@ -207,19 +207,19 @@ def test_a_subclass_with_its_own_way_to_the_output_plays_through_its_weight(numb
     suite = Suite()
     layer, support = suite.adapt("bias", product)
     for config in suite.spread(support):
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         support.zero_grad()
         out = layer(x)
         if config != LayerConfig():
             (out**2).sum().backward()
             assert any(bool(p.grad.any()) for p in support.parameters() if p.grad is not None), config
-        base = layers.merge(layer)
+        base = attach.merge(layer)
         assert type(layer) is cls
         assert list(layer.state_dict()) == keys
         assert torch.equal(layer(x), out), config
         layer._parameters.update(base)
-        layers.attach(layer, support)
-    layers.detach(layer)
+        attach.attach(layer, support)
+    attach.detach(layer)
     assert torch.equal(layer(x), before)
 
 
@@ -227,36 +227,36 @@ def test_a_subclass_with_its_own_way_to_the_output_plays_through_its_weight(numb
 def test_a_transposed_convolution_may_be_told_the_size_of_its_output(config):
     suite = TestTransposedGrouped()
     layer, _ = suite.adapt("bias")
-    layers.state_of(layer).play([config])
+    attach.state_of(layer).play([config])
     x = suite.make_input(2)
     out = layer(x, output_size=(5, 8))
     assert out.shape[2:] == (5, 8)
-    with layers.holding(layer, config):
+    with attach.holding(layer, config):
         assert torch.equal(layer(x, [5, 8]), out)
-    layers.merge(layer)
+    attach.merge(layer)
     assert torch.equal(layer(x, output_size=(5, 8)), out)
 
 
 @pytest.mark.parametrize("suite", [TestStrided(), TestTransposedGrouped()], ids=["conv", "transposed"])
 def test_fresh_it_is_the_plain_layer_with_channels_last_too(suite):
     layer, support = suite.adapt("bias")
-    layers.detach(layer)
+    attach.detach(layer)
     layer.to(memory_format=torch.channels_last)
     x = suite.make_input(2).to(memory_format=torch.channels_last)
     plain, strides = layer(x), layer.weight.stride()
     with torch.no_grad():
         for down in support.down.values():
             down.zero_()
-    layers.attach(layer, support)
+    attach.attach(layer, support)
     for config in suite.spread(support):
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         assert torch.equal(layer(x), plain), config
-        with layers.holding(layer, config):
+        with attach.holding(layer, config):
             assert torch.equal(layer(x), plain), config
             assert layer(x).stride() == plain.stride()
-    layers.state_of(layer).play([suite.spread(support)[1]])
+    attach.state_of(layer).play([suite.spread(support)[1]])
     assert layer.weight.stride() == strides
-    layers.merge(layer)
+    attach.merge(layer)
     assert layer.weight.stride() == strides
 
 
@@ -271,6 +271,6 @@ def test_a_lazy_layer_is_refused_until_it_knows_its_channels():
 def test_called_by_name_it_is_the_same_layer():
     suite = TestStrided()
     layer, support = suite.adapt("bias")
-    layers.state_of(layer).play([suite.spread(support)[1]])
+    attach.state_of(layer).play([suite.spread(support)[1]])
     x = suite.make_input(2)
     assert difference(layer(input=x), layer(x)) <= NEAR

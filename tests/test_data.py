@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from glora import data
-from glora.data import ImageSet, carve_val, load_task, offline, split_in_three, stratified_split
-from glora.data import images as images_module
-from glora.data.sprites import ORIENTATIONS, SCALES, sprite
 from glora.errors import DataError, GloraError, MissingExtraError, UnknownNameError
-from glora.preprocess import Preprocess
+from glora.tasks import images as images_module
+from glora.tasks import task as data
+from glora.tasks.data import packaged as offline
+from glora.tasks.data.sprites import ORIENTATIONS, SCALES, sprite
+from glora.tasks.images import Preprocess
+from glora.tasks.task import ImageSet, carve_val, load_task, split_in_three, stratified_split
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from glora.config import load_experiment
-from glora.demo import demo_experiment, lora_rank, verdict
-from glora.results import Result
+from glora.report.result import Result
+from glora.runs.demo import demo_experiment, lora_rank, verdict
 from glora.space import Site
 
 

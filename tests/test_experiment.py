@@ -21,15 +21,16 @@ import yaml
 from PIL import Image
 
 import glora
-from glora import experiment as rooms
-from glora.checkpoint import read_header
-from glora.data import ImageSet, Task
+from glora.adapt.adapter_file import read_header
 from glora.errors import BudgetError, ConfigError, DataError, RunError, UnknownNameError
-from glora.experiment import Run
-from glora.outcome import Outcome
-from glora.results import Result, read_jsonl
-from glora.runfolder import RunFolder
-from glora.winner import load_winner
+from glora.files import read_jsonl
+from glora.report.outcome import Outcome
+from glora.report.result import Result
+from glora.runs import run as rooms
+from glora.runs.folder import RunFolder
+from glora.runs.run import Run
+from glora.runs.winner import load_winner
+from glora.tasks.task import ImageSet, Task
 from suites.toy import Recorder, free_port, image_folder, tiny
 
 TESTS = Path(__file__).parent
@@ -158,7 +159,7 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
     code = (
         "import sys, torch, glora\n"
         "from glora.backbones import load_backbone\n"
-        "from glora.checkpoint import read_header\n"
+        "from glora.adapt.adapter_file import read_header\n"
         "torch.set_num_threads(1)\n"
         "info = read_header(sys.argv[1])['info']\n"
         "plain = load_backbone(**info['backbone'], num_classes=len(info['classes'])).model.eval()\n"
@@ -200,7 +201,8 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from suites.toy import Recorder, tiny
-from glora import experiment, latency
+from glora.runs import run as experiment
+from glora.runs import latency
 torch.set_num_threads(1)
 step, trial = (int(text) if text else None for text in sys.argv[4:6])
 reporter = Recorder(kill_step=step, kill_trial=trial)
@@ -259,7 +261,7 @@ def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path
 def test_a_training_that_began_anew_is_told_wherever_its_result_is(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.train.collapsed", lambda losses, *_, **__: len(losses) == 2)
+    monkeypatch.setattr("glora.training.trainer.collapsed", lambda losses, *_, **__: len(losses) == 2)
     told = Recorder()
     result = Run(tiny(photos, method="lora", train={"lr": 0.03}), tmp_path / "run", told).fit()
     (line,) = [line for line in told.lines if "collapsed by epoch 2" in line]
@@ -272,7 +274,7 @@ def test_a_training_that_began_anew_is_told_wherever_its_result_is(
 def test_of_a_winners_polish_and_its_training_alone_the_result_tells_too(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.train.collapsed", lambda losses, *_, **__: len(losses) == 1)
+    monkeypatch.setattr("glora.training.trainer.collapsed", lambda losses, *_, **__: len(losses) == 1)
     settings = tiny(photos, train={"epochs": 2}, search={"control": "retrain", "polish": 2, "controls": 1})
     notes = Run(settings, tmp_path / "run", Recorder()).fit().notes
     for whose in ("", "The polish: ", "The winner trained alone: "):
@@ -496,16 +498,16 @@ def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: 
     """What the run says of unreadable images and of precision holds for a later look at other images too."""
     fit = (
         "import sys, json\n"
-        "from glora.experiment import Run\n"
+        "from glora.runs.run import Run\n"
         "from glora.config import build_experiment\n"
-        "from glora.reporter import Silent\n"
+        "from glora.runs.reporter import Silent\n"
         "Run(build_experiment(json.loads(sys.argv[1])), sys.argv[2], Silent()).fit()\n"
     )
     look = (
         "import sys\n"
-        "from glora.reporter import Silent\n"
-        "from glora.runfolder import RunFolder\n"
-        "from glora.winner import load_winner\n"
+        "from glora.runs.reporter import Silent\n"
+        "from glora.runs.folder import RunFolder\n"
+        "from glora.runs.winner import load_winner\n"
         "found = load_winner(RunFolder(sys.argv[1])).evaluate_on(sys.argv[2], Silent())\n"
         "from accelerate import Accelerator\n"
         "print(len(found.losses), Accelerator().mixed_precision)\n"

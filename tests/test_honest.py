@@ -13,22 +13,23 @@ import pytest
 import torch
 
 import glora
-from glora.calibration import Calibration
-from glora.checkpoint import load_supernet, read_header
-from glora.data import ImageSet
+from glora.adapt.adapter_file import load_supernet, read_header
+from glora.adapt.supernet import StoredSupernet, copied
+from glora.cli.terminal import search_or_pick
 from glora.errors import BudgetError, ConfigError, RunError
-from glora.evaluation import evaluate
-from glora.experiment import Run
-from glora.outcome import Outcome
-from glora.results import Result, read_jsonl
-from glora.runfolder import RunFolder
-from glora.scoring import ValScorer
+from glora.files import read_jsonl
+from glora.report.outcome import Outcome
+from glora.report.result import Result
+from glora.runs.calibration import Calibration
+from glora.runs.folder import RunFolder
+from glora.runs.run import Run
+from glora.runs.scoring import ValScorer
+from glora.runs.stages.search import Search
+from glora.runs.winner import load_winner
 from glora.searchers import pareto_front
-from glora.searching import Search
 from glora.space import SearchSpace
-from glora.supernet import StoredSupernet, copied
-from glora.terminal import search_or_pick
-from glora.winner import load_winner
+from glora.tasks.evaluation import evaluate
+from glora.tasks.task import ImageSet
 from suites.toy import Recorder, tiny
 from test_floors import SRC, imports, tree_of
 from test_statistics import normed
@@ -104,7 +105,7 @@ def test_no_path_leads_from_the_search_to_a_test_image(photos: Path, tmp_path: P
 def test_the_files_of_training_and_search_know_no_task(file: str) -> None:
     path = SRC / f"{file}.py"
     assert not {name for name in imports(path) if name.endswith((".Task", ".load_task", ".known", ".testing"))} - {
-        "glora.data.known"
+        "glora.tasks.visible"
     }
     attributes = {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
     assert "test" not in attributes
@@ -157,8 +158,8 @@ def trials_of(run: Run) -> Any:
 
 
 def test_of_equal_genotypes_the_smaller_wins(searched: Run) -> None:
-    from glora.controls import best_again
-    from glora.evaluation import Evaluation
+    from glora.runs.comparison import best_again
+    from glora.tasks.evaluation import Evaluation
 
     same = Evaluation(torch.ones(4), torch.ones(4, dtype=torch.bool))
     sizes = {(0,): 30, (1,): 10, (2,): 20}
@@ -357,7 +358,7 @@ def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
     trials = trials_of(searched)
     front = pareto_front(trials)
     monkeypatch.setattr(ValScorer, "__call__", lambda *_, **__: pytest.fail("a new score"))
-    monkeypatch.setattr("glora.scoring.evaluate", lambda *_, **__: pytest.fail("a new forward"))
+    monkeypatch.setattr("glora.runs.scoring.evaluate", lambda *_, **__: pytest.fail("a new forward"))
     journal = (folder / "search.jsonl").read_bytes()
     for trial in front[1:]:
         budget = trial.parameters + 1
@@ -465,8 +466,11 @@ def test_a_stop_between_the_files_of_a_winner_is_told_and_mended(
     first = Run.open(folder.path, Recorder()).evaluate()
     budget = smaller(searched)
     with monkeypatch.context() as patch:
-        stop = {"adapter": ("glora.searching", "save_adapter"), "outcome": ("glora.outcome.Outcome", "write")}
-        where, name = stop.get(place, ("glora.runfolder.RunFolder", "show"))
+        stop = {
+            "adapter": ("glora.runs.stages.search", "save_adapter"),
+            "outcome": ("glora.report.outcome.Outcome", "write"),
+        }
+        where, name = stop.get(place, ("glora.runs.folder.RunFolder", "show"))
         patch.setattr(f"{where}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Run.open(folder.path, Recorder()).pick(budget=budget, min_budget=0)

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glora.data import ImageSet, Task
-from glora.data.known import known
 from glora.errors import DataError
-from glora.preprocess import Preprocess
+from glora.tasks.images import Preprocess
+from glora.tasks.task import ImageSet, Task
+from glora.tasks.visible import known
 
 PREPROCESS = Preprocess(size=(2, 2))
 

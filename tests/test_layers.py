@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glora import inject, layers
+from glora import inject
+from glora.adapt import attach, layers
+from glora.adapt.sites import base_state
+from glora.adapt.support import Support
 from glora.genotype import LayerConfig, Site
-from glora.layers.places import base_state
 from glora.registry import load
 from glora.space import SearchSpace
-from glora.support import Support
 from suites.layer_suite import LayerSuite, everything, view_of
 
 
@@ -65,7 +66,7 @@ def between(page: str, mark: str) -> list[str]:
 
 
 def test_the_page_on_layers_has_the_table_and_the_words():
-    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "attach.md").read_text(encoding="utf-8")
     rows = [f"| `{pattern}` | {load(path).kind} |" for pattern, path in layers.TABLE.items()]
     assert between(page, "table") == rows
     assert between(page, "words") == [f"| `{word}` | {', '.join(kinds)} |" for word, kinds in layers.WORDS.items()]
@@ -82,9 +83,9 @@ def test_a_subclass_with_its_own_forward_plays_through_its_weight():
 
     suite = Suite()
     layer, support = suite.adapt("bias")
-    layers.state_of(layer).play([suite.spread(support)[1]])
+    attach.state_of(layer).play([suite.spread(support)[1]])
     out = layer(suite.make_input(3))
-    layers.merge(layer)
+    attach.merge(layer)
     assert type(layer) is Doubled
     assert torch.equal(out, layer(suite.make_input(3)))
 
@@ -249,10 +250,10 @@ def test_a_norm_takes_inputs_of_any_rank_one_genotype_per_sample(x):
     suite = TestLayerNorm()
     layer, support = suite.adapt()
     configs = suite.spread(support)[1:5]
-    layers.state_of(layer).play(configs)
+    attach.state_of(layer).play(configs)
     together = layer(x)
     for sample, config in enumerate(configs):
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5)
 
 
@@ -260,11 +261,11 @@ def test_an_input_without_samples_plays_the_first_genotype(caplog):
     for suite, x in ((TestLayerNormOfImages(), torch.randn(3, 6)), (TestLinear(), torch.randn(6))):
         layer, support = suite.adapt()
         configs = suite.spread(support)[1:4]
-        layers.state_of(layer).play(configs)
+        attach.state_of(layer).play(configs)
         caplog.clear()
         mixed = layer(x)
         assert "cannot be told apart" in caplog.text
-        layers.state_of(layer).play(configs[:1])
+        attach.state_of(layer).play(configs[:1])
         assert torch.equal(mixed, layer(x))
 
 
@@ -276,11 +277,11 @@ def test_a_batch_norm_is_the_plain_one_in_every_mode(momentum, track, training):
     layer = nn.BatchNorm2d(6, momentum=momentum, track_running_stats=track).train(training)
     site = view_of(layer).site
     space = everything((4,), "elementwise")
-    layers.attach(layer, Support(site, space, space.options(site), generator=torch.Generator()))
+    attach.attach(layer, Support(site, space, space.options(site), generator=torch.Generator()))
     for step in range(3):
         x = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(step))
         if step == 2:
-            layers.state_of(layer).play([LayerConfig(A="vector", B="vector", E="vector"), LayerConfig()] * 2)
+            attach.state_of(layer).play([LayerConfig(A="vector", B="vector", E="vector"), LayerConfig()] * 2)
         assert torch.equal(layer(x), plain(x))
         for (name, mine), (_, theirs) in zip(layer.named_buffers(), plain.named_buffers(), strict=True):
             assert torch.equal(mine, theirs), name

@@ -24,14 +24,14 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance, get_crowding_function
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from glora import cli
+from glora.cli import app as cli
 from glora.config import load_experiment
 from glora.errors import ConfigError
+from glora.files import read_jsonl
 from glora.genotype import Genotype, Site
-from glora.results import read_jsonl
+from glora.runs.resolve import search_arguments, unused
 from glora.searchers import SEARCHERS, Candidate, Score, Trial, new_searcher, pareto_front, search
 from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
-from glora.settle import search_arguments, unused
 from glora.space import BoundSpace, SearchSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 from suites.toy import image_folder

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from glora.checkpoint import read_tensors, save_tensors
+from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings, build_experiment
 from glora.errors import ConfigError, StateError
-from glora.experiment import Run
 from glora.methods import get_method
-from glora.pace import Noise, image_steps
+from glora.runs.run import Run
+from glora.training.pace import Noise, image_steps
 from suites.toy import Recorder, tiny
 from test_train import TESTS, adapted, equal, first_gradients, free_port, make_trainer, run, toy_images, values
 

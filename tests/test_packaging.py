@@ -45,7 +45,7 @@ def test_its_metadata_and_entry_point(wheel: Path) -> None:
         metadata = archive.read(f"{info}/METADATA").decode()
         points = configparser.ConfigParser()
         points.read_string(archive.read(f"{info}/entry_points.txt").decode())
-    assert points["console_scripts"]["glora"] == "glora.cli:main"
+    assert points["console_scripts"]["glora"] == "glora.cli.app:main"
     assert re.search(r"^License-Expression: Apache-2\.0$", metadata, re.MULTILINE)
     assert re.search(rf"^Version: {re.escape(glora.__version__)}$", metadata, re.MULTILINE)
     extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.MULTILINE))
@@ -56,7 +56,7 @@ def test_the_wheel_runs_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    code = "import glora, glora.cli; print(glora.__file__); glora.cli.main()"
+    code = "import glora, glora.cli.app; print(glora.__file__); glora.cli.app.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "--help"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True,

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from glora import cli
-from glora.calibration import STRENGTHS
-from glora.checkpoint import read_metadata, read_tensors
+from glora.adapt.adapter_file import read_metadata, read_tensors
+from glora.cli import app as cli
 from glora.config import build_experiment
-from glora.data import ImageSet
 from glora.errors import ConfigError, RunError
-from glora.experiment import Run
-from glora.outcome import Outcome
-from glora.results import Result
-from glora.runfolder import RunFolder
-from glora.settle import POLISH
-from glora.tables import comparison_table
+from glora.report.outcome import Outcome
+from glora.report.result import Result
+from glora.report.tables import comparison_table
+from glora.runs.calibration import STRENGTHS
+from glora.runs.folder import RunFolder
+from glora.runs.resolve import POLISH
+from glora.runs.run import Run
+from glora.tasks.task import ImageSet
 from suites.toy import Recorder, tiny
 
 FEW = {"rescore": 2, "controls": 2}
@@ -73,8 +73,8 @@ def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFol
 def test_a_polished_winner_is_calibrated_by_itself_where_it_has_not_seen_val(
     searched: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.calibration.FEWEST", 1)  # the toys are few, and all right
-    monkeypatch.setattr("glora.calibration._flawless", lambda *_: False)
+    monkeypatch.setattr("glora.runs.calibration.FEWEST", 1)  # the toys are few, and all right
+    monkeypatch.setattr("glora.runs.calibration._flawless", lambda *_: False)
     for on in ("train", "all"):
         run, _ = polished(searched, tmp_path / on, polish_on=on)
         [folder] = (run.folder.path / "polished").iterdir()

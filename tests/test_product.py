@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glora import layers
+from glora.adapt import attach
 from glora.genotype import LayerConfig
 from suites.layer_suite import PRODUCTS, LayerSuite, difference
 from test_layers import TestLinear
@@ -40,8 +40,8 @@ def test_gradients_are_those_of_the_effective_weight(product, rows):
     # its own numbers: a scalar's gradient is a float32 sum, in which about one x in a hundred cancels
     x = torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for config in EVERY:
-        layers.state_of(layer).play([config])
-        numbers = [x, *layers.state_of(layer).support.parameters()]
+        attach.state_of(layer).play([config])
+        numbers = [x, *attach.state_of(layer).support.parameters()]
         (found, wanted) = (
             torch.autograd.grad((y**3).sum(), numbers, allow_unused=True)
             for y in (layer(x), nn.functional.linear(x, layer.weight, layer.bias))
@@ -57,7 +57,7 @@ def test_a_base_that_is_unfrozen_has_its_whole_gradient_whatever_plays(product):
     x = torch.randn(50, 6, dtype=torch.float64)
     base = [layer.parametrizations.weight.original, layer.parametrizations.bias.original]
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         outputs = (layer(x), nn.functional.linear(x, layer.weight, layer.bias))
         found, wanted = (torch.autograd.grad((y**3).sum(), base) for y in outputs)
         assert max(map(difference, found, wanted)) <= 1e-5, config
@@ -73,9 +73,9 @@ def test_fresh_bits_do_not_depend_on_the_shape_or_the_strides_of_the_input(rows,
     support = linear("matrix").parametrizations.weight[0].support
     for factor in support.down.values():
         nn.init.zeros_(factor)
-    layers.attach(layer, support)
+    attach.attach(layer, support)
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         assert torch.equal(layer(x), plain), config
         assert torch.equal(layer(turned), plain_turned), config
 
@@ -85,7 +85,7 @@ def test_an_empty_batch_goes_through(product):
     layer = linear(product)
     x = torch.randn(0, 3, 6, requires_grad=True)
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         layer(x).sum().backward()
         assert x.grad is not None and x.grad.shape == x.shape
 
@@ -95,7 +95,7 @@ def test_what_follows_may_change_the_output_in_place(product):
     layer = linear(product)
     x = torch.randn(5, 3, 6, requires_grad=True)
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         (apart,) = torch.autograd.grad(nn.functional.relu(layer(x)).sum(), x)
         (in_place,) = torch.autograd.grad(nn.functional.relu(layer(x), inplace=True).sum(), x)
         assert torch.equal(apart, in_place), config
@@ -107,7 +107,7 @@ def test_saved_is_at_most_the_input_or_the_plain_output_and_small_numbers(produc
     x = torch.randn(100, 6, requires_grad=True)
     own = {p.data_ptr() for p in layer.parameters()}
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
@@ -131,7 +131,7 @@ def test_under_checkpointing_the_gradients_are_the_same(product):
     layer = linear(product)
     x = torch.randn(5, 6, requires_grad=True)
     for config in EVERY:
-        layers.state_of(layer).play([config])
+        attach.state_of(layer).play([config])
         (plain,) = torch.autograd.grad((layer(x) ** 2).sum(), x)
         (again,) = torch.autograd.grad((checkpoint(layer, x, use_reentrant=False) ** 2).sum(), x)
         assert torch.equal(plain, again), config

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import glora
-from glora import layers
-from glora.checkpoint import fingerprint
+from glora.adapt import attach, layers
+from glora.adapt.adapter_file import fingerprint
+from glora.adapt.layers.quantized import is_quantized
 from glora.errors import AdapterFileError, StateError, TargetError
 from glora.genotype import Genotype, LayerConfig
-from glora.layers.quantized import is_quantized
 from glora.space import SearchSpace
 from suites.layer_suite import PRODUCTS, LayerSuite, bits, difference, equal, randomize, rms
 
@@ -364,8 +364,8 @@ def test_a_packed_layer_is_the_plain_one_fresh_and_plays_the_effective_weight(ho
         adapted.activate(genotype)
         hidden = LONG
         for name in ("0", "2"):
-            support, view = adapted.supports[name], layers.state_of(net[int(name)]).view
-            base, config = layers.base_of(net[int(name)]), genotype[name]
+            support, view = adapted.supports[name], attach.state_of(net[int(name)]).view
+            base, config = attach.base_of(net[int(name)]), genotype[name]
             weight, shift = support.weight(view, base[0], config), support.bias(view, *base, config)
             hidden = nn.functional.linear(hidden, view.matrix(weight), shift).relu()
             if name == "2":

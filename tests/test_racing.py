@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from glora.errors import ConfigError
+from glora.files import read_jsonl
 from glora.genotype import Genotype
-from glora.results import read_jsonl
 from glora.searchers import Racing, search
 from glora.searchers.measure import Done, Job
 from glora.searchers.racing import Race, leaves

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from glora.cli import app
+from glora.cli.app import app
 from glora.config import load_experiment
-from glora.demo import verdict
-from glora.results import Result
-from glora.tables import markdown
+from glora.report.result import Result
+from glora.report.tables import markdown
+from glora.runs.demo import verdict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora.errors import RunError
-from glora.results import Result, append_jsonl, read_jsonl, write_json
+from glora.files import append_jsonl, read_jsonl, write_json
+from glora.report.result import Result
 
 REQUIRED: dict[str, Any] = {
     "method": "glora",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import glora
 from glora.genotype import Genotype
 from glora.methods.glora import TunedAdapter
-from glora.pace import Noise
 from glora.space import SearchSpace
+from glora.training.pace import Noise
 from suites.layer_suite import difference, randomize
 
 N, L, W = 3, 6, 8  # samples, tokens, width

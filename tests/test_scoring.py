@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from glora.adapted import Adapted
-from glora.evaluation import evaluate
+from glora.adapt.adapted import Adapted
 from glora.genotype import Genotype
-from glora.scoring import Part, ValScorer
+from glora.runs.scoring import Part, ValScorer
+from glora.tasks.evaluation import evaluate
 from test_train import adapted, make_trainer, run, toy_images
 
 

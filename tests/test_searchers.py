@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glora.errors import ConfigError, RunError, UnknownNameError
-from glora.results import read_jsonl
+from glora.files import read_jsonl
 from glora.searchers import SEARCHERS, Racing, Score, Trial, pareto_front, search
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 
@@ -467,6 +467,6 @@ def test_a_thousand_sites_are_asked_and_told_quickly_and_in_little_memory(search
 
 
 def test_the_searchers_never_import_torch() -> None:
-    rooms = "glora.searchers.evolution, glora.searchers.random_search, glora.results, glora.tables, glora.plots"
+    rooms = "glora.searchers.evolution, glora.searchers.random_search, glora.report.tables, glora.report.plots"
     code = f"import sys, {rooms}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": SOURCE}, check=True)

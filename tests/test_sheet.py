@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glora.evaluation import Evaluation
-from glora.outcome import verdict
-from glora.results import append_jsonl, read_jsonl
-from glora.sheet import Sheet, ahead, curse, joined, mean
+from glora.files import append_jsonl, read_jsonl
+from glora.report.outcome import verdict
+from glora.runs.sheet import Sheet, ahead, curse, joined, mean
+from glora.tasks.evaluation import Evaluation
 
 
 def evaluation(*losses: float, right: str = "") -> Evaluation:

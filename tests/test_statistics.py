@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import glora
-from glora import checkpoint
+from glora.adapt import adapter_file as checkpoint
+from glora.adapt.statistics import statistics_of
 from glora.errors import AdapterFileError, StateError
-from glora.layers.statistics import statistics_of
 from glora.space import SearchSpace
 from test_adapted import difference, photograph, play, same
 from test_checkpoint import edited, refused

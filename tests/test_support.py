@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from glora.adapt.layers.factored import one
+from glora.adapt.layers.linear import Linear
+from glora.adapt.support import Support, fixed_scale
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
-from glora.layers.factored import one
-from glora.layers.linear import Linear
 from glora.space import SearchSpace, numbers
-from glora.support import Support, fixed_scale
 from suites.layer_suite import PRODUCTS, randomize
 
 LINEAR_LAYER = torch.nn.Linear(2, 2)

@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from glora import plots
 from glora.errors import ConfigError, MissingExtraError, SpaceError
 from glora.genotype import TENSORS, Genotype, Site
-from glora.results import Result
+from glora.report import plots
+from glora.report.result import Result
+from glora.report.tables import CAPTION, markdown, rich_table, rows, trainable
 from glora.searchers import Score, SearchResult, search
 from glora.space import BoundSpace, SearchSpace
-from glora.tables import CAPTION, markdown, rich_table, rows, trainable
 
 
 def made(method: str, *, seed: int = 0, test: float | None = 0.8, **changes: Any) -> Result:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import glora
-from glora import layers
+from glora.adapt import attach
 from glora.errors import AdapterFileError
 from glora.genotype import LayerConfig
 from glora.space import SearchSpace
@@ -179,8 +179,8 @@ def test_a_copy_shares_what_the_original_shares(ids):
     assert torch.equal(twin.model(ids), adapted.model(ids))
     play(twin, seed=5)
     base = twin.model
-    assert layers.state_of(base.embed).support is layers.state_of(base.out).support
-    assert layers.base_of(base.embed)[0] is layers.base_of(base.out)[0]
+    assert attach.state_of(base.embed).support is attach.state_of(base.out).support
+    assert attach.base_of(base.embed)[0] is attach.base_of(base.out)[0]
     assert difference(twin.merge()(ids), adapted.model(ids)) > 1e-3
 
 
@@ -227,7 +227,7 @@ def test_state_dict_and_file_go_round(ids, tmp_path):
     loaded.add("b", path)
     loaded.switch("b")
     assert torch.equal(third(ids), out)
-    assert layers.state_of(third.embed).support is layers.state_of(third.out).support
+    assert attach.state_of(third.embed).support is attach.state_of(third.out).support
     merged = loaded.merge()
     assert merged.out.weight is merged.embed.weight
     untied = tiny()
@@ -265,9 +265,9 @@ def test_ids_of_positions_are_not_taken_for_samples(shape):
     layer = model["position"]
     configs = [LayerConfig(A="scalar"), *[LayerConfig()] * 3]
     index = torch.arange(8).expand(shape)
-    layers.state_of(layer).play(configs)
+    attach.state_of(layer).play(configs)
     mixed = layer(index)
-    layers.state_of(layer).play(configs[:1])
+    attach.state_of(layer).play(configs[:1])
     assert torch.equal(mixed, layer(index))
 
 

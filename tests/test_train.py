@@ -17,21 +17,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from glora.checkpoint import fingerprint, read_tensors, save_tensors
+from glora.adapt.adapter_file import fingerprint, read_tensors, save_tensors
+from glora.adapt.supernet import Sampling
 from glora.config import TrainSettings
-from glora.data import ImageSet
 from glora.errors import StateError
-from glora.evaluation import evaluate
 from glora.genotype import Genotype, LayerConfig
 from glora.methods import get_method
 from glora.methods.glora import GLoRA, TunedAdapter
-from glora.preprocess import Preprocess
-from glora.reporter import Silent
-from glora.resume import train_in
-from glora.runfolder import RunFolder
+from glora.runs.folder import RunFolder
+from glora.runs.reporter import Silent
+from glora.runs.stages.train import train_in
 from glora.space import SearchSpace
-from glora.supernet import Sampling
-from glora.train import Progress, Trainer, collapsed
+from glora.tasks.evaluation import evaluate
+from glora.tasks.images import Preprocess
+from glora.tasks.task import ImageSet
+from glora.training.trainer import Progress, Trainer, collapsed
 from suites.toy import free_port
 
 TESTS = Path(__file__).parent
@@ -382,7 +382,7 @@ def test_as_many_epochs_are_looked_at_as_have_twenty_steps(
     vit: Vit, monkeypatch: pytest.MonkeyPatch, images: int, size: int, last: int
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("glora.train.collapsed", lambda losses, last, guessing: bool(asked.append(last)))
+    monkeypatch.setattr("glora.training.trainer.collapsed", lambda losses, last, guessing: bool(asked.append(last)))
     run(make_trainer(adapted(vit()), toy_images(images), epochs=1, batch_size=size))
     assert asked == [last]
 

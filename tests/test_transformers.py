@@ -78,5 +78,5 @@ def test_gpt2_builds_no_weight_where_its_layers_are_called(gpt2, tokens, monkeyp
     adapted = glora.inject(gpt2, glora.SearchSpace(ranks=(4,), product="matrix", variant="paper"))
     config = LayerConfig(A="lora:4", B="lora:4", C="vector", E="vector")
     adapted.activate(Genotype(dict.fromkeys(adapted.sites, config)))
-    monkeypatch.setattr("glora.support.Support.weight", None)
+    monkeypatch.setattr("glora.adapt.support.Support.weight", None)
     gpt2(tokens)

@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from glora import workers
 from glora.errors import ConfigError, RunError, UnknownNameError
+from glora.files import read_jsonl
 from glora.genotype import Genotype
-from glora.results import read_jsonl
-from glora.searchers import Racing, SearchResult, search
+from glora.searchers import Racing, SearchResult, search, workers
 from glora.searchers.measure import Job
 from suites.scores import EXAMPLES, SPACE, Trouble, score, values
 from suites.searcher_suite import SOURCE, TESTS, told

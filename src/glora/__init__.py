@@ -10,36 +10,35 @@ from typing import TYPE_CHECKING, Any
 from glora.registry import load
 
 if TYPE_CHECKING:
-    from glora.adapted import Adapted
-    from glora.checkpoint import load_adapter, save_adapter
+    from glora.adapt.adapted import Adapted, inject
+    from glora.adapt.adapter_file import load_adapter, save_adapter
+    from glora.adapt.supernet import Supernet
     from glora.errors import GloraError
     from glora.genotype import Choice, Genotype, LayerConfig, Site
-    from glora.injection import inject
-    from glora.results import Result
+    from glora.report.result import Result
     from glora.searchers import Racing, Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
-    from glora.supernet import Supernet
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Adapted": "glora.adapted:Adapted",
+    "Adapted": "glora.adapt.adapted:Adapted",
     "BoundSpace": "glora.space:BoundSpace",
     "Choice": "glora.genotype:Choice",
     "Genotype": "glora.genotype:Genotype",
     "GloraError": "glora.errors:GloraError",
     "LayerConfig": "glora.genotype:LayerConfig",
     "Racing": "glora.searchers:Racing",
-    "Result": "glora.results:Result",
+    "Result": "glora.report.result:Result",
     "Score": "glora.searchers:Score",
     "SearchResult": "glora.searchers:SearchResult",
     "SearchSpace": "glora.space:SearchSpace",
     "Site": "glora.genotype:Site",
-    "Supernet": "glora.supernet:Supernet",
+    "Supernet": "glora.adapt.supernet:Supernet",
     "Trial": "glora.searchers:Trial",
-    "inject": "glora.injection:inject",
-    "load_adapter": "glora.checkpoint:load_adapter",
-    "save_adapter": "glora.checkpoint:save_adapter",
+    "inject": "glora.adapt.adapted:inject",
+    "load_adapter": "glora.adapt.adapter_file:load_adapter",
+    "save_adapter": "glora.adapt.adapter_file:save_adapter",
     "search": "glora.searchers:search",
 }
 

@@ -1,6 +1,6 @@
 """`python -m glora`."""
 
-from glora.cli import main
+from glora.cli.app import main
 
 if __name__ == "__main__":
     main()

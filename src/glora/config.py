@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from glora.errors import ConfigError, nearest
+from glora.settings import Count, Settings, merged, parse_value, problems_of, put, read_settings
+from glora.settings import describe as _describe
 from glora.space import SearchSpace
-from glora.wording import group_of, merged, parsed, put, read_settings, told
 
 __all__ = [
     "PRESETS",
@@ -24,7 +24,6 @@ __all__ = [
     "build_experiment",
     "describe",
     "load_experiment",
-    "parse_count",
 ]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -43,21 +42,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_count(text: Any) -> Any:
-    """A count as an int: `300000`, `"300_000"`, `"300k"` and `"0.3M"` are the same; anything else unchanged."""
-    if not isinstance(text, str):
-        return text
-    number, unit = text.strip().replace("_", "").replace(",", ""), 1.0
-    for suffix, factor in (("k", 1e3), ("m", 1e6), ("g", 1e9)):
-        if number.lower().endswith(suffix):
-            number, unit = number[:-1], factor
-    try:
-        return round(float(number) * unit)
-    except (ValueError, OverflowError):
-        return text
-
-
-Count = Annotated[int, BeforeValidator(parse_count)]
 Precision = Annotated[  # YAML reads a bare `no` as False
     Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
@@ -68,11 +52,7 @@ Form = Annotated[  # and a bare `off`
 ]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """The pretrained network."""
 
     name: str = Field("dinov2_vits14", description="A packaged backbone or any timm model.")
@@ -86,7 +66,7 @@ class ModelSettings(_Settings):
     statistics: bool = Field(False, description="Let training update the running statistics of BatchNorm.")
 
 
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """The labelled images."""
 
     source: str = Field(description="A folder of images, or a packaged data set (--data).")
@@ -100,7 +80,7 @@ class DataSettings(_Settings):
     folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
 
 
-class SpaceSettings(_Settings):
+class SpaceSettings(Settings):
     """What may be chosen at every site."""
 
     ranks: list[Annotated[int, Field(ge=1)]] = Field([8, 4], min_length=1, description="LoRA ranks offered.")
@@ -119,7 +99,7 @@ class SpaceSettings(_Settings):
         return self
 
 
-class TrainSettings(_Settings):
+class TrainSettings(Settings):
     """The training loop: AdamW, a cosine from `lr` to 0 after a linear warm-up."""
 
     epochs: int = Field(30, ge=1, description="Passes over the training images.")
@@ -141,7 +121,7 @@ class TrainSettings(_Settings):
     pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
 
 
-class SearchSettings(_Settings):
+class SearchSettings(Settings):
     """The search over genotypes; the defaults are the paper's."""
 
     searcher: str = Field("evolution", description="Name in the table of searchers.")
@@ -199,7 +179,7 @@ class SearchSettings(_Settings):
         return self.population * (1 + self.generations)
 
 
-class Experiment(_Settings):
+class Experiment(Settings):
     """Everything that decides a run."""
 
     preset: str = Field("default", description="'paper' is the published method; settings given beside it win.")
@@ -238,7 +218,7 @@ def load_experiment(
     for override in overrides:
         key, equals, text = override.partition("=")
         if equals and key:
-            problems += put(data, key, parsed(text))
+            problems += put(data, key, parse_value(text))
         else:
             problems.append(f"{override!r} is no override: they are key=value, such as train.lr=1e-3.")
     return build_experiment(data, source=str(path or "the settings"), problems=problems)
@@ -267,7 +247,7 @@ def build_experiment(
     try:
         experiment = Experiment.model_validate(merged(PRESETS[preset] if known else {}, data))
     except ValidationError as error:
-        found += told(error, Experiment)
+        found += problems_of(error, Experiment)
     if experiment is None or found:
         count = f"{len(found)} errors" if len(found) > 1 else "1 error"
         raise ConfigError(
@@ -276,14 +256,6 @@ def build_experiment(
     return experiment
 
 
-def describe(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+def describe() -> list[str]:
     """One line per setting: its dotted name, default and description."""
-    lines = []
-    for name, field in model.model_fields.items():
-        group = group_of(field.annotation)
-        if group is not None:
-            lines += describe(group, f"{prefix}{name}.")
-        else:
-            default = "" if field.is_required() else f" = {yaml.safe_dump(field.default, default_flow_style=True)}"
-            lines.append(f"{prefix}{name}{default.removesuffix('...' + chr(10)).rstrip()}  {field.description}")
-    return lines
+    return _describe(Experiment)

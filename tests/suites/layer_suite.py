@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glora import layers
+from glora.adapt import attach, layers
+from glora.adapt.layers.quantized import is_quantized, plain_parts
+from glora.adapt.support import Support
 from glora.errors import GloraError
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
-from glora.layers.quantized import is_quantized, plain_parts
 from glora.space import SearchSpace, numbers
-from glora.support import Support
 
 PRODUCTS = ("elementwise", "matrix")
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
@@ -77,9 +77,9 @@ def same(layer: nn.Module, before: dict[str, tuple[int, bool, list[Tensor]]]) ->
 
 def exact_plain(layer: nn.Module, support: Support) -> tuple[nn.Module, Merged]:
     """The plain layer in float64, and what gives its merged weight and bias computed in float64 alone."""
-    view, (w0, b0) = layers.state_of(layer).view, layers.base_of(layer)
-    plain, numbers, order = copy.deepcopy(layer), copy.deepcopy(support), layers.state_of(layer).order
-    layers.detach(plain)
+    view, (w0, b0) = attach.state_of(layer).view, attach.base_of(layer)
+    plain, numbers, order = copy.deepcopy(layer), copy.deepcopy(support), attach.state_of(layer).order
+    attach.detach(plain)
     for parameter in numbers.parameters():
         parameter.data = parameter.data.double()
     w64 = (w0.dequantize() if is_quantized(w0) else w0).double()
@@ -120,7 +120,7 @@ def view_of(layer: nn.Module) -> layers.View:
 
 def shown(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The weight and bias of a layer, attached or not."""
-    view = layers.state_of(layer).view if layers.is_attached(layer) else view_of(layer)
+    view = attach.state_of(layer).view if attach.is_attached(layer) else view_of(layer)
     return getattr(layer, view.weight), getattr(layer, view.bias, None)
 
 
@@ -183,7 +183,7 @@ class LayerSuite:
         space = everything(ranks, product)
         support = Support(site, space, space.options(site), generator=torch.Generator().manual_seed(0))
         layer.requires_grad_(False)
-        layers.attach(layer, support)
+        attach.attach(layer, support)
         randomize(support)
         return layer, support
 
@@ -213,26 +213,26 @@ class LayerSuite:
     def test_fresh_it_is_the_plain_layer_bit_for_bit(self, bias, product, dtype):
         layer, support = self.adapt(bias, product, dtype=dtype)
         fresh = Support(support.site, support.space, support.space.options(support.site), generator=torch.Generator())
-        layers.detach(layer)
+        attach.detach(layer)
         x = self.input(3, dtype)
         plain = layer(x)
-        layers.attach(layer, fresh)
+        attach.attach(layer, fresh)
         for config in self.spread(fresh):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             out = layer(x)
             assert out.dtype == plain.dtype
             assert torch.equal(out, plain), config
-            with layers.holding(layer, config):
+            with attach.holding(layer, config):
                 assert torch.equal(layer(x), plain), config
 
     @pytest.mark.parametrize("product", PRODUCTS)
     def test_with_none_of_the_support_tensors_it_is_the_plain_layer(self, bias, product):
         layer, _ = self.adapt(bias, product)
         x = self.make_input(3)
-        layers.state_of(layer).play([LayerConfig()])
+        attach.state_of(layer).play([LayerConfig()])
         out, (weight, bias_now) = layer(x), shown(layer)
         weight = bits(weight)
-        layers.detach(layer)
+        attach.detach(layer)
         assert torch.equal(out, layer(x))
         assert equal(weight, bits(shown(layer)[0]))
         assert bias_now is None or bias == "new" or torch.equal(bias_now, shown(layer)[1])
@@ -245,16 +245,16 @@ class LayerSuite:
         x = self.make_input(3)
         seen = 0
         for config in self.options(bias, (4, 2), product):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             factored = layer(x)
-            with layers.holding(layer, config):
+            with attach.holding(layer, config):
                 held = layer(x)
-            base = layers.merge(layer)
+            base = attach.merge(layer)
             assert torch.equal(layer(x), held) or not self.held_is_built, config
             assert difference(layer(x), held) <= NEAR, config
             assert difference(factored, held) <= NEAR, config
             layer._parameters.update(base)
-            layers.attach(layer, support)
+            attach.attach(layer, support)
             seen += 1
         assert seen == self.forms[bias]
 
@@ -265,15 +265,15 @@ class LayerSuite:
         x = self.input(3, dtype)
         near = {torch.bfloat16: 5e-2, torch.float16: 5e-3, torch.float64: 1e-6}[dtype]
         for config in self.spread(support):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             factored = layer(x)
-            base = layers.merge(layer)
+            base = attach.merge(layer)
             merged = layer(x)
             assert merged.dtype == factored.dtype == dtype
             assert difference(factored.double(), merged.double()) <= near, config
             assert all(parameter.dtype == dtype for parameter in layer.parameters())
             layer._parameters.update(base)
-            layers.attach(layer, support)
+            attach.attach(layer, support)
 
     @pytest.mark.parametrize("value", [-1.0, 1e4, 1e-30, "mixed"])
     @pytest.mark.parametrize("product", PRODUCTS)
@@ -287,9 +287,9 @@ class LayerSuite:
                 drawn = extremes[torch.randint(len(extremes), factor.shape, generator=generator)]
                 factor.copy_(drawn) if value == "mixed" else factor.fill_(value)
         for config in self.options(next(iter(self.forms)), (4,), product):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             factored = layer(x)
-            with layers.holding(layer, config):
+            with attach.holding(layer, config):
                 held = layer(x)
             assert bool(held.isfinite().all())
             assert bool((factored - held).abs().max() <= NEAR * held.abs().max()), config
@@ -303,7 +303,7 @@ class LayerSuite:
         layer, support = self.adapt(bias, product, (4,), dtype)
         randomize(support, size=0.1)
         plain = copy.deepcopy(layer)
-        layers.detach(plain)
+        attach.detach(plain)
         exact, merged = exact_plain(layer, support)
         x = self.input(32, dtype)
         with torch.no_grad():
@@ -311,9 +311,9 @@ class LayerSuite:
                 values = merged(config)
                 truth = showing(exact, values, torch.float64)(x.double() if x.is_floating_point() else x)
                 own = self.plain_error(plain, values, x, truth)
-                layers.state_of(layer).play([config])
+                attach.state_of(layer).play([config])
                 assert rms(layer(x).double() - truth) <= 2 * own, config
-                with layers.holding(layer, config):
+                with attach.holding(layer, config):
                     assert rms(layer(x).double() - truth) <= 2 * own, config
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -324,8 +324,8 @@ class LayerSuite:
         for config in self.options(bias, (4,), product):
             if config.C != NONE and dtype != torch.float32 and not self.times_is_exact:
                 continue
-            layers.state_of(layer).play([config])
-            played = layers.effective(layer)
+            attach.state_of(layer).play([config])
+            played = attach.effective(layer)
             for name, truth in merged(config).items():
                 value = played.get(name)
                 if is_quantized(value):  # nothing changed it
@@ -342,16 +342,16 @@ class LayerSuite:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
     def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
         layer, support = self.adapt(bias, dtype=dtype)
-        layers.detach(layer)
+        attach.detach(layer)
         cls, before, modules = type(layer), snapshot(layer), list(layer._modules)
         configs = self.spread(support)
         for cycle in range(100):
-            layers.attach(layer, support)
-            layers.state_of(layer).play([configs[cycle % len(configs)]])
+            attach.attach(layer, support)
+            attach.state_of(layer).play([configs[cycle % len(configs)]])
             if cycle % 2:
-                layer._parameters.update(layers.merge(layer))
+                layer._parameters.update(attach.merge(layer))
             else:
-                layers.detach(layer)
+                attach.detach(layer)
         assert type(layer) is cls
         assert "forward" not in vars(layer)
         assert list(layer._modules) == modules
@@ -359,28 +359,28 @@ class LayerSuite:
 
     def test_merged_it_has_the_plain_class_and_keys_in_their_order(self, bias):
         layer, support = self.adapt(bias)
-        layers.detach(layer)
+        attach.detach(layer)
         cls, keys, name = type(layer), list(layer.state_dict()), view_of(layer).bias
-        layers.attach(layer, support)
-        layers.state_of(layer).play([self.spread(support)[1]])
-        layers.merge(layer)
+        attach.attach(layer, support)
+        attach.state_of(layer).play([self.spread(support)[1]])
+        attach.merge(layer)
         assert type(layer) is cls
         assert list(layer.state_dict()) == keys + ([name] if bias == "new" else [])
         assert all(type(parameter) is nn.Parameter for parameter in layer.parameters())
 
     def test_a_new_bias_that_is_not_played_is_not_merged(self):
         layer, _ = self.adapt("new")
-        layers.state_of(layer).play([LayerConfig(B="lora:4")])
-        layers.merge(layer)
+        attach.state_of(layer).play([LayerConfig(B="lora:4")])
+        attach.merge(layer)
         assert shown(layer)[1] is None
 
     def test_merge_keeps_whether_the_parameters_are_trained(self):
         layer, support = self.adapt()
-        layers.detach(layer)
+        attach.detach(layer)
         shown(layer)[0].requires_grad_(True)
-        layers.attach(layer, support)
-        layers.state_of(layer).play([self.shift(support)])
-        layers.merge(layer)
+        attach.attach(layer, support)
+        attach.state_of(layer).play([self.shift(support)])
+        attach.merge(layer)
         trained = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
         assert trained == [view_of(layer).weight]
 
@@ -388,14 +388,14 @@ class LayerSuite:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_a_number_that_is_not_finite_refuses_to_merge_and_changes_nothing(self, value, side):
         layer, support = self.adapt()
-        layers.state_of(layer).play([self.shift(support)])
+        attach.state_of(layer).play([self.shift(support)])
         if "B" not in getattr(support, side):
             pytest.skip("this site's B has one factor")
         with torch.no_grad():
             getattr(support, side)["B"].flatten()[1] = value
         cls, keys = type(layer), list(layer.state_dict())
         with pytest.raises(GloraError, match="NaN"):
-            layers.merge(layer)
+            attach.merge(layer)
         assert type(layer) is cls
         assert list(layer.state_dict()) == keys
 
@@ -406,8 +406,8 @@ class LayerSuite:
         with torch.no_grad():
             support.down["B"].fill_(float("nan"))
             support.down["B"][tuple(map(slice, played.shape))] = played
-        layers.state_of(layer).play([config])
-        layers.merge(layer)
+        attach.state_of(layer).play([config])
+        attach.merge(layer)
         assert bool(shown(layer)[0].isfinite().all())
 
     # entanglement and gradients
@@ -419,14 +419,14 @@ class LayerSuite:
             layer, support = self.adapt("", product)
             if not all(map(operator.contains, support.space.options(support.site), config)):
                 continue
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             small = layer(x)
             with torch.no_grad():  # without its last columns the large one is the small one
                 for factor in support.down.values():
                     if factor.dim() == 2:
                         factor[:, 2:] = 0
             tensor = next(t for t in TENSORS if getattr(config, t) != NONE)
-            layers.state_of(layer).play([LayerConfig(**{tensor: "lora:4"})])
+            attach.state_of(layer).play([LayerConfig(**{tensor: "lora:4"})])
             assert difference(layer(x), small) <= NEAR
 
     @pytest.mark.parametrize("product", PRODUCTS)
@@ -435,7 +435,7 @@ class LayerSuite:
         layer, support = self.adapt("", product)
         x = self.make_input(3)
         for config in self.spread(support):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             support.zero_grad()
             if config != LayerConfig():
                 read = [each for each in shown(layer) if each is not None] if held else [layer(x)]
@@ -451,9 +451,9 @@ class LayerSuite:
         if not self.called:
             pytest.skip("this layer type has one way, its weight")
         layer, support = self.adapt("", product)
-        view = layers.state_of(layer).view
+        view = attach.state_of(layer).view
         for config in self.spread(support)[1:]:
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             grads = []
             for way in range(2):
                 support.zero_grad()
@@ -471,25 +471,25 @@ class LayerSuite:
 
     def test_a_deepcopy_lives_on_its_own(self, bias):
         layer, support = self.adapt(bias)
-        layers.state_of(layer).play([self.spread(support)[1]])
+        attach.state_of(layer).play([self.spread(support)[1]])
         x = self.make_input(3)
         before = layer(x)
         twin = copy.deepcopy(layer)
         assert torch.equal(twin(x), before)
-        randomize(layers.state_of(twin).support, seed=1)
+        randomize(attach.state_of(twin).support, seed=1)
         assert not torch.equal(twin(x), before)
         assert torch.equal(layer(x), before)
-        layers.merge(twin)
+        attach.merge(twin)
         assert torch.equal(layer(x), before), "merging a copy changed the original"
         shown(layer)[0].sum()
-        layers.detach(layer)
+        attach.detach(layer)
 
     def test_its_state_dict_goes_round(self, bias):
         layer, support = self.adapt(bias)
         other, _ = self.adapt(bias)
-        randomize(layers.state_of(other).support, seed=5)
+        randomize(attach.state_of(other).support, seed=5)
         for each in (layer, other):
-            layers.state_of(each).play([self.spread(support)[1]])
+            attach.state_of(each).play([self.spread(support)[1]])
         x = self.make_input(3)
         assert not torch.equal(layer(x), other(x))
         other.load_state_dict(layer.state_dict())
@@ -499,16 +499,16 @@ class LayerSuite:
     def test_under_autocast_it_returns_what_the_plain_layer_returns(self, bias, product):
         layer, support = self.adapt(bias, product)
         x = self.make_input(3)
-        layers.detach(layer)
+        attach.detach(layer)
         with torch.autocast("cpu", torch.bfloat16):
             plain = layer(x)
-        layers.attach(layer, support)
+        attach.attach(layer, support)
         for config in self.spread(support):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             with torch.autocast("cpu", torch.bfloat16):
                 out = layer(x)
                 weight = shown(layer)[0]
-            with layers.holding(layer, config):
+            with attach.holding(layer, config):
                 held = layer(x)
             assert out.dtype == plain.dtype
             assert weight.dtype == torch.float32
@@ -518,7 +518,7 @@ class LayerSuite:
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_support_tensors_stay_float32_whatever_the_layer_becomes(self, dtype):
         layer, support = self.adapt()
-        layers.state_of(layer).play([self.spread(support)[1]])
+        attach.state_of(layer).play([self.spread(support)[1]])
         before = {name: value.clone() for name, value in support.state_dict().items()}
         layer.to(dtype)
         assert layer(self.input(2, dtype)).dtype == dtype
@@ -536,10 +536,10 @@ class LayerSuite:
         configs = self.spread(support)
         configs = [*configs, configs[2], configs[0]]
         x = self.make_input(len(configs))
-        layers.state_of(layer).play(configs)
+        attach.state_of(layer).play(configs)
         together = layer(x)
         for sample, config in enumerate(configs):
-            layers.state_of(layer).play([config])
+            attach.state_of(layer).play([config])
             assert torch.allclose(layer(x)[sample], together[sample], atol=1e-5), config
             alone = layer(x[sample : sample + 1])
             assert torch.allclose(alone, together[sample : sample + 1], atol=1e-5), config
@@ -561,7 +561,7 @@ class LayerSuite:
         plays = [(s, LayerConfig(*c)) for s, found in zip(supports, configs, strict=True) for c in found]
         plays = random.Random(0).sample(plays, min(len(plays), 150))
         x = self.make_input(len(plays))
-        state = layers.state_of(layer)
+        state = attach.state_of(layer)
         with torch.no_grad():
             state.play([config for _, config in plays], [support for support, _ in plays])
             together = layer(x)
@@ -576,12 +576,12 @@ class LayerSuite:
         for read in (lambda layer: layer(self.make_input(4)), lambda layer: shown(layer)[0]):
             layer, support = self.adapt()
             configs = self.spread(support)[1:4]
-            layers.state_of(layer).play(configs)
+            attach.state_of(layer).play(configs)
             caplog.clear()
             mixed = read(layer)
-            layers.state_of(layer).play(configs)  # the next step
+            attach.state_of(layer).play(configs)  # the next step
             read(layer)
             assert len(caplog.records) == 1
             assert "for the whole batch" in caplog.text
-            layers.state_of(layer).play(configs[:1])
+            attach.state_of(layer).play(configs[:1])
             assert torch.equal(mixed, read(layer))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from glora.config import Experiment, build_experiment
 from glora.searchers import Trial
-from glora.train import Progress
+from glora.training.trainer import Progress
 
 MODEL = {
     "name": "test_vit",

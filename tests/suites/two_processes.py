@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from conftest import TinyViT
-from glora.checkpoint import read_tensors, save_tensors
+from glora.adapt.adapter_file import read_tensors, save_tensors
+from glora.adapt.supernet import Sampling
 from glora.genotype import Genotype
-from glora.supernet import Sampling
 from test_train import adapted, first_gradients, make_trainer, toy_images
 
 

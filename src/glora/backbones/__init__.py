@@ -10,7 +10,7 @@ from torch import nn
 
 from glora import registry
 from glora.errors import BackboneError
-from glora.preprocess import Preprocess
+from glora.tasks.images import Preprocess
 
 __all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from glora import registry
 from glora.backbones import PACKAGED, Backbone, Spec
 from glora.errors import BackboneError, UnknownNameError, listed, nearest
-from glora.preprocess import Preprocess
+from glora.tasks.images import Preprocess
 
 __all__ = ["load", "names"]
 

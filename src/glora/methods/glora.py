@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glora.adapted import Adapted
+from glora.adapt.adapted import Adapted, inject
+from glora.adapt.supernet import Sampling, Supernet
 from glora.genotype import Genotype, LayerConfig
-from glora.injection import inject
 from glora.space import SearchSpace
-from glora.supernet import Sampling, Supernet
 
 __all__ = ["BitFit", "GLoRA", "LoRA", "TunedAdapter"]
 

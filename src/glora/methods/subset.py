@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from glora.layers.statistics import freeze_statistics
+from glora.adapt.statistics import freeze_statistics
 
 __all__ = ["Full", "LinearProbe", "TunedSubset"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from glora.errors import ConfigError, RunError
-from glora.results import append_jsonl, read_jsonl
+from glora.files import append_jsonl, read_jsonl
 from glora.space import BoundSpace
 
 __all__ = ["Journal", "genes", "space_hash"]

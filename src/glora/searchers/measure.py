@@ -13,7 +13,7 @@ from glora.genotype import Genotype
 from glora.registry import load, lookup
 from glora.searchers.journal import Journal
 from glora.searchers.trials import Score
-from glora.workers import Build, Team, timed
+from glora.searchers.workers import Build, Team, timed
 
 __all__ = ["Done", "Job", "Measure", "Scorers", "measured", "new_scorers"]
 
@@ -26,7 +26,7 @@ RACED = (
     "With racing it is called with a genotype and indices, and returns one number per index, such as a list of floats, "
     f"each at most {LARGEST:g}; NaN and -inf count as the worst."
 )
-TEAMS = {"local": "glora.workers:LocalTeam", "ray": "glora.cluster:RayTeam"}
+TEAMS = {"local": "glora.searchers.workers:LocalTeam", "ray": "glora.searchers.ray:RayTeam"}
 
 
 class Job(NamedTuple):

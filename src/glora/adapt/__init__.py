@@ -1,0 +1,1 @@
+"""A model and its support tensors: inject, play, hold, merge, save."""

@@ -1,0 +1,102 @@
+"""The weight-entangled supernet: sample a subnet for a step, hold one for scoring; several on one base."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from glora.adapt.adapted import Adapted
+from glora.adapt.state import AdapterState
+from glora.genotype import Genotype
+
+__all__ = ["Sampling", "StoredSupernet", "Supernet", "copied", "on_cpu"]
+
+
+Sampling = Literal["sample", "batch"]
+
+
+class Supernet:
+    """An adapted model that plays random genotypes in training; all of its space share its numbers.
+
+    Args:
+        adapted: The adapted model.
+        sampling: `"batch"`: every step plays one genotype, drawn uniformly; `"sample"`: every sample of the batch its
+            own, in one pass.
+        largest: Share of the samples that play the space's largest genotype instead, at the first step; it falls in
+            a line towards none at the last. With `"batch"` the chance of a step.
+
+    Source: arXiv 2306.07967, Sec. 2.3, is `sampling="batch", largest=0`.
+    """
+
+    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0) -> None:
+        self.adapted = adapted
+        self.sampling = sampling
+        self.largest = largest
+
+    def sample(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
+        """Draws what the next step plays and activates it; equal generators give equal steps.
+
+        Args:
+            rng: Where the genotypes come from: the same number of draws whatever `places` is.
+            places: Which samples of the batch this process has, in their order.
+            of: Samples of the batch, over all processes.
+            done: Share of the training that is done, 0 to 1.
+        """
+        space, share = self.adapted.space, self.largest * (1 - done)
+        if self.sampling == "batch":
+            self.adapted.activate(space.largest if rng.random() < share else space.sample(rng))
+            return
+        large = round(share * of)
+        drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
+        rng.shuffle(drawn)  # a process may have every second place
+        self.adapted.activate([drawn[place] for place in places])
+
+    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+        """Within it the model plays the genotype with its effective weights built once."""
+        return self.adapted.hold(genotype)
+
+
+class StoredSupernet(Supernet):
+    """One of several supernets on the same base: its numbers are put in place whenever it is held.
+
+    Args:
+        adapted: The adapted model that all of them share.
+        state: The numbers of this one.
+    """
+
+    def __init__(self, adapted: Adapted, state: AdapterState) -> None:
+        super().__init__(adapted)
+        self.state = state
+
+    def put(self) -> None:
+        """Its numbers are those of the adapted model."""
+        self.adapted.load_state(self.state)
+
+    @contextmanager
+    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
+        self.put()
+        with self.adapted.hold(genotype) as model:
+            yield model
+
+
+def copied(adapted: Adapted) -> AdapterState:
+    """All numbers of the supernet, its head and running statistics as they are now."""
+    return _each(adapted.state(whole=True), torch.clone)
+
+
+def on_cpu(state: AdapterState) -> AdapterState:
+    """The same numbers where any other process can read them."""
+    return _each(state, Tensor.cpu)
+
+
+def _each(state: AdapterState, change: Callable[[Tensor], Tensor]) -> AdapterState:
+    tensors, head, statistics = (
+        {name: change(value) for name, value in part.items()} for part in (state.tensors, state.head, state.statistics)
+    )
+    return replace(state, tensors=tensors, head=head, statistics=statistics)

@@ -1,0 +1,1 @@
+"""What came out, from results alone: records, tables, pictures (no torch)."""

@@ -1,0 +1,273 @@
+"""The folder of one run: what its files are called, and whose run it is (no torch).
+
+It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
+`calibration.json` (how strongly subnets play in it), `images.jsonl` (what winner and controls do image by image),
+`winner.json`, `adapter.safetensors`, `result.json` and `plots/`; while training runs also `training.safetensors`, with
+folds a folder for each, `retrained/` and `polished/`; in `tested/` the results of winners that were tested before. A
+model is known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what
+it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glora.config import Experiment, build_experiment
+from glora.errors import RunError, listed
+from glora.files import append_jsonl, read_jsonl, read_metadata, write_text
+from glora.report.outcome import Outcome, digest
+from glora.report.result import Result
+
+__all__ = ["RunFolder"]
+
+AFTER = {f"search.{name}" for name in ("controls", "control", "polish", "polish_on", "polish_lr")}  # change no score
+FEWEST = "search.min_budget"
+RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
+ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
+
+
+class RunFolder:
+    """Names and checks of one run's files; making one writes nothing.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.training = self.path / "training.safetensors"
+        self.supernet = self.path / "supernet.safetensors"
+        self.journal = self.path / "search.jsonl"
+        self.calibration = self.path / "calibration.json"
+        self.adapter = self.path / "adapter.safetensors"
+        self.winner = self.path / "winner.json"
+        self.sheet = self.path / "images.jsonl"
+        self.result = self.path / "result.json"
+        self.others = self.path / "tested"
+        self.plots = self.path / "plots"
+
+    def fold(self, place: int) -> RunFolder:
+        """The folder of one fold's supernet."""
+        return RunFolder(self.path / f"fold-{place + 1}")
+
+    def retrained(self, genome: Sequence[int]) -> RunFolder:
+        """The folder of the genotype trained alone."""
+        return RunFolder(self.path / "retrained" / digest(genome))
+
+    def polished(self, key: str) -> RunFolder:
+        """The folder of the polished winner of this key."""
+        return RunFolder(self.path / "polished" / key)
+
+    @property
+    def searched(self) -> bool:
+        """Whether a search has come to its end here."""
+        return self.journal.is_file() and self.winner.is_file()
+
+    @property
+    def tested(self) -> list[Path]:
+        """The results of all winners that were tested: of the one shown here, and of those before."""
+        return [file for file in (self.result, *sorted(self.others.glob("*.json"))) if file.is_file()]
+
+    def key(self) -> str:
+        """Which winner is here, by its outcome and its adapter; empty of a method without a search.
+
+        Raises:
+            RunError: The two are not of one model, which a stop between their writing leaves.
+        """
+        told = Outcome.read(self.winner).key if self.winner.is_file() else ""
+        if told:
+            self.need(self.adapter, f"glora search {self.path}")
+        held = read_metadata(self.adapter).get("info", {}).get("winner", "") if self.adapter.is_file() else ""
+        if told != held:
+            raise RunError(
+                f"{self.adapter} is not the winner that {self.winner.name} tells of.",
+                remedy=f"The search writes both again: glora search {self.path} (with --budget for a picked one)",
+            )
+        return told
+
+    def shown(self) -> Result | None:
+        """The result of the model that is here; None when it was not tested."""
+        key = self.key()
+        for file in (self.result, self._beside(key)):
+            if file.is_file() and (found := Result.read(file)).winner == key:
+                return found
+        return None
+
+    def put_away(self) -> None:
+        """No result is shown; what was, is kept beside under the key of its winner."""
+        if self.result.is_file():
+            aside = self._beside(Result.read(self.result).winner)
+            aside.parent.mkdir(exist_ok=True)
+            self.result.replace(aside)
+
+    def show(self, key: str) -> Result | None:
+        """The result of this winner is shown again, where it was tested before."""
+        if self._beside(key).is_file():
+            self._beside(key).replace(self.result)
+        return self.shown()
+
+    def _beside(self, key: str) -> Path:
+        return self.others / f"{key or 'unknown'}.json"
+
+    def forget_search(self) -> None:
+        """No winner of an earlier search is here: a new one begins."""
+        self.put_away()
+        for file in (self.adapter, self.winner, self.calibration):
+            file.unlink(missing_ok=True)
+
+    def experiment(self) -> Experiment:
+        """The settings of the run in the folder.
+
+        Raises:
+            RunError: There is none.
+            ConfigError: Its settings are damaged.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
+        try:
+            data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
+        return build_experiment(data if isinstance(data, Mapping) else {}, source=str(self.config))
+
+    def check(self, experiment: Experiment) -> Experiment:
+        """The settings, when a run of them may begin or go on here.
+
+        What concerns the search alone may still change as long as nothing was searched or tested; what comes
+        after it, polish and comparison, as long as nothing was tested; who does the scoring, at any time.
+        Where they leave the fewest numbers open, those of an earlier run stay unless it is another search.
+
+        Raises:
+            RunError: The folder holds a run of other settings, or something else, or cannot be written.
+        """
+        if not self.config.is_file():
+            self._check_free()
+            return experiment
+        theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
+        idle = () if mine["search.racing"] or theirs.get("search.racing") else RACES
+        differing = [key for key in mine if mine[key] != theirs.get(key) and key not in (*ANY_TIME, *idle)]
+        if FEWEST in differing and mine[FEWEST] is None and AFTER.issuperset({*differing} - {FEWEST}):
+            settings = {**experiment.search.model_dump(), "min_budget": theirs[FEWEST]}
+            return self.check(experiment.with_(search=settings))
+        if not differing:
+            return experiment
+        only_search = all(key.startswith("search.") for key in differing)
+        searched, tested = self.journal.is_file(), bool(self.tested)
+        if only_search and not tested and (not searched or AFTER.issuperset(differing)):
+            return experiment
+        if not only_search or tested:
+            remedy = "Choose another --out, or give the same settings to continue it."
+        else:
+            remedy = (
+                f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
+                f"scores; delete {self.journal} to search anew."
+            )
+        raise RunError(
+            f"{self.path} holds a run of other settings: "
+            + listed(f"{key} is {theirs.get(key)!r} there, {mine[key]!r} here" for key in differing)
+            + ".",
+            remedy=remedy,
+        )
+
+    def _check_free(self) -> None:
+        if self.path.is_dir():
+            inside = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if inside:
+                raise RunError(f"{self.path} holds no run, but {listed(inside)}.", remedy="Choose another --out.")
+        above = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not above.is_dir():
+            raise RunError(f"{above} is a file, not a folder.", remedy="Choose another --out.")
+        if not os.access(above, os.W_OK):
+            raise RunError(f"{above} cannot be written to.", remedy="Choose another --out.")
+
+    def write_config(self, experiment: Experiment) -> None:
+        """The settings are in the folder, and what a killed process was writing is not."""
+        for stale in self.path.glob(".*.tmp"):
+            stale.unlink()
+        plain = json.loads(experiment.model_dump_json())
+        write_text(self.config, yaml.safe_dump(plain, sort_keys=False))
+
+    def check_data(self, fingerprint: str) -> None:
+        """Nothing when the images are those that the run began with.
+
+        Raises:
+            RunError: They have changed: what was a test image then may be a training image now.
+        """
+        begun = [record for record in read_jsonl(self.metrics) if record["stage"] == "begun"]
+        if begun and begun[0]["data"] != fingerprint:
+            raise RunError(
+                f"The images have changed since the run in {self.path} began.",
+                remedy="Bring back the images of then, or start anew with another --out.",
+            )
+
+    def begin(self, fingerprint: str, epoch: int) -> None:
+        """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "news") and r["epoch"] <= epoch]
+        records = [{"stage": "begun", "data": fingerprint}, *kept]
+        write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+
+    def record(self, stage: str, values: Mapping[str, Any]) -> None:
+        """One more line of the metrics."""
+        append_jsonl(self.metrics, {"stage": stage, **values})
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
+        seconds = {"train": sum(record["seconds"] for record in self._records("trained"))}
+        for stage, file in (("search", self.journal), ("check", self.sheet)):
+            if file.is_file():
+                seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
+        return seconds
+
+    @property
+    def begun(self) -> bool:
+        """Whether a search was begun: the journal has its first line."""
+        if not self.journal.is_file():
+            return False
+        with self.journal.open("rb") as file:
+            return file.readline().endswith(b"\n")
+
+    def news(self, outcome: Outcome | None = None) -> list[str]:
+        """What is to be told of the trainings: that one collapsed and began anew, or learned nothing.
+
+        Args:
+            outcome: The winner, of whose polish and training alone is told too.
+        """
+        told = [record["text"] for record in self._records("news")]
+        if outcome is not None:
+            told += [f"The polish: {line}" for line in self.polished(outcome.key).news()]
+            told += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).news()]
+        return told
+
+    def image_steps(self) -> int:
+        """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""
+        return sum(record.get("image_steps", 0) for record in self._records("trained"))
+
+    def _records(self, stage: str) -> list[dict[str, Any]]:
+        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
+        return [record for file in files for record in read_jsonl(file) if record["stage"] == stage]
+
+    def need(self, file: Path, command: str) -> None:
+        """Nothing when an earlier stage has left its file.
+
+        Raises:
+            RunError: It has not; names the command that makes it.
+        """
+        if not file.is_file():
+            raise RunError(f"{self.path} has no {file.name} yet.", remedy=f"Run `{command}` first.")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

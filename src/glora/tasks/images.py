@@ -1,0 +1,186 @@
+"""One split's images: decoded on use, resized once, kept as bytes in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from glora import registry
+from glora.errors import DataError
+
+__all__ = ["ImageSet", "Item", "Preprocess", "unreadable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Image to network input: resize straight to `size` (aspect ratio not kept, as VTAB does), scale, normalise.
+
+    Attributes:
+        size: Height and width in pixels.
+        mean: Per-channel mean of the training images, in [0, 1].
+        std: Per-channel standard deviation, in [0, 1].
+        interpolation: Resize filter: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+
+
+Item: TypeAlias = Union[Path, "npt.NDArray[np.uint8]"]  # a file, or pixels (h, w) or (h, w, 3)
+
+_CACHE_BYTES = 2 * 1024**3
+_FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """The images of one split with their labels: `(3, h, w)` float32 and an int each.
+
+    Args:
+        items: Files, or uint8 pixels `(h, w)` or `(h, w, 3)`.
+        labels: Class index of each item.
+        preprocess: How the backbone wants its images; without it nothing can be read yet.
+        cache_bytes: How much memory the resized images may take; the rest is decoded every time.
+
+    Raises:
+        DataError: As many labels as items are needed.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        labels: Sequence[int],
+        *,
+        preprocess: Preprocess | None = None,
+        cache_bytes: int = _CACHE_BYTES,
+    ) -> None:
+        if len(items) != len(labels):
+            raise DataError(f"{len(items)} images came with {len(labels)} labels.", allowed="One each.")
+        self.items = tuple(items)
+        self.labels = tuple(int(label) for label in labels)
+        self.preprocess = preprocess
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, Tensor] = {}  # index -> (3, h, w) uint8, resized
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        place = range(len(self))[index]  # an IndexError beyond the end stops a plain `for`
+        x, _ = self.batch([place])
+        return x[0], self.labels[place]
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels of several indices at once.
+
+        Args:
+            indices: Places in this set, `(b,)`, at least one.
+
+        Returns:
+            Images `(b, 3, h, w)` float32 and labels `(b,)` int64.
+
+        Raises:
+            DataError: An image cannot be read (names the file), or the set has no `preprocess`.
+        """
+        if self.preprocess is None:
+            raise DataError(
+                "This image set does not know yet how its backbone wants the images.",
+                remedy="Use task.prepared(backbone.preprocess).",
+            )
+        places = [int(index) for index in indices]
+        x = torch.stack(self._pixels(places, self.preprocess)).float()  # (b, 3, h, w) in [0, 255]
+        mean, std = torch.tensor(self.preprocess.mean), torch.tensor(self.preprocess.std)
+        x.mul_((1 / (255 * std)).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
+        return x, torch.tensor([self.labels[place] for place in places], dtype=torch.int64)
+
+    def _pixels(self, places: list[int], preprocess: Preprocess) -> list[Tensor]:
+        missing = [place for place in dict.fromkeys(places) if place not in self._cache]
+        decoded = _in_threads(lambda place: _decoded(self.items[place], preprocess), missing)
+        fresh: dict[int, Tensor] = dict(zip(missing, decoded, strict=True))
+        height, width = preprocess.size
+        room = self.cache_bytes // (3 * height * width) - len(self._cache)
+        self._cache.update(list(fresh.items())[: max(room, 0)])
+        return [fresh[place] if place in fresh else self._cache[place] for place in places]
+
+    def prepared(self, preprocess: Preprocess) -> ImageSet:
+        """The same images, read as `preprocess` says."""
+        return ImageSet(self.items, self.labels, preprocess=preprocess, cache_bytes=self.cache_bytes)
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images of these indices, in their order."""
+        return ImageSet(
+            [self.items[index] for index in indices],
+            [self.labels[index] for index in indices],
+            preprocess=self.preprocess,
+            cache_bytes=self.cache_bytes,
+        )
+
+
+def unreadable(files: Sequence[Path]) -> dict[Path, str]:
+    """The files that do not decode to the end, each with the decoder's reason.
+
+    Every file is decoded, JPEG at an eighth of its size: Pillow's own `verify` passes a truncated JPEG.
+    """
+    reasons = _in_threads(_complaint, list(files))
+    return {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+
+
+def _pillow() -> Any:
+    return registry.optional_import("PIL.Image", extra="vision", purpose="Reading images")
+
+
+def _in_threads(work: Any, jobs: Sequence[Any]) -> list[Any]:
+    if len(jobs) <= 1:
+        return [work(job) for job in jobs]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter lock
+        return list(pool.map(work, jobs))
+
+
+def _complaint(file: Path) -> str:
+    try:
+        with _pillow().open(file) as image:
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _decoded(item: Item, preprocess: Preprocess) -> Tensor:
+    """The image as `(3, h, w)` uint8 at the size of `preprocess`."""
+    pillow = _pillow()
+    height, width = preprocess.size
+    resample = getattr(pillow.Resampling, _FILTERS[preprocess.interpolation])
+    if not isinstance(item, Path):
+        image = pillow.fromarray(item).convert("RGB")
+    else:
+        try:
+            with pillow.open(item) as opened:
+                image = _rgb(opened)
+        except Exception as error:  # as in _complaint
+            raise DataError(
+                f"The image {str(item)!r} cannot be read: {error}.",
+                remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
+            ) from error
+    image = image.resize((width, height), resample)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) -> (3, h, w)
+
+
+def _rgb(image: Any) -> Any:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return _pillow().fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:  # a palette's transparency must pass through RGBA
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,0 +1,332 @@
+"""The only training loop: it knows Tuned and images, nothing of methods."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from glora.adapt.support import Support
+from glora.config import TrainSettings
+from glora.errors import StateError
+from glora.methods import Tuned
+from glora.tasks.task import ImageSet
+from glora.training.pace import Pace, Taken
+
+__all__ = ["Progress", "Trainer", "collapsed"]
+
+SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
+LEARNED, LOST = 0.1, 0.5  # a loss this share from that of guessing is clearly another; this share of a gain may go
+SLOWER = 3  # so many times lower is the learning rate after a collapse
+SURE = 20  # steps, and two epochs, are looked at together: one of few images may be bad by chance
+
+
+def collapsed(losses: Sequence[float], last: int, guessing: float) -> bool:
+    """Whether each of the last epochs has lost half of what the best one before them had learned.
+
+    Where that had learned nothing: whether each is worse than it was, and clearly worse than guessing.
+
+    Args:
+        losses: Mean training loss of each epoch.
+        last: How many epochs must have.
+        guessing: The loss of knowing no more than how often each class is.
+    """
+    if len(losses) <= last:
+        return False
+    best = min(losses[:-last])
+    learned = guessing - best
+    bad = guessing - (1 - LOST) * learned if learned > LEARNED * guessing else max(best, (1 + LEARNED) * guessing)
+    return min(losses[-last:]) > bad
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run is.
+
+    Attributes:
+        step: Steps done, of `steps`. epoch: Epochs begun, of `epochs`.
+        loss: Mean training loss of this epoch. accuracy: Fraction right on the training images of this epoch.
+        lr: Learning rate of the last step.
+        images_per_second: Over this process's run. seconds_left: Estimated.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up, PACE if asked.
+
+    A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
+    of the epochs that are left, from the numbers that `tuned` came with.
+
+    Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
+    processes, those of numbers that no process played stay absent.
+
+    Args:
+        tuned: The model made trainable, on the accelerator's device.
+        images: The training images.
+        settings: Epochs, batch size, weight decay, warm-up.
+        lr: Learning rate at the top.
+        seed: Decides batches and subnets.
+        accelerator: Device, precision and processes.
+
+    Attributes:
+        lr: Learning rate at the top, as it is now.
+        epoch: Epochs done. began: How many of them were in vain, before it began anew.
+        image_steps: Forward-and-backward passes of an image so far, over all processes.
+        guessing: The loss of knowing no more than how often each class is.
+        news: What has become of the training in the last epoch, if that is worth a line; else empty.
+
+    Raises:
+        ConfigError: PACE is asked for, and nothing can be perturbed.
+    """
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        images: ImageSet,
+        settings: TrainSettings,
+        *,
+        lr: float,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.tuned = tuned
+        self.images = images
+        self.settings = settings
+        self.lr = lr
+        self.seed = seed
+        self.accelerator = accelerator
+        self.epoch = self.began = 0
+        self.losses: list[float] = []  # mean cross-entropy of the epochs since it began
+        self.news = ""
+        self.seconds = 0.0
+        self.image_steps = 0
+        self.parameters = list(tuned.parameters())
+        shares = [count / len(images) for count in Counter(images.labels).values()]
+        self.guessing = -sum(share * math.log(share) for share in shares) or math.log(2)
+        self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
+        self.pace = Pace(tuned, settings, images=len(images), seed=seed, accelerator=accelerator)
+        self.optimizer = accelerator.prepare_optimizer(
+            torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the images."""
+        return math.ceil(len(self.images) / self.settings.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the training since it began."""
+        return self.steps_per_epoch * (self.settings.epochs - self.began)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step since it began: linear up over the warm-up, then half a cosine down to 0."""
+        warmup = round(self.settings.warmup * self.steps)
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[Progress]:
+        """Trains the epochs that are left; yields after each, when the state may be saved.
+
+        Raises:
+            StateError: The loss is NaN or infinite.
+        """
+        while self.epoch < self.settings.epochs:
+            start = time.perf_counter() - self.seconds  # as if the epochs before had just run, and nothing between
+            self.tuned.model.train()
+            progress = None
+            for progress in self._epoch(start):
+                if on_progress is not None:
+                    on_progress(progress)
+            self.epoch += 1
+            self.seconds = time.perf_counter() - start
+            assert progress is not None
+            self._judge()
+            yield progress
+
+    def _judge(self) -> None:
+        """Begins anew where the last epochs have lost what was learned; tells of that, or that nothing was learned."""
+        last, guessing = max(2, math.ceil(SURE / self.steps_per_epoch)), self.guessing
+        left, now, self.news = self.settings.epochs - self.epoch, self.losses[-1], ""
+        if self.settings.restart and collapsed(self.losses, last, guessing):
+            self.news = (
+                f"Training has collapsed by epoch {self.epoch}: the loss rose from {min(self.losses):.2f} to "
+                f"{now:.2f}, where guessing has {guessing:.2f}, at a learning rate of {self.lr:.2g}."
+            )
+            if left:
+                self._begin_anew()
+                self.news += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
+            else:
+                self.news += " No epoch is left: train with a lower one."
+        elif not left and now > (1 - LEARNED) * guessing:
+            self.news = (
+                f"Training has learned next to nothing: its loss ends at {now:.2f}, and guessing has {guessing:.2f}. "
+                f"Try more epochs, or another learning rate than {self.lr:.2g}."
+            )
+
+    def _begin_anew(self) -> None:
+        self.lr, self.began, self.losses, self.pace.logits = self.lr / SLOWER, self.epoch, [], None
+        self.optimizer.state.clear()
+        with torch.no_grad():
+            for value, first in zip(self._values(), self._first, strict=True):
+                value.copy_(first)
+
+    def _values(self) -> list[Tensor]:
+        """All that training changes."""
+        return [*self.parameters, *self.tuned.model.buffers()]
+
+    def _epoch(self, start: float) -> Iterator[Progress]:
+        n, size, epoch = len(self.images), self.settings.batch_size, self.epoch - self.began
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        rng = random.Random(f"subnets {self.seed} {epoch}")
+        sums = torch.zeros(3, device=self.accelerator.device)
+        told, seen, first = 0.0, 0, epoch * self.steps_per_epoch
+        self.pace.begin(epoch)
+        for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
+            batch = whole[: self.pace.images(first + k, len(whole))]
+            sums, seen = sums + self._step(batch, first + k, rng), seen + len(batch)
+            if time.perf_counter() - told < SYNC_EVERY and k + 1 < self.steps_per_epoch:
+                continue
+            told = time.perf_counter()
+            mean, right, entropy = (value / seen for value in sums.tolist())
+            if not math.isfinite(mean):
+                raise StateError(
+                    f"The training loss is {mean} in epoch {self.epoch + 1}.",
+                    remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
+                )
+            done, epochs = self.epoch * n + min(n, (k + 1) * size), self.settings.epochs
+            speed = done / max(1e-9, time.perf_counter() - start)
+            yield Progress(
+                step=self.epoch * self.steps_per_epoch + k + 1,
+                steps=epochs * self.steps_per_epoch,
+                epoch=self.epoch + 1,
+                epochs=epochs,
+                loss=mean,
+                accuracy=right,
+                lr=self.lr_at(first + k),
+                images_per_second=speed,
+                seconds_left=(epochs * n - done) / speed,
+            )
+        self.losses.append(entropy)
+
+    def _step(self, batch: Tensor, step: int, rng: random.Random) -> Tensor:
+        """One optimizer step on the images of these indices; sums over them: loss, number right, cross-entropy."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(step)
+        places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = len(places) / len(batch)
+        if not share:  # fewer images than processes: this one's gradients are zeros
+            places = range(1)
+        self.tuned.before_step(rng, places, len(batch), step / self.steps)
+        x, y = self.images.batch(batch[list(places)].tolist())
+        x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
+        with self.pace.around():
+            logits, penalty = self.pace.run(lambda: self._logits(x), Taken(batch, places, step, share > 0))
+            entropy = F.cross_entropy(logits, y)
+            loss = (entropy + penalty) * share
+            self.accelerator.backward(loss)
+        self.image_steps += len(batch) * self.pace.passes(step)
+        hits = (logits.argmax(-1) == y).sum() * (share > 0)
+        self._sum_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        told = torch.stack([len(batch) * loss.detach(), hits.float(), len(batch) * share * entropy.detach()])
+        summed: Tensor = self.accelerator.reduce(told, "sum")
+        return summed
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            logits: Tensor = self.tuned.model(x)
+        return logits.float()
+
+    def _sum_gradients(self) -> None:
+        """Sums the gradients of this step over the processes; what no process played stays without one."""
+        if self.accelerator.num_processes == 1:
+            return
+        mine = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.accelerator.device)
+        gradients: list[Tensor] = []
+        for parameter, played in zip(self.parameters, self.accelerator.reduce(mine, "sum").tolist(), strict=True):
+            if played:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        flat = self.accelerator.reduce(torch.cat([g.reshape(-1) for g in gradients]), "sum")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a later process needs to go on after this epoch, as tensors (valid until then) and plain data."""
+        tensors: dict[str, Tensor] = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
+        optimizer = self.optimizer.state_dict()["state"]
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"{index}.value"] = parameter.detach()
+            tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
+        if self.pace.logits is not None:
+            tensors["pace.logits"] = self.pace.logits
+        scaler = self.accelerator.scaler
+        return tensors, {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "image_steps": self.image_steps,
+            "lr": self.lr,
+            "began": self.began,
+            "losses": self.losses,
+            "scales": self._scales(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def _scales(self) -> dict[str, dict[str, float]]:
+        modules = self.tuned.model.named_modules()
+        return {name: dict(part.scales) for name, part in modules if isinstance(part, Support) and part.scales}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Takes over what `state` gave; the run goes on as if it had not stopped.
+
+        Should it collapse, it begins anew from the numbers that this trainer's `tuned` came with.
+
+        Raises:
+            StateError: The support tensors were multiplied by other fixed scales; nothing is changed then.
+        """
+        if meta.get("scales", {}) != self._scales():
+            raise StateError(
+                "The unfinished training is of a version of glora with other fixed scales of the support tensors: its "
+                "numbers would play another function now.",
+                remedy="Finish it with that version, or start anew with another --out.",
+            )
+        optimizer = self.optimizer.state_dict()
+        with torch.no_grad():
+            for name, buffer in self.tuned.model.named_buffers():
+                buffer.copy_(tensors[f"buffer.{name}"])
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"{index}.value"])
+                names = ("step", "exp_avg", "exp_avg_sq")
+                if f"{index}.step" in tensors:
+                    optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
+        self.optimizer.load_state_dict(optimizer)
+        if "pace.logits" in tensors:
+            self.pace.logits = tensors["pace.logits"].to(self.accelerator.device, copy=True)
+        if self.accelerator.scaler is not None and meta["scaler"]:
+            self.accelerator.scaler.load_state_dict(meta["scaler"])
+        self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
+        self.image_steps = int(meta.get("image_steps", self.epoch * len(self.images)))  # older versions do not tell
+        self.lr, self.began = meta.get("lr", self.lr), meta.get("began", 0)
+        self.losses = list(meta.get("losses", []))
