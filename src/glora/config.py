@@ -1,52 +1,71 @@
-"""One experiment: a YAML file and `key=value` overrides -> frozen models; all errors told together (no torch)."""
+"""One experiment: a YAML file and `key=value` overrides -> frozen settings; all errors told together (no torch).
+
+Method, objective, data and searcher are groups of one kind out of a table, found by name; each kind's settings stand
+in its own file and are bound on use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
-from glora.errors import ConfigError, nearest
+from glora import settings as texts
+from glora.errors import ConfigError, GloraError, nearest
+from glora.registry import load, lookup
 from glora.settings import Count, Settings, merged, parse_value, problems_of, put, read_settings
-from glora.settings import describe as _describe
-from glora.space import SearchSpace
 
 __all__ = [
+    "FORMAT",
+    "KINDS",
     "PRESETS",
-    "DataSettings",
     "Experiment",
     "ModelSettings",
     "SearchSettings",
-    "SpaceSettings",
     "TrainSettings",
     "build_experiment",
     "describe",
     "load_experiment",
 ]
 
+FORMAT = 2  # of a run folder's config; 1 was glora 0.1, whose settings had other places
+TABLES = {  # group -> the table of its kinds
+    "method": "glora.methods:METHODS",
+    "objective": "glora.tasks.objectives:OBJECTIVES",
+    "search.searcher": "glora.searchers:SEARCHERS",
+    "data": "glora.tasks.data:SOURCES",
+}
+KINDS = {"method": "method", "objective": "objective", "search.searcher": "searcher", "data": "data set"}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {  # the published formulation: all 432 choices, scales 1, a subnet a step, top-1 on val, rejection
-        "space": SearchSpace.paper().to_json(),
-        "train": {"sampling": "batch", "largest": 0.0, "restart": False},
+        "method": {
+            "name": "glora",
+            "ranks": [8],
+            "product": "elementwise",
+            "variant": "paper",
+            "new_bias": True,
+            "scaling": "none",
+            "sampling": "batch",
+            "largest": 0.0,
+        },
+        "train": {"restart": False},
         "search": {
+            "searcher": {"name": "evolution", "legalize": "reject", "mutation_probability": 0.2},
             "fitness": "accuracy",
-            "legalize": "reject",
-            "mutation_probability": 0.2,
             "rescore": 0,
             "calibrate": False,
         },
     },
 }
 
-
 Precision = Annotated[  # YAML reads a bare `no` as False
     Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)
 ]
-
-
 Form = Annotated[  # and a bare `off`
     Literal["off", "full", "fast", "lazy"], BeforeValidator(lambda value: "off" if value is False else value)
 ]
@@ -59,102 +78,49 @@ class ModelSettings(Settings):
     checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
-    targets: str | list[str] = Field(
-        "linear", description="Layers to adapt: linear, conv, norm, embedding, all, an expression, a list."
-    )
-    skip: list[str] = Field([], description="Layers to leave out: names or name endings.")
-    statistics: bool = Field(False, description="Let training update the running statistics of BatchNorm.")
-
-
-class DataSettings(Settings):
-    """The labelled images."""
-
-    source: str = Field(description="A folder of images, or a packaged data set (--data).")
-    train: Count | None = Field(None, ge=1, description="Number of training images of the seeded split.")
-    val: Count | None = Field(None, ge=1, description="Number of validation images of the seeded split.")
-    on_bad_image: Literal["error", "skip"] = Field("error", description="What to do with unreadable images.")
-    split_seed: int = Field(0, description="Seed of the split.")
-    aside: Count | None = Field(
-        None, ge=0, description="Val images set aside from the search; half of them if not given."
-    )
-    folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
-
-
-class SpaceSettings(Settings):
-    """What may be chosen at every site."""
-
-    ranks: list[Annotated[int, Field(ge=1)]] = Field([8, 4], min_length=1, description="LoRA ranks offered.")
-    product: Literal["elementwise", "matrix"] = Field("matrix", description="How W0 * A is read.")
-    variant: Literal["lean", "paper"] = Field("lean", description="'paper' offers all choices.")
-    new_bias: bool = Field(False, description="Offer C and E on layers without a bias too.")
-    scaling: Literal["fan_in", "none"] = Field("fan_in", description="Fixed scales of the choices.")
-
-    def build(self) -> SearchSpace:
-        """The search space."""
-        return SearchSpace(**{**self.model_dump(), "ranks": tuple(self.ranks)})
-
-    @model_validator(mode="after")
-    def _valid(self) -> SpaceSettings:
-        self.build()
-        return self
 
 
 class TrainSettings(Settings):
     """The training loop: AdamW, a cosine from `lr` to 0 after a linear warm-up."""
 
-    epochs: int = Field(30, ge=1, description="Passes over the training images.")
-    batch_size: int = Field(32, ge=1, description="Images per step, over all processes.")
+    epochs: int = Field(30, ge=1, description="Passes over the training examples.")
+    batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
-    sampling: Literal["sample", "batch"] = Field(
-        "sample", description="A random subnet for every image, or one per step, as published."
-    )
-    largest: float = Field(
-        1.0, ge=0, le=1, description="Share of the images that play the largest subnet at first; it falls to none."
-    )
     pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
     pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
-    pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the logits.")
+    pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the outputs.")
     pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
 
 
 class SearchSettings(Settings):
-    """The search over genotypes; the defaults are the paper's."""
+    """The search over genotypes."""
 
-    searcher: str = Field("evolution", description="Name in the table of searchers.")
-    population: int = Field(50, ge=1, description="Genotypes in the first generation and at most in later ones.")
-    generations: int = Field(20, ge=0, description="Generations after the first.")
-    parents: int = Field(10, ge=1, description="Best genotypes that are varied.")
-    mutations: int | None = Field(None, ge=0, description="Mutants per generation; half the population if not given.")
-    crossovers: int | None = Field(None, ge=0, description="The same for crossovers.")
-    mutation_probability: float | None = Field(
-        None, ge=0, le=1, description="Per support tensor; the searcher's own if not given."
-    )
-    legalize: Literal["repair", "reject"] = Field("repair", description="How a budget is kept; 'reject' as published.")
+    searcher: SerializeAsAny[Settings] = Field(description="Which searcher: `glora ls searchers`.")
     budget: Count | None = Field(None, description="Most trainable numbers, without the head: 300000 or 0.3M.")
     min_budget: Count | None = Field(
         None, ge=0, description="Fewest trainable numbers; nine tenths of the most that there may be if not given."
     )
-    fitness: Literal["loss", "accuracy"] = Field("loss", description="What the search reads on val.")
+    fitness: str = Field("loss", description="The metric of the objective that the search reads on val.")
     calibrate: bool = Field(
         True, description="First set how strongly subnets play, and how far apart their logits are, by val."
     )
-    batch_size: int = Field(100, ge=1, description="Images per forward pass of scoring.")
-    rescore: int = Field(10, ge=0, description="Best genotypes scored again on the images set aside.")
-    controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; a population if not given.")
+    batch_size: int = Field(100, ge=1, description="Examples per forward pass of scoring.")
+    rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
+    controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
     polish: int = Field(0, ge=0, description="Epochs of the winner alone, from the supernet's weights, before test.")
     polish_on: Literal["train", "all"] = Field(
         "train", description="'all': also val and what was set aside; then neither tells of the polished winner."
     )
     polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 3 if not given.")
-    racing: bool = Field(False, description="Candidates leave when some val images have told that they cannot win.")
+    racing: bool = Field(False, description="Candidates leave when some val examples have told that they cannot win.")
     racing_level: float = Field(0.05, gt=0, le=0.5, description="How easily candidates leave the race.")
     racing_first: int = Field(
-        10, ge=2, description="Images of the race's first piece; then half as many again, and so on."
+        10, ge=2, description="Examples of the race's first piece; then half as many again, and so on."
     )
     workers: int = Field(0, ge=0, description="Processes that score, a thread each; 0: this one, with its threads.")
     cluster: Literal["ray"] | None = Field(None, description="Where the workers are; not given: on this machine.")
@@ -164,43 +130,50 @@ class SearchSettings(Settings):
     def _relations(self) -> SearchSettings:
         if self.budget is not None and (self.min_budget or 0) > max(0, self.budget):
             raise ValueError(f"min_budget={self.min_budget} is above budget={self.budget}")
-        half = self.population // 2
-        mutations = half if self.mutations is None else self.mutations
-        crossovers = half if self.crossovers is None else self.crossovers
-        if mutations + crossovers > self.population:
-            raise ValueError(f"mutations={mutations} and crossovers={crossovers} exceed population={self.population}")
         if self.cluster and not self.workers:
             raise ValueError(f"cluster={self.cluster} needs workers of at least 1")
         return self
-
-    @property
-    def candidates(self) -> int:
-        """How many genotypes are scored."""
-        return self.population * (1 + self.generations)
 
 
 class Experiment(Settings):
     """Everything that decides a run."""
 
     preset: str = Field("default", description="'paper' is the published method; settings given beside it win.")
-    method: str = Field("glora", description="Name in the table of methods.")
-    rank: int = Field(8, ge=1, description="Rank of method 'lora'.")
+    method: SerializeAsAny[Settings] = Field(description="Which method: `glora ls methods`.")
     model: ModelSettings = ModelSettings()
-    data: DataSettings
-    space: SpaceSettings = SpaceSettings()
+    data: SerializeAsAny[Settings] = Field(description="Which data: `glora ls data`.")
+    objective: SerializeAsAny[Settings] = Field(description="Which objective: `glora ls objectives`.")
     train: TrainSettings = TrainSettings()
-    search: SearchSettings = SearchSettings()
-    seed: int = Field(0, ge=0, description="Seed of head, support tensors, batches, subnets and search.")
+    search: SearchSettings
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of head, support tensors, batches, subnets and search.")
 
     @model_validator(mode="after")
     def _set_aside(self) -> Experiment:
-        if self.data.aside == 0 and self.search.rescore:
-            raise ValueError(f"search.rescore={self.search.rescore} needs images set aside, but data.aside=0")
+        aside = getattr(self.data, "aside", None)
+        if aside == 0 and self.search.rescore:
+            raise ValueError(f"search.rescore={self.search.rescore} needs examples set aside, but data.aside=0")
+        return self
+
+    @model_validator(mode="after")
+    def _fitness(self) -> Experiment:
+        objective: Any = self.objective
+        metrics = {metric.name: metric for metric in objective.metrics}
+        fitness = self.search.fitness
+        if fitness not in metrics:
+            raise ValueError(f"search.fitness={fitness} is no metric of {objective.name}: {', '.join(metrics)}")
+        if self.search.racing and not metrics[fitness].per_example:
+            single = ", ".join(name for name, metric in metrics.items() if metric.per_example)
+            raise ValueError(f"search.racing needs a mean over examples; search.fitness={fitness} is none ({single})")
         return self
 
     def with_(self, **changes: Any) -> Experiment:
         """The same experiment with some top-level settings changed, checked again; raises ConfigError."""
         return build_experiment({**self.model_dump(), **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as a run folder and a result keep it."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        return {"format": FORMAT, **plain}
 
 
 def load_experiment(
@@ -243,11 +216,16 @@ def build_experiment(
         near = nearest(str(preset), PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         found.append(f"preset: there is no preset {preset!r}; known: {', '.join(PRESETS)}.{hint}")
+    under = merged(_DEFAULTS, _opened(PRESETS[preset] if known else {}))
+    laid = merged(under, _opened({key: value for key, value in data.items() if key != "format"}))
+    kinds, unknown = _kinds(laid)
+    found += unknown
     experiment = None
+    model = _experiment_class(*(kinds[group] for group in TABLES))
     try:
-        experiment = Experiment.model_validate(merged(PRESETS[preset] if known else {}, data))
+        experiment = model.model_validate(laid)
     except ValidationError as error:
-        found += problems_of(error, Experiment)
+        found += [each for each in problems_of(error, model) if not any(_inside(each, said) for said in unknown)]
     if experiment is None or found:
         count = f"{len(found)} errors" if len(found) > 1 else "1 error"
         raise ConfigError(
@@ -256,6 +234,83 @@ def build_experiment(
     return experiment
 
 
+_DEFAULTS: dict[str, Any] = {
+    "method": {"name": "glora"},
+    "objective": {"name": "classify"},
+    "search": {"searcher": {"name": "evolution"}},
+}
+
+
+def _opened(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings with groups that are given by their name alone written out: `method: lora`."""
+    opened = dict(data)
+    for key in ("method", "objective"):
+        if isinstance(opened.get(key), str):
+            opened[key] = {"name": opened[key]}
+    search = opened.get("search")
+    if isinstance(search, Mapping) and isinstance(search.get("searcher"), str):
+        opened["search"] = {**search, "searcher": {"name": search["searcher"]}}
+    if isinstance(opened.get("data"), str):
+        opened["data"] = {"source": opened["data"]}
+    return opened
+
+
+def _kinds(data: Mapping[str, Any]) -> tuple[dict[str, type[Settings]], list[str]]:
+    """The settings class of every group of `TABLES`, and what is wrong with their names."""
+    kinds, problems = {}, []
+    for group in TABLES:
+        inner: Any = data
+        for part in group.split("."):
+            inner = inner.get(part, {}) if isinstance(inner, Mapping) else {}
+        inner = inner if isinstance(inner, Mapping) else {}
+        try:
+            kinds[group] = _kind(group, inner)
+        except GloraError as error:
+            kinds[group] = Settings
+            leaf = "data.source" if group == "data" else group
+            problems.append(f"{leaf}: {error.cause} {error.allowed}".rstrip())
+    return kinds, problems
+
+
+def _kind(group: str, data: Mapping[str, Any]) -> type[Settings]:
+    kind: type[Settings]
+    if group == "data":
+        find: Callable[[Mapping[str, Any]], type[Settings]] = load("glora.tasks.task:source_class")
+        kind = find(data) if "source" in data else load("glora.tasks.task:DataSettings")
+    else:
+        kind = lookup(load(TABLES[group]), str(data.get("name")), kind=KINDS[group])
+    return kind
+
+
+def _inside(problem: str, said: str) -> bool:
+    """Whether a problem is of a group whose kind is unknown, which has been said already."""
+    group = said.partition(":")[0].removesuffix(".source")
+    return problem.startswith((f"{group}:", f"{group}."))
+
+
+@lru_cache(maxsize=64)
+def _experiment_class(
+    method: type[Settings], objective: type[Settings], searcher: type[Settings], data: type[Settings]
+) -> type[Experiment]:
+    """The experiment with the groups of these kinds, so that all errors are found and named together."""
+    search = create_model("SearchSettings", __base__=SearchSettings, searcher=(searcher, ...))
+    groups: dict[str, Any] = {"method": method, "objective": objective, "search": search, "data": data}
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in groups.items()}
+    made: type[Experiment] = create_model("Experiment", __base__=Experiment, **fields)
+    return made
+
+
 def describe() -> list[str]:
-    """One line per setting: its dotted name, default and description."""
-    return _describe(Experiment)
+    """One line per setting: its dotted name, default and description; those of every kind, below the common ones."""
+    defaults, _ = _kinds({**_DEFAULTS, "data": {}})
+    common = [group for group in TABLES if group != "data"]
+    lines = []
+    for line in texts.describe(_experiment_class(*defaults.values())):
+        if not any(line.startswith(f"{group}.") for group in common):
+            lines.append(line)
+    for group, table in TABLES.items():
+        for name, place in load(table).items():
+            own = texts.describe(load(place), f"{group}.")
+            own = [line for line in own if line not in lines]
+            lines += [f"{KINDS[group]} {name}:", *(f"  {line}" for line in own)]
+    return lines

@@ -1,38 +1,56 @@
-"""GLoRA's supernet, and the methods that are one fixed LayerConfig of it: LoRA and BitFit."""
+"""GLoRA (arXiv 2306.07967): the weight-entangled supernet over all layer-wise configurations."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
 
 from glora.adapt.adapted import Adapted, inject
-from glora.adapt.supernet import Sampling, Supernet
-from glora.genotype import Genotype, LayerConfig
-from glora.space import SearchSpace
+from glora.adapt.adapter_file import load_adapter, load_supernet, save_adapter, save_supernet
+from glora.adapt.state import AdapterState
+from glora.adapt.supernet import Sampling, Supernet, copied
+from glora.genotype import Genotype
+from glora.methods.method import Method, Tuned
+from glora.space import BoundSpace, SearchSpace
 
-__all__ = ["BitFit", "GLoRA", "LoRA", "TunedAdapter"]
+__all__ = ["Adapting", "GLoRA", "TunedAdapter"]
 
 
-class TunedAdapter:
+class TunedAdapter(Tuned):
     """An adapted model as a Tuned: it plays random subnets at every step where its space has several.
 
     Args:
         adapted: The adapted model.
-        how: Which subnets it plays, as `Supernet` has it.
+        sampling, largest: Which subnets it plays, as `Supernet` has it.
     """
 
-    def __init__(self, adapted: Adapted, **how: Any) -> None:
+    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0) -> None:
         self.adapted = adapted
-        self.supernet = Supernet(adapted, **how)
+        self.supernet = Supernet(adapted, sampling=sampling, largest=largest)
         self.model = adapted.model
         self.head = adapted.head
+        self.notes = adapted.notes
+
+    @property
+    def space(self) -> BoundSpace | None:
+        return self.adapted.space if self.adapted.space.size > 1 else None
+
+    @property
+    def summary(self) -> str:
+        space, layers = self.adapted.space, f"{len(self.adapted.sites)} layers"
+        if self.space is None:
+            return f"{layers}: {super().summary}"
+        low, high = space.count(space.smallest), space.count(space.largest)
+        return f"{layers}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers"
 
     def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
-        if self.adapted.space.size > 1:
+        if self.space is not None:
             self.supernet.sample(rng, places, of, done)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -42,74 +60,100 @@ class TunedAdapter:
         active = self.adapted.active
         return self.adapted.count(active if isinstance(active, Genotype) else active[0])
 
-    def state(self) -> dict[str, Tensor]:
-        state = self.adapted.state(whole=True)
-        return {**state.tensors, **state.head, **state.statistics}
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {name: scales for name, scales in self.adapted.scales.items() if scales}
 
-    def merge(self) -> nn.Module:
-        return self.adapted.merge()
+    def use_constants(self, constants: Mapping[str, Any]) -> None:
+        for name, support in self.adapted.supports.items():
+            support.scales = dict(constants.get(name, {}))
+
+    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        if self.space is None:
+            save_adapter(self.adapted, path, info=info)
+        else:
+            save_supernet(self.adapted, path, info=info)
+
+    def load(self, path: str | Path) -> None:
+        load_supernet(self.adapted, path)
+
+    def merged(self) -> nn.Module:
+        return self.adapted.merge(keep_base=False)
+
+    @property
+    def new_keys(self) -> tuple[str, ...]:
+        return self.adapted.new_keys
+
+    def activate(self, genotype: Genotype) -> None:
+        self.adapted.activate(genotype)
+
+    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+        return self.adapted.hold(genotype)
+
+    def save_winner(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        save_adapter(self.adapted, path, info=info)
+
+    def alone(self, model: nn.Module) -> TunedAdapter:
+        return TunedAdapter(Adapted.from_state(model, self.adapted.state()))
+
+    def snapshot(self) -> AdapterState:
+        return copied(self.adapted)
+
+    def restore(self, snapshot: AdapterState) -> None:
+        self.adapted.load_state(snapshot)
+
+    def strengthen(self, factor: float) -> None:
+        self.supernet.scale(factor)
 
 
-@dataclass(frozen=True)
-class GLoRA:
-    """The supernet over all layer-wise configurations of a search space (arXiv 2306.07967).
+class Adapting(Method):
+    """What all methods that adapt layers with support tensors have: which layers, and how their files are read."""
 
-    Attributes:
-        space: What may be chosen at every site.
-        targets: Which layers are sites; `skip` leaves some out.
-        statistics: Let training update the running statistics of norms.
-        sampling: A random subnet for every sample of a training step, or one for the step ("batch").
-        largest: Share of the samples that play the largest subnet instead, at first; it falls to none.
+    targets: str | tuple[str, ...] = Field(
+        "linear", description="Layers to adapt: linear, conv, norm, embedding, all, an expression, a list."
+    )
+    skip: tuple[str, ...] = Field((), description="Layers to leave out: names or name endings.")
+    statistics: bool = Field(False, description="Let training update the running statistics of BatchNorm.")
+
+    def inject(self, model: nn.Module, space: SearchSpace, *, head: Sequence[str], seed: int) -> Adapted:
+        """The model adapted at the targets."""
+        where: dict[str, Any] = {"targets": self.targets, "skip": self.skip, "head": head}
+        return inject(model, space, **where, seed=seed, statistics=self.statistics)
+
+    def load(self, model: nn.Module, path: str | Path) -> TunedAdapter:
+        return TunedAdapter(load_adapter(model, path))
+
+
+class GLoRA(Adapting):
+    """The supernet over all layer-wise configurations of a search space.
+
+    Source: arXiv 2306.07967. `preset: paper` is the method as published.
     """
 
-    space: SearchSpace = field(default_factory=SearchSpace)
-    targets: str | tuple[str, ...] = "linear"
-    skip: tuple[str, ...] = ()
-    statistics: bool = False
-    sampling: Sampling = "sample"
-    largest: float = 1.0
-    lr: float = 1e-3
+    lr = 1e-3
+
+    name: Literal["glora"] = "glora"
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((8, 4), min_length=1, description="LoRA ranks offered.")
+    product: Literal["elementwise", "matrix"] = Field("matrix", description="How W0 * A is read.")
+    variant: Literal["lean", "paper"] = Field("lean", description="'paper' offers all choices.")
+    new_bias: bool = Field(False, description="Offer C and E on layers without a bias too.")
+    scaling: Literal["fan_in", "none"] = Field("fan_in", description="Fixed scales of the choices.")
+    sampling: Sampling = Field("sample", description="A random subnet for every example, or one per step (batch).")
+    largest: float = Field(
+        1.0, ge=0, le=1, description="Share of the examples that play the largest subnet at first; it falls to none."
+    )
+
+    @property
+    def space(self) -> SearchSpace:
+        """What may be chosen at every site."""
+        names = ("ranks", "product", "variant", "new_bias", "scaling")
+        return SearchSpace(**{name: getattr(self, name) for name in names})
+
+    @model_validator(mode="after")
+    def _valid(self) -> GLoRA:
+        _ = self.space
+        return self
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
-        """The model with its support tensors injected."""
-        where = {"targets": self.targets, "skip": self.skip, "head": head}
-        adapted = inject(model, self.space, **where, seed=seed, statistics=self.statistics)
+        adapted = self.inject(model, self.space, head=head, seed=seed)
         return TunedAdapter(adapted, sampling=self.sampling, largest=self.largest)
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """LoRA (arXiv 2106.09685) on every target: `W0 + down up`, alpha = rank; GLoRA with B alone and no fixed scale.
-
-    Departure: the random factor is Xavier-uniform as in GLoRA, not Kaiming-uniform.
-    """
-
-    rank: int = 8
-    targets: str | tuple[str, ...] = "linear"
-    skip: tuple[str, ...] = ()
-    statistics: bool = False
-    lr: float = 3e-3
-
-    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
-        """The model with LoRA on its targets."""
-        space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"), scaling="none")
-        return GLoRA(space, self.targets, self.skip, self.statistics).apply(model, head=head, seed=seed)
-
-
-@dataclass(frozen=True)
-class BitFit:
-    """BitFit (arXiv 2106.10199) on the biases of every target: GLoRA with E alone.
-
-    Departure: the biases of norms and of the patch embedding stay frozen; those of norms before a Linear fold
-    exactly into its E.
-    """
-
-    targets: str | tuple[str, ...] = "linear"
-    skip: tuple[str, ...] = ()
-    statistics: bool = False
-    lr: float = 1e-3
-
-    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
-        """The model with its target biases trainable."""
-        space = SearchSpace(only=LayerConfig(E="vector"))
-        return GLoRA(space, self.targets, self.skip, self.statistics).apply(model, head=head, seed=seed)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.adapt.statistics import freeze_statistics
+from glora.errors import AdapterFileError, listed
+from glora.methods.method import Method, Tuned
 
 __all__ = ["Full", "LinearProbe", "TunedSubset"]
 
 
-class TunedSubset:
+class TunedSubset(Tuned):
     """A model of which some own parameters are trained in place.
 
     Args:
@@ -35,44 +39,72 @@ class TunedSubset:
         for parameter in self._trained:
             parameter.requires_grad_(True)
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
-        """Nothing to choose."""
-
     def parameters(self) -> list[nn.Parameter]:
         return self._trained
 
     def count(self) -> int:
         return sum(parameter.numel() for parameter in self._trained if id(parameter) not in self._head)
 
-    def state(self) -> dict[str, Tensor]:
+    def _state(self) -> dict[str, Tensor]:
         trained = {id(p) for p in self._trained}
         named = {name: p.detach() for name, p in self.model.named_parameters() if id(p) in trained}
         return {**named, **dict(self.model.named_buffers())}
 
-    def merge(self) -> nn.Module:
+    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        save_tensors(path, self._state(), {"info": dict(info)})
+
+    def load(self, path: str | Path) -> None:
+        _fill(self._state(), path)
+
+    def merged(self) -> nn.Module:
         for hook in self._hooks:
             hook.remove()
         return self.model
 
 
-@dataclass(frozen=True)
-class LinearProbe:
+def _fill(own: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copies the tensors of a file into those of the same names.
+
+    Raises:
+        AdapterFileError: The file is damaged, or has other names or shapes.
+    """
+    tensors, _ = read_tensors(path)
+    odd = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+    if odd:
+        raise AdapterFileError(
+            f"{path} is of another model: {listed(odd)} do not fit.", remedy="Build the base it was trained on."
+        )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
+
+
+class _Subset(Method):
+    def load(self, model: nn.Module, path: str | Path) -> TunedSubset:
+        """The model with the trained tensors of a file in place; which ones they are, the file says."""
+        own = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+        _fill(own | dict(model.named_buffers()), path)
+        return TunedSubset(model, [], (), keep_statistics=False)
+
+
+class LinearProbe(_Subset):
     """Only the head is trained."""
 
-    lr: float = 3e-2
+    lr = 3e-2
+
+    name: Literal["linear"] = "linear"
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
-        """The model with a trainable head."""
         trained = [parameter for name in head for parameter in model.get_submodule(name).parameters()]
         return TunedSubset(model, trained, head)
 
 
-@dataclass(frozen=True)
-class Full:
+class Full(_Subset):
     """Every parameter is trained. It needs a far smaller learning rate than the adapters."""
 
-    lr: float = 1e-4
+    lr = 1e-4
+
+    name: Literal["full"] = "full"
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
-        """The whole model trainable."""
         return TunedSubset(model, list(model.parameters()), head, keep_statistics=False)

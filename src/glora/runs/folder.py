@@ -1,11 +1,11 @@
-"""The folder of one run: what its files are called, and whose run it is (no torch).
+"""The folder of one run: what its files are called, which stages are done, and whose run it is (no torch).
 
-It holds `config.yaml` (resolved), `metrics.jsonl`, `supernet.safetensors`, `search.jsonl` (the journal),
-`calibration.json` (how strongly subnets play in it), `images.jsonl` (what winner and controls do image by image),
-`winner.json`, `adapter.safetensors`, `result.json` and `plots/`; while training runs also `training.safetensors`, with
-folds a folder for each, `retrained/` and `polished/`; in `tested/` the results of winners that were tested before. A
-model is known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what
-it is not.
+It holds `config.yaml` (resolved), `state.json` (the stages that are done), `metrics.jsonl`, `supernet.safetensors`,
+`search.jsonl` (the journal), `calibration.json` (how strongly subnets play in it), `examples.jsonl` (what winner and
+controls do example by example), `winner.json`, `adapter.safetensors`, `result.json` and `plots/`; while training runs
+also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`; in `tested/` the results of
+winners that were tested before. A model is known by `Outcome.key`, which its adapter and its result carry: what a stop
+has left is never taken for what it is not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from glora.config import Experiment, build_experiment
+from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import RunError, listed
-from glora.files import append_jsonl, read_jsonl, read_metadata, write_text
+from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, write_text
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
 
@@ -49,7 +49,8 @@ class RunFolder:
         self.calibration = self.path / "calibration.json"
         self.adapter = self.path / "adapter.safetensors"
         self.winner = self.path / "winner.json"
-        self.sheet = self.path / "images.jsonl"
+        self.values = self.path / "examples.jsonl"
+        self.stages = self.path / "state.json"
         self.result = self.path / "result.json"
         self.others = self.path / "tested"
         self.plots = self.path / "plots"
@@ -66,10 +67,43 @@ class RunFolder:
         """The folder of the polished winner of this key."""
         return RunFolder(self.path / "polished" / key)
 
-    @property
-    def searched(self) -> bool:
-        """Whether a search has come to its end here."""
-        return self.journal.is_file() and self.winner.is_file()
+    def trained(self, *, several: bool) -> Path:
+        """The file of what was trained: the supernet where several genotypes share it, else the adapter."""
+        return self.supernet if several else self.adapter
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The facts that a stage has left at its end; None as long as it has not ended.
+
+        Args:
+            stage: `trained` or `searched`.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        found: dict[str, Any] | None = self._stages().get(stage)
+        return found
+
+    def mark(self, stage: str, **facts: Any) -> None:
+        """The stage is done, its files are written."""
+        write_json(self.stages, {**self._stages(), stage: facts})
+
+    def unmark(self, stage: str) -> None:
+        """The stage is not done any more."""
+        if stage in (stages := self._stages()):
+            write_json(self.stages, {name: facts for name, facts in stages.items() if name != stage})
+
+    def _stages(self) -> dict[str, Any]:
+        if not self.stages.is_file():
+            return {}
+        try:
+            found = json.loads(self.stages.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.stages} cannot be read: {error}.", remedy="Start anew with another --out."
+            ) from error
+        return found
 
     @property
     def tested(self) -> list[Path]:
@@ -82,18 +116,18 @@ class RunFolder:
         Raises:
             RunError: The two are not of one model, which a stop between their writing leaves.
         """
-        told = Outcome.read(self.winner).key if self.winner.is_file() else ""
-        if told:
+        key = Outcome.read(self.winner).key if self.winner.is_file() else ""
+        if key:
             self.need(self.adapter, f"glora search {self.path}")
         held = read_metadata(self.adapter).get("info", {}).get("winner", "") if self.adapter.is_file() else ""
-        if told != held:
+        if key != held:
             raise RunError(
-                f"{self.adapter} is not the winner that {self.winner.name} tells of.",
+                f"{self.adapter} is not the winner in {self.winner.name}.",
                 remedy=f"The search writes both again: glora search {self.path} (with --budget for a picked one)",
             )
-        return told
+        return key
 
-    def shown(self) -> Result | None:
+    def current_result(self) -> Result | None:
         """The result of the model that is here; None when it was not tested."""
         key = self.key()
         for file in (self.result, self._beside(key)):
@@ -101,25 +135,26 @@ class RunFolder:
                 return found
         return None
 
-    def put_away(self) -> None:
-        """No result is shown; what was, is kept beside under the key of its winner."""
+    def archive_result(self) -> None:
+        """There is no current result; what there was, is kept in `tested/` under the key of its winner."""
         if self.result.is_file():
-            aside = self._beside(Result.read(self.result).winner)
-            aside.parent.mkdir(exist_ok=True)
-            self.result.replace(aside)
+            kept = self._beside(Result.read(self.result).winner)
+            kept.parent.mkdir(exist_ok=True)
+            self.result.replace(kept)
 
-    def show(self, key: str) -> Result | None:
-        """The result of this winner is shown again, where it was tested before."""
+    def restore_result(self, key: str) -> Result | None:
+        """The result of this winner is the current one again, where it was tested before."""
         if self._beside(key).is_file():
             self._beside(key).replace(self.result)
-        return self.shown()
+        return self.current_result()
 
     def _beside(self, key: str) -> Path:
         return self.others / f"{key or 'unknown'}.json"
 
     def forget_search(self) -> None:
         """No winner of an earlier search is here: a new one begins."""
-        self.put_away()
+        self.archive_result()
+        self.unmark("searched")
         for file in (self.adapter, self.winner, self.calibration):
             file.unlink(missing_ok=True)
 
@@ -137,7 +172,14 @@ class RunFolder:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
-        return build_experiment(data if isinstance(data, Mapping) else {}, source=str(self.config))
+        data = data if isinstance(data, Mapping) else {}
+        if data.get("format") != FORMAT:
+            raise RunError(
+                f"{self.path} is a run of glora 0.1, whose settings have other places.",
+                allowed="Its adapter and its result are still read.",
+                remedy="Continue it with glora 0.1, or start anew with another --out.",
+            )
+        return build_experiment(data, source=str(self.config))
 
     def check(self, experiment: Experiment) -> Experiment:
         """The settings, when a run of them may begin or go on here.
@@ -152,7 +194,7 @@ class RunFolder:
         if not self.config.is_file():
             self._check_free()
             return experiment
-        theirs, mine = (_flat(settings.model_dump()) for settings in (self.experiment(), experiment))
+        theirs, mine = (_flat(settings.to_json()) for settings in (self.experiment(), experiment))
         idle = () if mine["search.racing"] or theirs.get("search.racing") else RACES
         differing = [key for key in mine if mine[key] != theirs.get(key) and key not in (*ANY_TIME, *idle)]
         if FEWEST in differing and mine[FEWEST] is None and AFTER.issuperset({*differing} - {FEWEST}):
@@ -161,8 +203,8 @@ class RunFolder:
         if not differing:
             return experiment
         only_search = all(key.startswith("search.") for key in differing)
-        searched, tested = self.journal.is_file(), bool(self.tested)
-        if only_search and not tested and (not searched or AFTER.issuperset(differing)):
+        begun, tested = self.journal.is_file(), bool(self.tested)
+        if only_search and not tested and (not begun or AFTER.issuperset(differing)):
             return experiment
         if not only_search or tested:
             remedy = "Choose another --out, or give the same settings to continue it."
@@ -193,25 +235,24 @@ class RunFolder:
         """The settings are in the folder, and what a killed process was writing is not."""
         for stale in self.path.glob(".*.tmp"):
             stale.unlink()
-        plain = json.loads(experiment.model_dump_json())
-        write_text(self.config, yaml.safe_dump(plain, sort_keys=False))
+        write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
     def check_data(self, fingerprint: str) -> None:
-        """Nothing when the images are those that the run began with.
+        """Nothing when the examples are those that the run began with.
 
         Raises:
-            RunError: They have changed: what was a test image then may be a training image now.
+            RunError: They have changed: what was a test example then may be a training example now.
         """
         begun = [record for record in read_jsonl(self.metrics) if record["stage"] == "begun"]
         if begun and begun[0]["data"] != fingerprint:
             raise RunError(
-                f"The images have changed since the run in {self.path} began.",
-                remedy="Bring back the images of then, or start anew with another --out.",
+                f"The data has changed since the run in {self.path} began.",
+                remedy="Bring back the data of then, or start anew with another --out.",
             )
 
     def begin(self, fingerprint: str, epoch: int) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "news") and r["epoch"] <= epoch]
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
         records = [{"stage": "begun", "data": fingerprint}, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
@@ -221,11 +262,20 @@ class RunFolder:
 
     def seconds(self) -> dict[str, float]:
         """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
-        seconds = {"train": sum(record["seconds"] for record in self._records("trained"))}
-        for stage, file in (("search", self.journal), ("check", self.sheet)):
+        seconds = {"train": sum(facts.get("seconds", 0.0) for facts in self._trainings())}
+        for stage, file in (("search", self.journal), ("check", self.values)):
             if file.is_file():
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
         return seconds
+
+    def example_steps(self) -> int:
+        """Passes of an example forward and backward, of all trainings of supernets or of the baseline."""
+        return sum(facts.get("example_steps", 0) for facts in self._trainings())
+
+    def _trainings(self) -> list[dict[str, Any]]:
+        """The facts of this training and of those of the folds."""
+        folders = [self, *(RunFolder(path) for path in sorted(self.path.glob("fold-*")))]
+        return [facts for folder in folders if (facts := folder.done("trained"))]
 
     @property
     def begun(self) -> bool:
@@ -235,25 +285,18 @@ class RunFolder:
         with self.journal.open("rb") as file:
             return file.readline().endswith(b"\n")
 
-    def news(self, outcome: Outcome | None = None) -> list[str]:
+    def warnings(self, outcome: Outcome | None = None) -> list[str]:
         """What is to be told of the trainings: that one collapsed and began anew, or learned nothing.
 
         Args:
             outcome: The winner, of whose polish and training alone is told too.
         """
-        told = [record["text"] for record in self._records("news")]
-        if outcome is not None:
-            told += [f"The polish: {line}" for line in self.polished(outcome.key).news()]
-            told += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).news()]
-        return told
-
-    def image_steps(self) -> int:
-        """Passes of an image forward and backward, of all trainings of supernets or of the baseline."""
-        return sum(record.get("image_steps", 0) for record in self._records("trained"))
-
-    def _records(self, stage: str) -> list[dict[str, Any]]:
         files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
-        return [record for file in files for record in read_jsonl(file) if record["stage"] == stage]
+        lines = [record["text"] for file in files for record in read_jsonl(file) if record["stage"] == "warning"]
+        if outcome is not None:
+            lines += [f"The polish: {line}" for line in self.polished(outcome.key).warnings()]
+            lines += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).warnings()]
+        return lines
 
     def need(self, file: Path, command: str) -> None:
         """Nothing when an earlier stage has left its file.

@@ -1,25 +1,23 @@
-"""What a run tells: the reporter it tells it to, and the plan it says before it starts."""
+"""Where a run reports what it is doing, and the plan that it tells before it starts."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
-from glora.backbones import Backbone
-from glora.config import Experiment
-from glora.methods import Tuned
-from glora.methods.glora import TunedAdapter
+from glora.methods.method import Tuned
 from glora.runs.resolve import search_arguments
 from glora.searchers import Trial
 from glora.tasks.task import Task
-from glora.tasks.visible import Known
-from glora.training.pace import image_steps
+from glora.tasks.visible import VisibleData
+from glora.training.pace import example_steps
 from glora.training.trainer import Progress
 
 __all__ = ["Reporter", "Silent", "plan"]
 
 
 class Reporter(Protocol):
-    """Where a run tells what it is doing."""
+    """Where a run reports."""
 
     def say(self, text: str) -> None:
         """One line worth reading."""
@@ -27,60 +25,61 @@ class Reporter(Protocol):
     def training(self, progress: Progress) -> None:
         """Called a few times a second at most."""
 
-    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
+    def trial(
+        self, trial: Trial, best: Trial, total: int, saved: float | None = None, *, metric: Mapping[str, Any]
+    ) -> None:
         """Called after every scored genotype.
 
         Args:
             trial: The genotype.
             best: The best so far.
             total: How many there will be at most.
-            saved: Share of the image forwards that racing has saved so far.
+            saved: Share of the forward passes that racing has saved so far.
+            metric: What the score is of: `name`, `higher` and `show` of the objective's metric.
         """
 
 
 class Silent:
-    """A reporter that tells nothing."""
+    """A reporter that reports nothing."""
 
     def say(self, text: str) -> None: ...
     def training(self, progress: Progress) -> None: ...
-    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None: ...
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None, **_: Any) -> None: ...
 
 
-def plan(experiment: Experiment, task: Task, known: Known, backbone: Backbone, tuned: Tuned, *, lr: float) -> list[str]:
+def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: Tuned, *, lr: float) -> list[str]:
     """What a run is going to do, in sentences.
 
     Args:
         experiment: The resolved settings.
-        task: The images.
-        known: The same without test, cut for the search.
+        task: The examples.
+        data: The same without test, cut for the search.
         backbone: The network.
         tuned: The network made trainable.
         lr: The learning rate it will be trained with.
     """
-    settings, search = experiment.train, experiment.search
-    sizes = f"{len(task.train):,} train, {len(task.val):,} val and {len(task.test):,} test images"
-    height, width = backbone.preprocess.size
-    what = f"{backbone.name} at {width} x {height} px, method {experiment.method}"
-    lines = [f"{task.name}: {sizes} of {len(task.classes)} classes", *task.notes, *known.notes, *backbone.notes]
-    images = [len(known.train), *(len(known.train) - len(part) for part in known.folds)]
-    steps = sum(image_steps(settings, n) for n in images)
+    settings, search, unit = experiment.train, experiment.search, task.train.unit
+    *first, last = (f"{len(split):,} {name}" for name, split in task.splits.items())
+    sizes = f"{', '.join(first)} and {last} {unit}"
+    lines = [f"{task.name}: {sizes}, {task.objective.summary}", *task.notes, *data.notes, *backbone.notes, *tuned.notes]
+    counts = [len(data.train), *(len(data.train) - len(part) for part in data.folds)]
+    steps = sum(example_steps(settings, n) for n in counts)
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
-    times = f" of {len(known.folds) + 1} supernets" if known.folds else ""
-    training = f"Training: {epochs}{times}, {steps:,} image-steps, learning rate {lr:g}"
+    times = f" of {len(data.folds) + 1} supernets" if data.folds else ""
+    training = f"Training: {epochs}{times}, {steps:,} passes of an example, learning rate {lr:g}"
     training += "" if settings.pace == "off" else f", PACE {settings.pace}"
-    if isinstance(tuned, TunedAdapter):
-        what += f", {len(tuned.adapted.sites)} layers"
-        lines += tuned.adapted.notes
-    if not (isinstance(tuned, TunedAdapter) and tuned.adapted.space.size > 1):
-        return [*lines, f"{what}: {tuned.count():,} trainable numbers and the head", training]
-    space = tuned.adapted.space
-    low, high = space.count(space.smallest), space.count(space.largest)
-    how = search_arguments(search, space)
+    size = "" if backbone.preprocess is None else " at {1} x {0} px".format(*backbone.preprocess.size)
+    what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
+    if tuned.space is None:
+        return [*lines, what, training]
+    how = search_arguments(search, tuned.space)
+    high = tuned.space.count(tuned.space.largest)
     most = high if how["budget"] is None else min(high, how["budget"])
+    candidates = cast(Any, search.searcher).candidates
     return [
         *lines,
-        f"{what}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers; "
-        f"searched from {how['min_budget']:,} to {most:,}",
+        f"{what}; searched from {how['min_budget']:,} to {most:,}",
         training,
-        f"Search: up to {search.candidates:,} genotypes on {len(known.val):,} images; then one look at the test images",
+        f"Search: up to {candidates:,} genotypes on {len(data.val):,} {unit}"
+        + ("; then one look at the test examples" if task.test is not None else ""),
     ]

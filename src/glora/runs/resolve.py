@@ -1,36 +1,35 @@
-"""From settings to what they mean: nothing left open, and the method that they name."""
+"""From settings to what they mean: nothing left open, and what a search is called with."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from glora import searchers
 from glora.config import Experiment, SearchSettings
 from glora.errors import BudgetError
-from glora.methods import Method, get_method, settings_of
+from glora.methods.method import Method
 from glora.searchers.operators import Pool, Window
 from glora.space import BoundSpace
-from glora.tasks.task import DATASETS
+from glora.tasks.data import SOURCES
 
-__all__ = ["method_of", "search_arguments", "settled", "unused"]
+__all__ = ["polish_info", "resolve", "search_arguments"]
 
 POLISH = 1 / 3  # of the supernet's learning rate: the start is trained already
-NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/fitness.md
+NEAR = 0.9  # of the most trainable numbers: few val examples prefer small subnets, docs/background/search.md
 
 
-def settled(experiment: Experiment, method: Method) -> Experiment:
+def resolve(experiment: Experiment) -> Experiment:
     """The same experiment with nothing left open: absolute paths, the method's own learning rate, the polish's."""
-    data, model, search = experiment.data, experiment.model, experiment.search
+    data, model, search = cast(Any, experiment.data), experiment.model, experiment.search
     source = Path(data.source).expanduser()
-    if data.source not in DATASETS and source.exists():
+    if data.source not in SOURCES and source.exists():
         data = data.model_copy(update={"source": str(source.resolve())})
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
-    lr = experiment.train.lr or method.lr
+    lr = experiment.train.lr or cast(Method, experiment.method).lr
     if search.polish and search.polish_lr is None:
         search = search.model_copy(update={"polish_lr": POLISH * lr})
     train = experiment.train.model_copy(update={"lr": lr})
@@ -38,26 +37,27 @@ def settled(experiment: Experiment, method: Method) -> Experiment:
 
 
 def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, Any]:
-    """What `glora.search` is called with: the searcher, those of the settings that it has, and the budget.
+    """What `glora.search` is called with: the searcher, its settings, and the budget.
 
     Raises:
         BudgetError: No genotype keeps the budget.
     """
-    own = {name: getattr(settings, name, None) for name in searchers.settings_of(settings.searcher)}
+    searcher: Any = settings.searcher
     found = {
-        "searcher": settings.searcher,
-        "settings": {name: value for name, value in own.items() if value is not None},
+        "searcher": searcher.name,
+        "settings": searcher,
         "budget": settings.budget,
         "min_budget": settings.min_budget or 0,
     }
-    if settings.min_budget is None and _wants_one_size(found, settings, space):
+    if settings.min_budget is None and _wants_one_size(found, space):
         found["min_budget"] = _near(settings, space)
     return found
 
 
-def _wants_one_size(how: Mapping[str, Any], settings: SearchSettings, space: BoundSpace) -> bool:
+def _wants_one_size(how: dict[str, Any], space: BoundSpace) -> bool:
     """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
-    return settings.legalize != "reject" and searchers.new_searcher(space, seed=0, **how).elite is not None
+    as_published = getattr(how["settings"], "legalize", "repair") == "reject"
+    return not as_published and searchers.new_searcher(space, seed=0, **how).elite is not None
 
 
 def _near(settings: SearchSettings, space: BoundSpace) -> int:
@@ -68,32 +68,15 @@ def _near(settings: SearchSettings, space: BoundSpace) -> int:
         pool = Pool(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
         return 0
-    return least if pool.has(settings.candidates) else 0
+    return least if pool.has(cast(Any, settings.searcher).candidates) else 0
 
 
-def unused(settings: SearchSettings) -> tuple[str, ...]:
-    """What must be said of settings that are not at their default and that only other searchers have."""
-    own, fields = set(searchers.settings_of(settings.searcher)), type(settings).model_fields
-    if "candidates" in own:  # as many as these two give
-        own |= {"population", "generations"}
-    others = {
-        name for searcher in searchers.SEARCHERS for name in searchers.settings_of(searcher)
-    } & fields.keys() - own
-    changed = sorted(name for name in others if getattr(settings, name) != fields[name].default)
-    names = ", ".join(f"search.{name}" for name in changed)
-    return (f"The searcher {settings.searcher!r} has no {names}: nothing changes by it.",) if changed else ()
+def polish_info(settings: SearchSettings) -> dict[str, Any] | None:
+    """How a winner is polished, as its adapter file has it; None where it is not.
 
-
-def method_of(experiment: Experiment) -> Method:
-    """The method with those of the experiment's settings that it has.
-
-    Raises:
-        UnknownNameError: There is no such method.
+    Args:
+        settings: The search's, resolved.
     """
-    model = experiment.model
-    targets = model.targets if isinstance(model.targets, str) else tuple(model.targets)
-    offered = {"space": experiment.space.build(), "rank": experiment.rank}
-    offered |= {"sampling": experiment.train.sampling, "largest": experiment.train.largest}
-    offered |= {"targets": targets, "skip": tuple(model.skip), "statistics": model.statistics}
-    own = settings_of(experiment.method)
-    return get_method(experiment.method, {name: value for name, value in offered.items() if name in own})
+    if not settings.polish:
+        return None
+    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr}

@@ -1,105 +1,148 @@
-"""Genotype -> Score on val; and the recipe by which a worker process makes the same scorer."""
+"""Genotype -> Score on val; which weights score which examples; and how a worker process makes the same scorer."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from glora.adapt.adapted import Adapted
-from glora.adapt.adapter_file import load_supernet
-from glora.adapt.state import AdapterState
-from glora.adapt.supernet import StoredSupernet, Supernet, copied
-from glora.backbones import Spec, load_backbone
+from glora.backbones import Backbone, load_backbone
 from glora.genotype import Genotype
-from glora.methods.glora import GLoRA
-from glora.runs.calibration import Calibration
-from glora.runs.folder import RunFolder
-from glora.runs.sheet import joined
+from glora.methods.method import Method, Tuned
+from glora.runs.calibration import apply_calibration
+from glora.runs.session import Session
 from glora.searchers import Score
-from glora.tasks.evaluation import Evaluation, evaluate, predictions
-from glora.tasks.task import ImageSet
-from glora.tasks.visible import Known
+from glora.tasks.calibration import Calibration
+from glora.tasks.evaluation import Evaluation, evaluate, joined, outputs
+from glora.tasks.objective import Batch, Examples, Objective
 from glora.training.device import new_accelerator
 
-__all__ = ["Part", "Recipe", "ValScorer", "load_parts", "score_of", "shared_weights", "values_of"]
+__all__ = ["Part", "Recipe", "StoredNumbers", "ValScorer", "calibrated_parts", "load_numbers", "recipe_of"]
+
+
+class StoredNumbers:
+    """One of several sets of numbers on the same model, such as the supernets of folds.
+
+    Args:
+        tuned: The model that all of them share.
+        snapshot: The numbers of this one; None: those that are in place.
+    """
+
+    def __init__(self, tuned: Tuned, snapshot: Any = None) -> None:
+        self.tuned = tuned
+        self.snapshot = snapshot
+
+    def put(self) -> None:
+        """The model has these numbers from here on."""
+        if self.snapshot is not None:
+            self.tuned.restore(self.snapshot)
+
+    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+        """Within it the model plays the genotype with these numbers."""
+        self.put()
+        return self.tuned.hold(genotype)
 
 
 class Part(NamedTuple):
-    """Images and the supernet that scores them."""
+    """Examples and the numbers that score them."""
 
-    supernet: Supernet
-    images: ImageSet
+    numbers: StoredNumbers
+    examples: Examples
 
 
 class ValScorer:
-    """Scores a genotype on all parts of val together, each part by its own supernet; it never sees another split.
+    """Scores a genotype on all parts of val together, each part by its own numbers; it never sees another split.
 
     Args:
-        parts: The images and their supernets.
-        fitness: `"loss"` (the score is its negative) or `"accuracy"` (the paper's).
+        parts: The examples and their numbers.
+        objective: How models are called and measured.
+        fitness: The metric that is the score.
         accelerator: Device, precision and processes.
-        batch_size: Images per forward pass.
+        batch_size: Examples per forward pass.
     """
 
-    def __init__(self, parts: Sequence[Part], *, fitness: str, accelerator: Accelerator, batch_size: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        objective: Objective,
+        fitness: str,
+        accelerator: Accelerator,
+        batch_size: int,
+    ) -> None:
         self.parts = tuple(parts)
         self.fitness = fitness
-        self.accelerator = accelerator
-        self.batch_size = batch_size
+        self._how: dict[str, Any] = {"objective": objective, "accelerator": accelerator, "batch_size": batch_size}
 
     def __call__(self, genotype: Genotype, indices: Sequence[int] | None = None) -> Score | list[float]:
-        """The genotype's score with its standard error, higher is better; for some images one value each.
+        """The genotype's score with its standard error, higher is better; for some examples one value each.
 
-        The images are numbered part after part.
+        The examples are numbered part after part.
         """
         if indices is None:
-            return score_of(self.evaluation(genotype), self.fitness)
+            return Score(*self.evaluation(genotype).score(self.fitness))
         values: dict[int, float] = {}
         start = 0
         for part in self.parts:
-            mine = [index for index in indices if start <= index < start + len(part.images)]
+            mine = [index for index in indices if start <= index < start + len(part.examples)]
             if mine:
                 found = self.on(part, genotype, [index - start for index in mine])
-                values |= dict(zip(mine, values_of(found, self.fitness), strict=True))
-            start += len(part.images)
+                values |= dict(zip(mine, found.scores(self.fitness), strict=True))
+            start += len(part.examples)
         return [values[index] for index in indices]
 
     def evaluation(self, genotype: Genotype) -> Evaluation:
-        """What the genotype does on every image of val, part after part."""
+        """What the genotype does on every example of val, part after part."""
         return joined(self.on(part, genotype) for part in self.parts)
 
-    def logits(self, genotype: Genotype) -> tuple[Tensor, Tensor]:
-        """The genotype's logits `(n, classes)` on all of val, part after part, and the labels `(n,)`."""
-        found: list[tuple[Tensor, Tensor]] = []
+    def outputs(self, genotype: Genotype) -> list[tuple[Any, Batch]]:
+        """The genotype's outputs on all of val, part after part, each with its batch."""
+        found: list[tuple[Any, Batch]] = []
         for part in self.parts:
-            with part.supernet.hold(genotype) as model:
-                found += predictions(model, part.images, accelerator=self.accelerator, batch_size=self.batch_size)
-        logits, labels = zip(*found, strict=True)
-        return torch.cat(logits), torch.cat(labels)
+            with part.numbers.hold(genotype) as model:
+                found += outputs(model, part.examples, **self._how)
+        return found
 
     def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
-        """What the genotype does on the images of one part, or on some of them."""
-        how: dict[str, Any] = {"accelerator": self.accelerator, "batch_size": self.batch_size, "indices": indices}
-        with part.supernet.hold(genotype) as model:
-            return evaluate(model, part.images, **how)
+        """What the genotype does on the examples of one part, or on some of them."""
+        with part.numbers.hold(genotype) as model:
+            return evaluate(model, part.examples, indices=indices, **self._how)
 
 
-def score_of(found: Evaluation, fitness: str) -> Score:
-    """The score of an evaluation, with its standard error; higher is better."""
-    if fitness == "accuracy":
-        return Score(found.accuracy, found.accuracy_standard_error)
-    return Score(-found.loss, found.loss_standard_error)
+def load_numbers(session: Session, tuned: Tuned) -> list[Any]:
+    """Snapshots of what was trained: of each fold's supernet, then of the one whose numbers the winner plays.
+
+    Raises:
+        RunError: A supernet is not trained yet.
+        AdapterFileError: A file is damaged, or of another base.
+    """
+    folder, snapshots = session.folder, []
+    for each in (*(folder.fold(place) for place in range(len(session.data.folds))), folder):
+        each.need(each.supernet, f"glora train --out {folder.path}")
+        tuned.load(each.supernet)
+        snapshots.append(tuned.snapshot())
+    return snapshots
 
 
-def values_of(found: Evaluation, fitness: str) -> list[float]:
-    """What a score is the mean of: one value per image."""
-    values = found.right.double() if fitness == "accuracy" else -found.losses.double()
-    return [float(value) for value in values]
+def calibrated_parts(
+    session: Session, tuned: Tuned, snapshots: Sequence[Any], calibration: Calibration
+) -> tuple[tuple[Part, ...], StoredNumbers]:
+    """The parts of val with the numbers that score them, and the numbers that the winner plays; all calibrated.
+
+    In the plain split one supernet scores all of val; with folds each what it did not see.
+    """
+    stored: list[StoredNumbers] = []
+    for snapshot in snapshots:
+        tuned.restore(snapshot)
+        apply_calibration(tuned, calibration)
+        stored.append(StoredNumbers(tuned, tuned.snapshot()))
+    scoring = stored[:-1] or [StoredNumbers(tuned)]  # the last is in place: nothing is copied for a score
+    return tuple(map(Part, scoring, session.data.scoring)), stored[-1]
 
 
 @dataclass(frozen=True)
@@ -107,50 +150,73 @@ class Recipe:
     """How a worker makes a `ValScorer` of its own; all processes of one machine share the base's weights.
 
     Attributes:
-        spec: What rebuilds the backbone; its weights are not read again.
-        classes: Outputs of its head.
-        method: What adapts it.
-        weights: Name -> parameter or buffer of the adapted model, in shared memory.
-        images: The validation images, part by part.
-        states: The numbers of each part's supernet; empty where there is one, whose numbers are in the weights.
-        scales: Site name -> the fixed scales that the supernet was trained with, whatever the library's are now.
-        fitness, precision, batch_size: As in the settings.
+        base: What rebuilds the backbone: its spec, or itself where it was given as an object.
+        outputs: Outputs of its head.
+        method: What makes it trainable.
+        weights: Name -> parameter or buffer of the trained model, in shared memory.
+        examples: The validation examples, part by part.
+        snapshots: The numbers of each part; empty where there is one, whose numbers are in the weights.
+        constants: Those of the trained model, whatever the library's are now.
+        objective, fitness, precision, batch_size: As in the run.
     """
 
-    spec: Spec
-    classes: int
-    method: GLoRA
+    base: Mapping[str, Any] | Backbone
+    outputs: int | None
+    method: Method
     weights: Mapping[str, Tensor]
-    images: tuple[ImageSet, ...]
-    states: tuple[AdapterState, ...]
-    scales: Mapping[str, Mapping[str, float]]
+    examples: tuple[Examples, ...]
+    snapshots: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    objective: Objective
     fitness: str
     precision: str
     batch_size: int
 
     def build(self) -> ValScorer:
         """The scorer, in this process; what differs from part to part is its own."""
-        spec: Spec = {**self.spec, "pretrained": False, "checkpoint": None}
-        backbone = load_backbone(**spec, num_classes=self.classes)
-        supernet = self.method.apply(backbone.model, head=backbone.head, seed=0).supernet
-        for name, support in supernet.adapted.supports.items():
-            support.scales = dict(self.scales[name])
-        own = _weights(backbone.model)
+        if isinstance(self.base, Backbone):
+            model, head = copy.deepcopy(self.base.model), self.base.head
+        else:
+            spec: dict[str, Any] = {**self.base, "pretrained": False, "checkpoint": None}
+            backbone = load_backbone(**spec, num_classes=self.outputs)
+            model, head = backbone.model, backbone.head
+        tuned = self.method.apply(model, head=head, seed=0)
+        tuned.use_constants(self.constants)
+        own = _weights(model)
         assert own.keys() == self.weights.keys()
         for name, tensor in own.items():
             tensor.data = self.weights[name]
         accelerator = new_accelerator(self.precision)
-        backbone.model.to(accelerator.device)
-        if self.states:
-            for tensor in (*supernet.adapted.parameters(), *backbone.model.buffers()):
+        model.to(accelerator.device)
+        if self.snapshots:
+            for tensor in (*tuned.parameters(), *model.buffers()):
                 tensor.data = tensor.data.clone()
-        stored = [StoredSupernet(supernet.adapted, state) for state in self.states]
-        supernets: list[Supernet] = [*stored] or [supernet]
-        parts = tuple(Part(*each) for each in zip(supernets, self.images, strict=True))
-        return ValScorer(parts, fitness=self.fitness, accelerator=accelerator, batch_size=self.batch_size)
+        numbers = [StoredNumbers(tuned, snapshot) for snapshot in self.snapshots] or [StoredNumbers(tuned)]
+        parts = tuple(Part(*each) for each in zip(numbers, self.examples, strict=True))
+        how: dict[str, Any] = {"objective": self.objective, "batch_size": self.batch_size}
+        return ValScorer(parts, fitness=self.fitness, accelerator=accelerator, **how)
 
 
-def shared_weights(model: nn.Module) -> dict[str, Tensor]:
+def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
+    """How worker processes make the scorer of these parts."""
+    backbone, search = session.backbone, session.experiment.search
+    snapshots = [part.numbers.snapshot for part in parts]
+    return Recipe(
+        base=backbone if backbone.spec is None else dict(backbone.spec),
+        outputs=session.objective.outputs,
+        method=session.method,
+        weights=_shared_weights(tuned.model),
+        examples=tuple(part.examples for part in parts),
+        snapshots=tuple(snapshots) if all(each is not None for each in snapshots) else (),
+        constants=tuned.constants,
+        objective=session.objective,
+        fitness=search.fitness,
+        precision=session.accelerator.mixed_precision,
+        batch_size=search.batch_size,
+    )
+
+
+def _shared_weights(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers by name, moved to memory that other processes can read."""
     shared = {name: tensor.detach().cpu() for name, tensor in _weights(model).items()}
     for tensor in shared.values():
@@ -160,26 +226,3 @@ def shared_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def load_parts(
-    adapted: Adapted, known: Known, folder: RunFolder, calibration: Calibration
-) -> tuple[tuple[Part, ...], StoredSupernet]:
-    """The parts of val with the supernets that score them, and the supernet whose weights the winner plays.
-
-    All of them are calibrated. The numbers of the last are in place afterwards.
-
-    Raises:
-        RunError: A supernet is not trained yet.
-        AdapterFileError: A file is damaged, or of another base.
-    """
-    folders = [folder.fold(place) for place in range(len(known.folds))]
-    for each in (*folders, folder):
-        each.need(each.supernet, f"glora train --out {folder.path}")
-    stored: list[StoredSupernet] = []
-    for each in (*folders, folder):
-        load_supernet(adapted, each.supernet)
-        calibration.apply(adapted)
-        stored.append(StoredSupernet(adapted, copied(adapted)))
-    scoring: list[Supernet] = [*stored[:-1]] or [Supernet(adapted)]
-    return tuple(map(Part, scoring, known.scoring)), stored[-1]

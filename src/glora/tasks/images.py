@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from glora import registry
 from glora.errors import DataError
+from glora.tasks.objective import Batch
 
 __all__ = ["ImageSet", "Item", "Preprocess", "unreadable"]
 
@@ -44,31 +44,38 @@ _CACHE_BYTES = 2 * 1024**3
 _FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """The images of one split with their labels: `(3, h, w)` float32 and an int each.
+class ImageSet:
+    """The images of one split with what is to be predicted of them.
 
     Args:
         items: Files, or uint8 pixels `(h, w)` or `(h, w, 3)`.
-        labels: Class index of each item.
+        targets: Encoded targets, `(n, ...)`, one each: class indices, or what the objective reads.
+        strata: What splits keep in proportion; by default the targets, where they are whole numbers.
         preprocess: How the backbone wants its images; without it nothing can be read yet.
         cache_bytes: How much memory the resized images may take; the rest is decoded every time.
 
     Raises:
-        DataError: As many labels as items are needed.
+        DataError: As many targets as items are needed.
     """
+
+    unit = "images"
 
     def __init__(
         self,
         items: Sequence[Item],
-        labels: Sequence[int],
+        targets: Sequence[int] | Tensor,
         *,
+        strata: Sequence[int] | None = None,
         preprocess: Preprocess | None = None,
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
-        if len(items) != len(labels):
-            raise DataError(f"{len(items)} images came with {len(labels)} labels.", allowed="One each.")
+        if len(items) != len(targets):
+            raise DataError(f"{len(items)} images came with {len(targets)} targets.", allowed="One each.")
         self.items = tuple(items)
-        self.labels = tuple(int(label) for label in labels)
+        self.targets = targets if isinstance(targets, Tensor) else torch.tensor(targets, dtype=torch.int64)
+        whole = self.targets.dim() == 1 and not self.targets.is_floating_point()
+        self.strata: tuple[int, ...] | None = tuple(self.targets.tolist()) if strata is None and whole else None
+        self.strata = self.strata if strata is None else tuple(strata)
         self.preprocess = preprocess
         self.cache_bytes = cache_bytes
         self._cache: dict[int, Tensor] = {}  # index -> (3, h, w) uint8, resized
@@ -76,19 +83,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        place = range(len(self))[index]  # an IndexError beyond the end stops a plain `for`
-        x, _ = self.batch([place])
-        return x[0], self.labels[place]
-
-    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels of several indices at once.
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Normalised images `(b, 3, h, w)` float32 and targets `(b, ...)` of several indices at once.
 
         Args:
             indices: Places in this set, `(b,)`, at least one.
-
-        Returns:
-            Images `(b, 3, h, w)` float32 and labels `(b,)` int64.
 
         Raises:
             DataError: An image cannot be read (names the file), or the set has no `preprocess`.
@@ -102,7 +101,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         x = torch.stack(self._pixels(places, self.preprocess)).float()  # (b, 3, h, w) in [0, 255]
         mean, std = torch.tensor(self.preprocess.mean), torch.tensor(self.preprocess.std)
         x.mul_((1 / (255 * std)).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
-        return x, torch.tensor([self.labels[place] for place in places], dtype=torch.int64)
+        return Batch(x, self.targets[torch.tensor(places)])
 
     def _pixels(self, places: list[int], preprocess: Preprocess) -> list[Tensor]:
         missing = [place for place in dict.fromkeys(places) if place not in self._cache]
@@ -115,16 +114,33 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def prepared(self, preprocess: Preprocess) -> ImageSet:
         """The same images, read as `preprocess` says."""
-        return ImageSet(self.items, self.labels, preprocess=preprocess, cache_bytes=self.cache_bytes)
+        return self._with(self.items, self.targets, self.strata, preprocess)
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images of these indices, in their order."""
-        return ImageSet(
-            [self.items[index] for index in indices],
-            [self.labels[index] for index in indices],
-            preprocess=self.preprocess,
-            cache_bytes=self.cache_bytes,
-        )
+        chosen = torch.tensor(list(indices), dtype=torch.int64)
+        strata = None if self.strata is None else [self.strata[index] for index in indices]
+        return self._with([self.items[index] for index in indices], self.targets[chosen], strata, self.preprocess)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These images, then those of another set."""
+        strata = None if self.strata is None or other.strata is None else (*self.strata, *other.strata)
+        targets = torch.cat([self.targets, other.targets])
+        return self._with((*self.items, *other.items), targets, strata, self.preprocess)
+
+    def _with(
+        self, items: Sequence[Item], targets: Tensor, strata: Sequence[int] | None, preprocess: Preprocess | None
+    ) -> ImageSet:
+        return ImageSet(items, targets, strata=strata, preprocess=preprocess, cache_bytes=self.cache_bytes)
+
+    def identify(self, digest: Any, root: Path | None) -> None:
+        """Adds names, sizes, pixels and targets to a hash; file names count relative to `root`."""
+        for item, target in zip(self.items, self.targets.tolist(), strict=True):
+            if isinstance(item, Path):
+                name = item.relative_to(root) if root else item
+                digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{target}\n".encode())
+            else:
+                digest.update(f"{item.shape}\0{target}\n".encode() + item.tobytes())
 
 
 def unreadable(files: Sequence[Path]) -> dict[Path, str]:

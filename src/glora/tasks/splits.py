@@ -1,45 +1,48 @@
-"""Which images train, which choose, which test: seeded, stratified, in the VTAB manner."""
+"""Which examples train, which choose, which test: seeded, stratified where there are classes, in the VTAB manner."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeVar
 
 from glora.errors import DataError
-from glora.tasks.images import ImageSet
+from glora.tasks.objective import Examples
 
-__all__ = ["carve_val", "sampled", "split_in_three", "stratified_split"]
+__all__ = ["carve_val", "sampled", "split_in_three", "strata_of", "stratified_split"]
+
+Split = TypeVar("Split", bound=Examples)
 
 _TRAIN, _VAL = 800, 200  # VTAB-1k
 _SMALL = 1250  # below it those 1,000 leave less than a fifth for the test
 
 
-def stratified_split(labels: Sequence[int], sizes: Sequence[int], rng: random.Random) -> list[list[int]]:
-    """Disjoint index lists of exactly these sizes, each with every class in its share.
+def stratified_split(strata: Sequence[Hashable], sizes: Sequence[int], rng: random.Random) -> list[list[int]]:
+    """Disjoint index lists of exactly these sizes, each with every stratum, such as a class, in its share.
 
     Shares are rounded by largest remainder, ties in an order drawn from `rng`. A split with room for it
-    has at least one image of every class that has an image for each split.
+    has at least one example of every stratum that has an example for each split.
 
     Args:
-        labels: Class of each image, `(n,)`.
-        sizes: Images of each split; together at most `n`.
-        rng: Draws the images; the same seed gives the same lists.
+        strata: Stratum of each example, `(n,)`.
+        sizes: Examples of each split; together at most `n`.
+        rng: Draws the examples; the same seed gives the same lists.
 
     Returns:
         One ascending list of indices for each size.
 
     Raises:
-        DataError: The sizes are negative or ask for more images than there are.
+        DataError: The sizes are negative or ask for more examples than there are.
     """
-    if min(sizes, default=0) < 0 or sum(sizes) > len(labels):
+    if min(sizes, default=0) < 0 or sum(sizes) > len(strata):
         raise DataError(
-            f"Splits of {', '.join(map(str, sizes))} images cannot be cut from {len(labels)}.",
-            allowed=f"Sizes are at least 0 and together at most {len(labels)}.",
+            f"Splits of {', '.join(map(str, sizes))} examples cannot be cut from {len(strata)}.",
+            allowed=f"Sizes are at least 0 and together at most {len(strata)}.",
         )
-    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
-    for index, label in enumerate(labels):
-        members[label].append(index)
+    members: dict[Hashable, list[int]] = {each: [] for each in sorted(set(strata), key=_order)}
+    for index, each in enumerate(strata):
+        members[each].append(index)
     for indices in members.values():
         rng.shuffle(indices)
     counts = [len(indices) for indices in members.values()]
@@ -55,8 +58,17 @@ def stratified_split(labels: Sequence[int], sizes: Sequence[int], rng: random.Ra
     return splits
 
 
+def _order(stratum: Any) -> tuple[str, Any]:
+    return ("", stratum) if isinstance(stratum, int) else (type(stratum).__name__, stratum)
+
+
+def strata_of(examples: Examples) -> Sequence[Hashable]:
+    """The strata of the examples; all are of one where there is nothing to keep in proportion."""
+    return [0] * len(examples) if examples.strata is None else examples.strata
+
+
 def _shares(size: int, counts: list[int], left: list[int], *, keep: int, rng: random.Random) -> list[int]:
-    """How many of `size` images each class gives, leaving `keep` of each class for later where it can."""
+    """How many of `size` examples each stratum gives, leaving `keep` of each for later where it can."""
     total = max(sum(counts), 1)
     quota = [size * count / total for count in counts]
     soft = [max(have - keep, min(have, 1)) for have in left]
@@ -73,119 +85,127 @@ def _shares(size: int, counts: list[int], left: list[int], *, keep: int, rng: ra
 
 
 def split_in_three(
-    images: ImageSet, classes: Sequence[str], *, train: int | None, val: int | None, seed: int
-) -> tuple[tuple[ImageSet, ImageSet, ImageSet], str]:
+    examples: Split, names: Sequence[str], *, train: int | None, val: int | None, seed: int
+) -> tuple[tuple[Split, Split, Split], str]:
     """Train, val and test cut from one pool, and a sentence that says how.
 
-    800 and 200 images, the rest for the test; below 1,250 images 64%, 16% and 20%.
+    800 and 200 examples, the rest for the test; below 1,250 examples 64%, 16% and 20%.
 
     Args:
-        images: The pool.
-        classes: The name of each label.
-        train: Number of training images instead of the default.
-        val: Number of validation images instead of the default.
+        examples: The pool.
+        names: The name of each stratum, such as a class; empty where there is none.
+        train: Number of training examples instead of the default.
+        val: Number of validation examples instead of the default.
         seed: Seed of the split.
 
     Raises:
-        DataError: A class has under 3 images, val is empty, or the sizes leave no test.
+        DataError: A class has under 3 examples, val is empty, or the sizes leave no test.
     """
-    n = len(images)
-    _enough(images, classes, least=3, need="one each for train, val and test")
+    n, unit = len(examples), examples.unit
+    _enough(examples, names, least=3, need="one each for train, val and test")
     small = n < _SMALL
     n_train = train if train is not None else round(0.64 * n) if small else _TRAIN
     n_val = val if val is not None else max(1, round(0.16 * n)) if small else _VAL
     n_test = n - n_train - n_val
     if n_test < 1:
         raise DataError(
-            f"train={n_train} and val={n_val} leave no test images of {n}.",
+            f"train={n_train} and val={n_val} leave no test {unit} of {n}.",
             allowed=f"Together they can be at most {n - 1}.",
-            remedy="Ask for fewer, or give train/, val/ and test/ folders.",
+            remedy="Ask for fewer, or give the splits yourself.",
         )
-    _sizes(n_train, n_val, classes)
-    parts = stratified_split(images.labels, (n_train, n_val, n_test), random.Random(seed))
-    first, second, third = (images.subset(part) for part in parts)
-    cut = f"{n_train} train, {n_val} val and {n_test} test images, stratified by class, seed {seed}"
+    _sizes(n_train, n_val, names, unit)
+    parts = stratified_split(strata_of(examples), (n_train, n_val, n_test), random.Random(seed))
+    first, second, third = (examples.subset(part) for part in parts)
+    cut = f"{n_train} train, {n_val} val and {n_test} test {unit}, {_how(names)}seed {seed}"
     default = train is None and val is None and small
-    why = f"Fewer than {_SMALL:,} images, so split 64 / 16 / 20%: " if default else "Split: "
-    return (first, second, third), f"{why}{cut}."
+    why = f"Fewer than {_SMALL:,} {unit}, so split 64 / 16 / 20%: " if default else "Split: "
+    return (first, second, third), f"{why}{cut}."  # type: ignore[return-value]
+
+
+def _how(names: Sequence[str]) -> str:
+    return "stratified by class, " if names else ""
 
 
 def carve_val(
-    images: ImageSet, classes: Sequence[str], *, train: int | None, val: int | None, seed: int
-) -> tuple[tuple[ImageSet, ImageSet], str]:
+    examples: Split, names: Sequence[str], *, train: int | None, val: int | None, seed: int
+) -> tuple[tuple[Split, Split], str]:
     """Train and val cut from a training pool whose test is elsewhere, and a sentence that says how.
 
-    The default val is 200 images, below 1,000 a fifth; the default train is all the rest.
+    The default val is 200 examples, below 1,000 a fifth; the default train is all the rest.
 
     Args:
-        images: The pool.
-        classes: The name of each label.
-        train: Number of training images instead of the rest.
-        val: Number of validation images instead of the default.
+        examples: The pool.
+        names: The name of each stratum, such as a class; empty where there is none.
+        train: Number of training examples instead of the rest.
+        val: Number of validation examples instead of the default.
         seed: Seed of the split.
 
     Raises:
-        DataError: A class has under 2 images, val is empty, or the sizes do not fit.
+        DataError: A class has under 2 examples, val is empty, or the sizes do not fit.
     """
-    n = len(images)
-    _enough(images, classes, least=2, need="one each for train and val")
+    n, unit = len(examples), examples.unit
+    _enough(examples, names, least=2, need="one each for train and val")
     n_val = val if val is not None else min(_VAL, max(1, round(n / 5)))
     n_train = train if train is not None else n - n_val
     if n_train + n_val > n:
         raise DataError(
-            f"train={n_train} and val={n_val} are more than the {n} training images.",
+            f"train={n_train} and val={n_val} are more than the {n} training {unit}.",
             remedy="Ask for fewer.",
         )
-    _sizes(n_train, n_val, classes)
-    parts = stratified_split(images.labels, (n_train, n_val), random.Random(seed))
-    first, second = (images.subset(part) for part in parts)
-    cut = f"{n_val} val images cut from the training images, {n_train} left to train on"
-    return (first, second), f"{cut}, stratified by class, seed {seed}."
+    _sizes(n_train, n_val, names, unit)
+    parts = stratified_split(strata_of(examples), (n_train, n_val), random.Random(seed))
+    first, second = (examples.subset(part) for part in parts)
+    cut = f"{n_val} val {unit} cut from the training {unit}, {n_train} left to train on"
+    return (first, second), f"{cut}, {_how(names)}seed {seed}."  # type: ignore[return-value]
 
 
-def sampled(images: ImageSet, size: int | None, *, classes: Sequence[str], what: str, seed: int) -> ImageSet:
-    """A stratified sample of `size` images, or all of them for None.
+def sampled(examples: Split, size: int | None, *, names: Sequence[str], what: str, seed: int) -> Split:
+    """A stratified sample of `size` examples, or all of them for None.
 
     Args:
-        images: The pool.
-        size: How many images to keep.
-        classes: The name of each label.
+        examples: The pool.
+        size: How many examples to keep.
+        names: The name of each stratum, such as a class; empty where there is none.
         what: The split's name, for the error: `train` or `val`.
         seed: Seed of the sample.
 
     Raises:
-        DataError: There are fewer images than that, or fewer training images than classes.
+        DataError: There are fewer examples than that, or fewer training examples than classes.
     """
     if size is None:
-        return images
-    if size > len(images):
-        raise DataError(f"{what}={size} is more than the {len(images)} {what} images.", remedy="Ask for fewer.")
-    least = len(classes) if what == "train" else 1
-    _at_least(size, least, what)
-    return images.subset(stratified_split(images.labels, (size,), random.Random(seed))[0])
+        return examples
+    if size > len(examples):
+        unit = examples.unit
+        raise DataError(f"{what}={size} is more than the {len(examples)} {what} {unit}.", remedy="Ask for fewer.")
+    least = len(names) or 1 if what == "train" else 1
+    _at_least(size, least, what, examples.unit)
+    part = stratified_split(strata_of(examples), (size,), random.Random(seed))[0]
+    return examples.subset(part)  # type: ignore[return-value]
 
 
-def _enough(images: ImageSet, classes: Sequence[str], *, least: int, need: str) -> None:
-    counts = Counter(images.labels)
-    for label, name in enumerate(classes):
-        if counts[label] < least:
+def _enough(examples: Examples, names: Sequence[str], *, least: int, need: str) -> None:
+    counts = Counter(strata_of(examples))
+    if not names and len(examples) < least:
+        raise DataError(f"There are too few {examples.unit}: {len(examples)}.", allowed=f"At least {least}, {need}.")
+    for stratum, name in enumerate(names):
+        if counts[stratum] < least:
             raise DataError(
-                f"Class {name!r} has too few images: {counts[label]}.",
+                f"Class {name!r} has too few {examples.unit}: {counts[stratum]}.",
                 allowed=f"A class needs at least {least}, {need}.",
-                remedy="Add images, or remove the class folder.",
+                remedy=f"Add {examples.unit}, or leave the class out.",
             )
 
 
-def _sizes(train: int, val: int, classes: Sequence[str]) -> None:
-    _at_least(train, len(classes), "train")
-    _at_least(val, 1, "val")
+def _sizes(train: int, val: int, names: Sequence[str], unit: str) -> None:
+    _at_least(train, len(names) or 1, "train", unit)
+    _at_least(val, 1, "val", unit)
 
 
-def _at_least(size: int, least: int, what: str) -> None:
+def _at_least(size: int, least: int, what: str, unit: str) -> None:
     if size < least:
-        state = "empty" if size == 0 else f"too small: {size} images"
+        state = "empty" if size == 0 else f"too small: {size} {unit}"
         raise DataError(
             f"The {what} split is {state}.",
             allowed=f"It needs at least {least}" + (", one of each class." if least > 1 else "."),
-            remedy=f"Ask for more {what} images.",
+            remedy=f"Ask for more {what} {unit}.",
         )

@@ -1,146 +1,220 @@
-"""Tasks: labelled images as train, val and test, whatever they came from."""
+"""A task: what is learned from which examples; and the table of data sources that make one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from pydantic import Field
 
 from glora import registry
 from glora.errors import DataError, UnknownNameError, nearest
-from glora.tasks.images import ImageSet, Item, Preprocess, unreadable
-from glora.tasks.splits import carve_val, sampled, split_in_three, stratified_split
+from glora.settings import Count, Settings, build
+from glora.tasks.data import SOURCES
+from glora.tasks.images import ImageSet
+from glora.tasks.objective import Examples, Objective, Targets
+from glora.tasks.objectives.classify import Classify
+from glora.tasks.splits import carve_val, sampled, split_in_three
 
-__all__ = [
-    "DATASETS",
-    "ImageSet",
-    "Item",
-    "OnBadImage",
-    "Task",
-    "carve_val",
-    "load_labelled",
-    "load_task",
-    "sampled",
-    "split_in_three",
-    "stratified_split",
-    "unreadable",
-]
-
-DATASETS = {
-    "digits": "glora.tasks.data.packaged:digits",
-    "dsprites_loc": "glora.tasks.data.sprites:dsprites_loc",
-    "dsprites_ori": "glora.tasks.data.sprites:dsprites_ori",
-    "fashion_mnist": "glora.tasks.data.packaged:fashion_mnist",
-    "textile": "glora.tasks.data.packaged:textile",
-}
+__all__ = ["DataSettings", "OnBadImage", "Pool", "Task", "assemble", "load_task", "source_class"]
 
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A data set with its three splits: training sees `train`, the search `val`, the last line `test`.
+    """Three splits and an objective: training sees `train`, the search `val`, the last line `test`.
 
     Attributes:
         name: What it is called in results.
-        classes: The name of each label.
-        train: Images to train on.
-        val: Images that choose between candidates.
-        test: Images that only the final result sees.
+        objective: What is learned and how it is measured.
+        train: Examples to train on.
+        val: Examples that choose between candidates.
+        test: Examples that only the final result sees; None where there are none.
         notes: What a user should be told: the split that was chosen, the files skipped.
-        fingerprint: sha256 over names, sizes and labels of each split; changes when the data does.
+        fingerprint: sha256 over the objective and the examples of each split; changes when the data does.
     """
 
     name: str
-    classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet
+    objective: Objective
+    train: Examples
+    val: Examples
+    test: Examples | None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
 
-    def prepared(self, preprocess: Preprocess) -> Task:
-        """The same task, its images read as `preprocess` (a backbone's) says."""
-        return replace(
-            self,
-            train=self.train.prepared(preprocess),
-            val=self.val.prepared(preprocess),
-            test=self.test.prepared(preprocess),
-        )
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """The splits that there are, by name."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}
+
+    def prepared(self, preprocess: Any) -> Task:
+        """The same task, its examples read as `preprocess` (a backbone's) says."""
+        prepared: dict[str, Any] = {name: split.prepared(preprocess) for name, split in self.splits.items()}
+        return replace(self, **prepared)
 
     def stamped(self, root: Path | None = None) -> Task:
         """The same task with its fingerprint; file names count relative to `root`."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for split in (self.train, self.val, self.test):
+        digest = hashlib.sha256(self.objective.model_dump_json().encode())
+        for split in self.splits.values():
             digest.update(f"split {len(split)}\n".encode())
-            for item, label in zip(split.items, split.labels, strict=True):
-                if isinstance(item, Path):
-                    name = item.relative_to(root) if root else item
-                    digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{label}\n".encode())
-                else:
-                    digest.update(f"{item.shape}\0{label}\n".encode() + item.tobytes())
+            split.identify(digest, root)
         return replace(self, fingerprint=digest.hexdigest())
 
 
-def load_task(
-    source: str | Path,
+class DataSettings(Settings):
+    """Where the examples come from. One more source is a subclass in a file of its own and a line in `SOURCES`."""
+
+    reads_paths: ClassVar[bool] = False
+
+    source: str = Field(description="A folder or file of labelled examples, or a packaged data set (--data).")
+    train: Count | None = Field(None, ge=1, description="Number of training examples of the seeded split.")
+    val: Count | None = Field(None, ge=1, description="Number of validation examples of the seeded split.")
+    split_seed: int = Field(0, description="Seed of the split.")
+    aside: Count | None = Field(
+        None, ge=0, description="Val examples set aside from the search; half of them if not given."
+    )
+    folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
+
+    @classmethod
+    def detects(cls, path: Path) -> bool:
+        """Whether what lies at the path is of this format; asked where `reads_paths`."""
+        return False
+
+    def load(self, objective: Objective) -> Task:
+        """The task that the source holds.
+
+        Raises:
+            DataError: The data is missing, damaged, cannot be split, or is none of the objective's.
+        """
+        raise NotImplementedError
+
+    def load_all(self, objective: Objective) -> tuple[Examples, list[str]]:
+        """All labelled examples together, for an objective that is fitted already; and what a user should be told.
+
+        Raises:
+            DataError: The data is missing, damaged, or is none of the objective's.
+        """
+        raise DataError(f"{self.source!r} is a packaged data set.", allowed="A folder or file of labelled examples.")
+
+
+class Pool(NamedTuple):
+    """Examples of one split, or of all of them, as a source found them."""
+
+    items: Sequence[Any]
+    targets: Targets
+
+
+def assemble(
+    name: str,
+    pools: Mapping[str, Pool],
+    objective: Objective,
+    settings: DataSettings,
     *,
-    seed: int = 0,
-    train: int | None = None,
-    val: int | None = None,
-    on_bad_image: OnBadImage = "error",
+    make: Callable[..., Examples] = ImageSet,
+    notes: Sequence[str] = (),
+    root: Path | None = None,
 ) -> Task:
-    """The task called `source`, or the one a folder of images holds.
+    """The task out of what a source found: the objective fitted, the targets encoded, the splits made.
 
     Args:
-        source: A name in `DATASETS`, or a folder (`./digits` is a folder with such a name).
-        seed: Seed of the stratified split.
-        train: Number of training images; by default 800, or 64% below 1,250 images.
-        val: Number of validation images; by default 200, or 16% below 1,250 images.
-        on_bad_image: `error` stops at unreadable images, `skip` leaves them out and lists them in `notes`.
+        name: What it is called in results.
+        pools: `{"": everything}`, from which three splits are cut; or `train`, `test` and maybe `val`.
+        objective: What is to be learned.
+        settings: Sizes and seed of the splits.
+        make: Makes a split of items, encoded targets and `strata`.
+        notes: What a user should be told.
+        root: What file names in the fingerprint are relative to.
 
     Raises:
-        DataError: The folder is missing, empty, unreadable or cannot be split.
+        DataError: The targets are none of the objective's, or the splits cannot be made.
+    """
+    first = next(iter(pools.values())).targets
+    rows = [row for pool in pools.values() for row in pool.targets.rows]
+    objective = objective.named(replace(first, rows=rows))
+    found: dict[str, Examples] = {}
+    for split, pool in pools.items():
+        encoded = objective.encode(pool.targets)
+        found[split] = make(pool.items, encoded, strata=objective.strata(encoded))
+    train, val, test, told = _split(found, objective.strata_names, settings)
+    objective = objective.fitted(train.targets)
+    return Task(name, objective, train, val, test, (*notes, *told)).stamped(root)
+
+
+def _split(
+    found: Mapping[str, Examples], names: Sequence[str], settings: DataSettings
+) -> tuple[Examples, Examples, Examples, list[str]]:
+    """Train, val and test, and how they came about."""
+    sizes: dict[str, Any] = {"train": settings.train, "val": settings.val, "seed": settings.split_seed}
+    if "test" not in found:
+        (train, val, test), note = split_in_three(found[""], names, **sizes)
+        return train, val, test, [note]
+    for split, examples in found.items():
+        if not len(examples):
+            raise DataError(f"The {split} split is empty.", remedy=f"Add {examples.unit} to it.")
+    if "val" not in found:
+        (train, val), note = carve_val(found["train"], names, **sizes)
+        return train, val, found["test"], [f"There is no val split: {note}"]
+    seed = settings.split_seed
+    train = sampled(found["train"], settings.train, names=names, what="train", seed=seed)
+    val = sampled(found["val"], settings.val, names=names, what="val", seed=seed)
+    counts = f"{len(train)} train, {len(val)} val and {len(found['test'])} test {train.unit}"
+    return train, val, found["test"], [f"Split as the data says: {counts}."]
+
+
+def load_task(source: str | Path, *, objective: Objective | None = None, seed: int = 0, **settings: Any) -> Task:
+    """The task called `source`, or the one that a path holds.
+
+    Args:
+        source: A name in `SOURCES`, or a path (`./digits` is a folder with such a name).
+        objective: What is to be learned; by default `Classify()`.
+        seed: Seed of the split.
+        settings: The source's other settings by name, such as `train`, `val` and `on_bad_image`.
+
+    Raises:
+        ConfigError: The source has no such setting.
+        DataError: The data is missing, damaged or cannot be split.
         UnknownNameError: `source` is neither a known name nor a path; lists the nearest names.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise DataError(f"on_bad_image={on_bad_image!r} is no choice.", allowed="It is 'error' or 'skip'.")
-    task: Task
-    if isinstance(source, str) and source in DATASETS:
-        build = registry.load(DATASETS[source])
-        task = build(seed=seed, train=train, val=val, on_bad_image=on_bad_image)
-        return task
+    given = {"source": str(source), "split_seed": seed, **settings}
+    kind = source_class({**given, "source": source})
+    return build(kind, given, f"the data {str(source)!r}").load(objective or Classify())
+
+
+def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
+    """The settings class of the data that a group of settings names: by its source, its format, or what lies there.
+
+    Raises:
+        DataError: There is nothing at the path, or nothing that can be read.
+        UnknownNameError: There is no data set, no format or no path of this name.
+    """
+    source, found = given.get("source", ""), given.get("format")
+    kind: type[DataSettings]
+    if found is not None:
+        kind = registry.lookup(SOURCES, str(found), kind="data format", remedy="List them: glora ls data")
+        return kind
+    if isinstance(source, str) and source in SOURCES and not registry.load(SOURCES[source]).reads_paths:
+        kind = registry.load(SOURCES[source])
+        return kind
     path = Path(source).expanduser()
     if str(source) == "" or not path.exists():
         raise _nowhere(source)
-    build = registry.load("glora.tasks.data.image_folder:load")
-    task = build(path, seed=seed, train=train, val=val, on_bad_image=on_bad_image)
-    return task
-
-
-def load_labelled(
-    source: str | Path, classes: Sequence[str], *, on_bad_image: OnBadImage = "error"
-) -> tuple[ImageSet, list[str]]:
-    """All images of a folder with class folders of these names, and what a user should be told.
-
-    Raises:
-        DataError: The folder is missing, empty, unreadable or has other classes.
-    """
-    found: tuple[ImageSet, list[str]]
-    found = registry.load("glora.tasks.data.image_folder:labelled")(
-        Path(source).expanduser(), classes, on_bad_image=on_bad_image
-    )
-    return found
+    formats: list[type[DataSettings]] = [registry.load(place) for place in SOURCES.values()]
+    readers = [each for each in formats if each.reads_paths]
+    return next((each for each in readers if each.detects(path)), readers[-1])
 
 
 def _nowhere(source: str | Path) -> DataError | UnknownNameError:
     path = Path(source).expanduser()
     is_path = isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith((".", "~"))
-    allowed = f"Known data sets: {', '.join(DATASETS)}; anything else is the path of a folder of images."
+    sets = [name for name, place in SOURCES.items() if not registry.load(place).reads_paths]
+    allowed = f"Known data sets: {', '.join(sets)}; anything else is the path of labelled examples."
     beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-    near = nearest(path.name, beside, n=1) if is_path else nearest(str(source), [*DATASETS, *beside], n=1)
+    near = nearest(path.name, beside, n=1) if is_path else nearest(str(source), [*sets, *beside], n=1)
     hint = f"Did you mean {str(path.parent / near[0]) if is_path else near[0]!r}?" if near else ""
     if is_path:
         return DataError(f"There is no folder {str(source)!r}.", allowed=allowed, remedy=hint or "Check the path.")

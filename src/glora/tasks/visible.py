@@ -1,106 +1,101 @@
-"""What training and search may know of a task: everything but its test images."""
+"""What training and search may see of a task: everything but its test examples."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from glora.errors import DataError
-from glora.tasks.splits import stratified_split
-from glora.tasks.task import ImageSet, Task
+from glora.tasks.objective import Examples, Objective
+from glora.tasks.splits import strata_of, stratified_split
+from glora.tasks.task import Task
 
-__all__ = ["Known", "known"]
+__all__ = ["VisibleData", "visible"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """The labelled images without test: what trains, what chooses, and what is set aside from the choice.
+class VisibleData:
+    """The labelled examples without test: what trains, what chooses, and what is set aside from the choice.
 
     Attributes:
         name: What the task is called in results.
-        classes: The name of each label.
-        train: Images that the winner's weights are trained on.
-        val: Images that choose between candidates; with folds the same images as `train`.
-        aside: Images that neither train nor choose: they tell what the choice is worth; may be empty.
-        folds: Places in `val` of the images that each fold scores; empty in the plain split.
+        objective: What is learned and how it is measured.
+        train: Examples that the winner's weights are trained on.
+        val: Examples that choose between candidates; with folds the same as `train`.
+        aside: Examples that neither train nor choose: they tell what the choice is worth; may be empty.
+        folds: Places in `val` of the examples that each fold scores; empty in the plain split.
         notes: What a user should be told of the split.
         fingerprint: The task's.
     """
 
     name: str
-    classes: tuple[str, ...]
-    train: ImageSet
-    val: ImageSet
-    aside: ImageSet
+    objective: Objective
+    train: Examples
+    val: Examples
+    aside: Examples
     folds: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
 
-    def training(self, fold: int) -> ImageSet:
-        """What the supernet of this fold is trained on: the images of all others."""
+    def training(self, fold: int) -> Examples:
+        """What the supernet of this fold is trained on: the examples of all others."""
         mine = set(self.folds[fold])
         return self.train.subset([place for place in range(len(self.train)) if place not in mine])
 
     @cached_property
-    def everything(self) -> ImageSet:
-        """Train, val and set-aside images, each once."""
-        whole = self.train if self.folds else _joined(self.train, self.val)
-        return _joined(whole, self.aside) if len(self.aside) else whole
+    def everything(self) -> Examples:
+        """Train, val and set-aside examples, each once."""
+        whole = self.train if self.folds else self.train.joined(self.val)
+        return whole.joined(self.aside) if len(self.aside) else whole
 
     @property
-    def unseen(self) -> dict[str, ImageSet]:
-        """What the training images tell nothing of, by split."""
+    def unseen(self) -> dict[str, Examples]:
+        """What the training has not seen, by split."""
         splits = {"aside": self.aside} if self.folds else {"val": self.val, "aside": self.aside}
-        return {name: images for name, images in splits.items() if len(images)}
+        return {name: examples for name, examples in splits.items() if len(examples)}
 
     @cached_property
-    def scoring(self) -> tuple[ImageSet, ...]:
+    def scoring(self) -> tuple[Examples, ...]:
         """The parts of val, each scored by a supernet that has not seen it; one in the plain split."""
         return tuple(self.val.subset(places) for places in self.folds) or (self.val,)
 
 
-def known(task: Task, *, seed: int, aside: int, folds: int) -> Known:
-    """The task without its test images, the set-aside images cut from val, the rest folded where asked.
+def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
+    """The task without its test examples, the set-aside ones cut from val, the rest folded where asked.
 
     Args:
-        task: The task; nothing of its test images is kept.
-        seed: Seed of the cuts, which are stratified by class.
-        aside: Number of val images to set aside.
+        task: The task; nothing of its test examples is kept.
+        seed: Seed of the cuts, which are stratified as the task's splits are.
+        aside: Number of val examples to set aside.
         folds: With 2 or more, train and the rest of val are one pool, cut into so many parts.
 
     Raises:
-        DataError: Nothing of val would be left, or there are fewer images than folds.
+        DataError: Nothing of val would be left, or there are fewer examples than folds.
     """
+    unit = task.val.unit
     if aside >= len(task.val):
         raise DataError(
-            f"aside={aside} leaves no val images of {len(task.val)}.",
+            f"aside={aside} leaves no val {unit} of {len(task.val)}.",
             allowed=f"At most {len(task.val) - 1} can be set aside.",
-            remedy="Set fewer aside, or ask for more val images.",
+            remedy=f"Set fewer aside, or ask for more val {unit}.",
         )
-    chosen, kept = stratified_split(task.val.labels, (len(task.val) - aside, aside), random.Random(f"aside {seed}"))
-    train, set_aside = task.train, task.val.subset(kept)
-    val = task.val.subset(chosen) if aside else task.val
-    notes: tuple[str, ...] = (
-        (f"{aside} of the {len(task.val)} val images are set aside from the search.",) if aside else ()
-    )
+    strata = strata_of(task.val)
+    chosen, kept = stratified_split(strata, (len(task.val) - aside, aside), random.Random(f"aside {seed}"))
+    val, set_aside = task.val.subset(chosen) if aside else task.val, task.val.subset(kept)
+    notes = (f"{aside} of the {len(task.val)} val {unit} are set aside from the search.",) if aside else ()
     if folds < 2:
-        return Known(task.name, task.classes, train, val, set_aside, notes=notes, fingerprint=task.fingerprint)
-    pool = _joined(train, val)
-    parts = _parts(pool.labels, folds, random.Random(f"folds {seed}"))
-    notes += (f"{folds} folds of the {len(pool)} images of train and val; each scores what its supernet did not see.",)
-    return Known(task.name, task.classes, pool, pool, set_aside, parts, notes, task.fingerprint)
+        return VisibleData(task.name, task.objective, task.train, val, set_aside, (), notes, task.fingerprint)
+    pool = task.train.joined(val)
+    parts = _parts(strata_of(pool), folds, random.Random(f"folds {seed}"))
+    told = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
+    return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, told), task.fingerprint)
 
 
-def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    items, labels = (*first.items, *second.items), (*first.labels, *second.labels)
-    return ImageSet(items, labels, preprocess=first.preprocess, cache_bytes=first.cache_bytes)
-
-
-def _parts(labels: Sequence[int], folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
-    """Stratified parts of about equal size that together are all the images."""
-    if folds > len(labels):
-        raise DataError(f"folds={folds} is more than the {len(labels)} images.", remedy="Ask for fewer folds.")
-    sizes = [(len(labels) + part) // folds for part in range(folds)]
-    return tuple(map(tuple, stratified_split(labels, sizes, rng)))
+def _parts(strata: Sequence[Hashable], folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
+    """Stratified parts of about equal size that together are all the examples."""
+    if folds > len(strata):
+        raise DataError(f"folds={folds} is more than the {len(strata)} examples.", remedy="Ask for fewer folds.")
+    sizes = [(len(strata) + part) // folds for part in range(folds)]
+    return tuple(map(tuple, stratified_split(strata, sizes, rng)))

@@ -1,14 +1,14 @@
-"""PACE (arXiv 2409.17137): passes over one image must agree however the adapters' outputs are perturbed.
+"""PACE (arXiv 2409.17137): passes over one example must agree however the adapters' outputs are perturbed.
 
 In training every adapted layer gives `plain(x) + z ∘ (adapted(x) - plain(x))`; plain(x) is the output of its
 pretrained weights, z is normal with mean 1: one number per sample and output channel, the same for all tokens or places
-of a sample. Its standard deviation falls in a line with depth, from sigma at the first layer. The loss is the
-cross-entropy of one such pass plus lambda times the squared distance between the logits of two, summed over the classes
-and averaged over the images. Both passes have a gradient, and the same drop-out and drop-path.
+of a sample. Its standard deviation falls in a line with depth, from sigma at the first layer. The loss is that of one
+such pass plus lambda times the distance between the outputs of two (the squared one of logits, summed over the classes,
+in a classification), averaged over the examples. Both passes have a gradient, and the same drop-out and drop-path.
 
     full  two passes at every step
     lazy  two passes, of the first half of the batch, at every `pace_every`-th step; one pass at the others
-    fast  one pass; the other is that of the epoch before, whose logits are kept
+    fast  one pass; the other is that of the epoch before, whose outputs are kept
 
 Form, schedule over depth and defaults (sigma 1.2, lambda 1: what the authors give for CIFAR-100 of VTAB-1K) are those
 of their code, github.com/MaxwellYaoNi/PACE; its advice is a larger lambda for lazy, a larger sigma and smaller lambda
@@ -34,19 +34,20 @@ from glora.adapt.head import is_inside
 from glora.adapt.layers.view import View
 from glora.config import TrainSettings
 from glora.errors import ConfigError, StateError, listed
-from glora.methods import Tuned
+from glora.methods.method import Tuned
+from glora.tasks.objective import Objective
 
-__all__ = ["Pace", "Taken", "check_pace", "image_steps"]
+__all__ = ["Pace", "StepExamples", "check_pace", "example_steps"]
 
 
-class Taken(NamedTuple):
-    """The images of a step.
+class StepExamples(NamedTuple):
+    """The examples of a step.
 
     Attributes:
         batch: Their indices, `(n,)`, those of all processes.
         places: Which of them this process takes, in their order.
         step: The step, from 0.
-        mine: Whether what this process takes counts: with fewer images than processes, one repeats the first.
+        mine: Whether what this process takes counts: with fewer examples than processes, one repeats the first.
     """
 
     batch: Tensor
@@ -118,22 +119,22 @@ def _halves(settings: TrainSettings, step: int) -> bool:
     return settings.pace == "lazy" and step % settings.pace_every == 0
 
 
-def _images(settings: TrainSettings, step: int, n: int) -> int:
+def _examples(settings: TrainSettings, step: int, n: int) -> int:
     return max(1, n // 2) if _halves(settings, step) else n
 
 
-def image_steps(settings: TrainSettings, images: int) -> int:
-    """Forward-and-backward passes of an image in a whole training on so many images."""
+def example_steps(settings: TrainSettings, examples: int) -> int:
+    """Forward-and-backward passes of an example in a whole training on so many examples."""
     size = settings.batch_size
-    batches = [min(size, images - first) for first in range(0, images, size)] * settings.epochs
-    return sum(_images(settings, step, n) * _passes(settings, step) for step, n in enumerate(batches))
+    batches = [min(size, examples - first) for first in range(0, examples, size)] * settings.epochs
+    return sum(_examples(settings, step, n) * _passes(settings, step) for step, n in enumerate(batches))
 
 
 class Noise:
     """Perturbs the layers of a model within a `with`, once numbers are drawn.
 
-    Every process draws the numbers of the whole batch and takes its own samples', so that the noise of an image does
-    not depend on the number of processes.
+    Every process draws the numbers of the whole batch and takes its own samples', so that the noise of an
+    example does not depend on the number of processes.
 
     Args:
         tuned: The model, as it is before training.
@@ -221,28 +222,37 @@ class Pace:
 
     Args:
         tuned: The model, as it is before training.
+        objective: What tells how far two outputs are apart.
         settings: `pace` and its numbers.
-        images: How many training images there are.
+        examples: How many training examples there are.
         seed: Decides the noise.
         accelerator: Device and processes.
 
     Attributes:
         noise: What perturbs the layers; None for `off`.
-        logits: Of `fast` the logits of every training image in its latest pass, `(images, classes)`.
+        outputs: Of `fast` the outputs for every training example in its latest pass, `(examples, ...)`.
 
     Raises:
         ConfigError: There is nothing to perturb.
     """
 
     def __init__(
-        self, tuned: Tuned, settings: TrainSettings, *, images: int, seed: int, accelerator: Accelerator
+        self,
+        tuned: Tuned,
+        objective: Objective,
+        settings: TrainSettings,
+        *,
+        examples: int,
+        seed: int,
+        accelerator: Accelerator,
     ) -> None:
+        self.objective = objective
         self.settings = settings
-        self.count = images
+        self.count = examples
         self.seed = seed
         self.accelerator = accelerator
         self.noise = None if settings.pace == "off" else Noise(tuned, settings.pace_noise, accelerator.device)
-        self.logits: Tensor | None = None
+        self.outputs: Tensor | None = None
         self._epoch = 0
         self._rng = random.Random()
         self._said = False
@@ -251,9 +261,9 @@ class Pace:
         """From here on it is this epoch, from 0."""
         self._epoch, self._rng = epoch, random.Random(f"noise {self.seed} {epoch}")
 
-    def images(self, step: int, n: int) -> int:
-        """How many images of a batch of n the step takes."""
-        return _images(self.settings, step, n)
+    def examples(self, step: int, n: int) -> int:
+        """How many examples of a batch of n the step takes."""
+        return _examples(self.settings, step, n)
 
     def passes(self, step: int) -> int:
         """How often the step takes each of them forward and backward."""
@@ -263,45 +273,52 @@ class Pace:
         """Within it, which holds forward and backward of a step, the layers are perturbed."""
         return nullcontext() if self.noise is None else self.noise
 
-    def run(self, forward: Callable[[], Tensor], taken: Taken) -> tuple[Tensor, Tensor | float]:
-        """The logits of this process's images, `(n, classes)`, and what the loss has in addition for them.
+    def run(self, forward: Callable[[], Any], taken: StepExamples) -> tuple[Any, Tensor | float]:
+        """The outputs for this process's examples, and what the loss has in addition for them.
 
         Args:
-            forward: One pass over the images, to logits in float32.
-            taken: The images.
+            forward: One pass over the examples.
+            taken: Which they are.
         """
         if self.noise is None:
             return forward(), 0.0
         if self.passes(taken.step) == 1:
-            logits = self._pass(forward, taken)
-            return logits, self._fast(logits, taken) if self.settings.pace == "fast" else 0.0
+            output = self._pass(forward, taken)
+            return output, self._fast(output, taken) if self.settings.pace == "fast" else 0.0
         device = self.accelerator.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the same masks in both passes
-            logits = self._pass(forward, taken)
-        return logits, self._distance(logits, self._pass(forward, taken))
+            output = self._pass(forward, taken)
+        return output, self._penalty(output, self._pass(forward, taken))
 
-    def _pass(self, forward: Callable[[], Tensor], taken: Taken) -> Tensor:
+    def _pass(self, forward: Callable[[], Any], taken: StepExamples) -> Any:
         assert self.noise is not None
         self.noise.draw(self._rng.getrandbits(63), taken.places, len(taken.batch))
         return forward()
 
-    def _distance(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.settings.pace_weight * (first - second).square().sum(-1).mean()
+    def _penalty(self, first: Any, second: Any) -> Tensor:
+        distance = self.objective.distance(first, second)
+        if distance is None or (self.settings.pace == "fast" and not torch.is_tensor(first)):
+            raise ConfigError(
+                f"train.pace={self.settings.pace} needs a distance between two outputs, and the objective "
+                f"{self.objective.name!r} has none.",
+                remedy="Leave out train.pace.",
+            )
+        return self.settings.pace_weight * distance.mean()
 
-    def _fast(self, logits: Tensor, taken: Taken) -> Tensor | float:
-        """The distance to the epoch before; these logits, of all processes, are kept for the next one."""
-        device, places = logits.device, torch.tensor(list(taken.places), device=logits.device)
-        if self.logits is None:
-            self.logits = torch.zeros(self.count, logits.shape[1], device=device)
+    def _fast(self, output: Tensor, taken: StepExamples) -> Tensor | float:
+        """The distance to the epoch before; these outputs, of all processes, are kept for the next one."""
+        device, places = output.device, torch.tensor(list(taken.places), device=output.device)
+        if self.outputs is None:
+            self.outputs = torch.zeros(self.count, *output.shape[1:], device=device)
         batch = taken.batch.to(device)
-        found = self._distance(logits, self.logits[batch[places]]) if self._epoch else 0.0
-        mine = torch.zeros(len(batch), logits.shape[1], device=device)
+        found = self._penalty(output, self.outputs[batch[places]]) if self._epoch else 0.0
+        mine = torch.zeros(len(batch), *output.shape[1:], device=device)
         if taken.mine:
-            mine[places] = logits.detach()
-        self.logits[batch] = self.accelerator.reduce(mine, "sum")
+            mine[places] = output.detach()
+        self.outputs[batch] = self.accelerator.reduce(mine, "sum")
         return found
 
-    def news(self) -> str:
+    def warning(self) -> str:
         """After some steps, once: the layers that are not perturbed; empty when all are."""
         if self._said or self.noise is None or not (left := self.noise.left):
             return ""

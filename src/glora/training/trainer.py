@@ -1,50 +1,48 @@
-"""The only training loop: it knows Tuned and images, nothing of methods."""
+"""The only training loop: it knows Tuned, examples and their objective, nothing of methods."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.nn import functional as F
 
-from glora.adapt.support import Support
 from glora.config import TrainSettings
 from glora.errors import StateError
-from glora.methods import Tuned
-from glora.tasks.task import ImageSet
-from glora.training.pace import Pace, Taken
+from glora.methods.method import Tuned
+from glora.tasks.objective import Batch, Examples, Objective
+from glora.training.pace import Pace, StepExamples
 
 __all__ = ["Progress", "Trainer", "collapsed"]
 
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
-LEARNED, LOST = 0.1, 0.5  # a loss this share from that of guessing is clearly another; this share of a gain may go
+LEARNED, LOST = 0.1, 0.5  # a loss this share from that of chance is clearly another; this share of a gain may go
 SLOWER = 3  # so many times lower is the learning rate after a collapse
 SURE = 20  # steps, and two epochs, are looked at together: one of few images may be bad by chance
 
 
-def collapsed(losses: Sequence[float], last: int, guessing: float) -> bool:
+def collapsed(losses: Sequence[float], last: int, chance: float) -> bool:
     """Whether each of the last epochs has lost half of what the best one before them had learned.
 
-    Where that had learned nothing: whether each is worse than it was, and clearly worse than guessing.
+    Where that had learned nothing: whether each is worse than it was, and clearly worse than chance.
 
     Args:
         losses: Mean training loss of each epoch.
         last: How many epochs must have.
-        guessing: The loss of knowing no more than how often each class is.
+        chance: The loss of knowing the targets' distribution and nothing else.
     """
     if len(losses) <= last:
         return False
     best = min(losses[:-last])
-    learned = guessing - best
-    bad = guessing - (1 - LOST) * learned if learned > LEARNED * guessing else max(best, (1 + LEARNED) * guessing)
+    learned = chance - best
+    bad = chance - (1 - LOST) * learned if learned > LEARNED * chance else max(best, (1 + LEARNED) * chance)
     return min(losses[-last:]) > bad
 
 
@@ -54,9 +52,11 @@ class Progress:
 
     Attributes:
         step: Steps done, of `steps`. epoch: Epochs begun, of `epochs`.
-        loss: Mean training loss of this epoch. accuracy: Fraction right on the training images of this epoch.
+        loss: Mean training loss of this epoch.
+        metric: The objective's first metric on this epoch's training examples; None where it is no mean over examples.
+        metric_name: What it is called.
         lr: Learning rate of the last step.
-        images_per_second: Over this process's run. seconds_left: Estimated.
+        examples_per_second: Over this process's run. seconds_left: Estimated.
     """
 
     step: int
@@ -64,14 +64,15 @@ class Progress:
     epoch: int
     epochs: int
     loss: float
-    accuracy: float
+    metric: float | None
+    metric_name: str
     lr: float
-    images_per_second: float
+    examples_per_second: float
     seconds_left: float
 
 
 class Trainer:
-    """Trains a Tuned on images: AdamW, cross-entropy, a cosine learning rate after a linear warm-up, PACE if asked.
+    """Trains a Tuned on examples: AdamW, a cosine learning rate after a linear warm-up, PACE if asked.
 
     A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
     of the epochs that are left, from the numbers that `tuned` came with.
@@ -81,7 +82,8 @@ class Trainer:
 
     Args:
         tuned: The model made trainable, on the accelerator's device.
-        images: The training images.
+        examples: The training examples.
+        objective: What is learned.
         settings: Epochs, batch size, weight decay, warm-up.
         lr: Learning rate at the top.
         seed: Decides batches and subnets.
@@ -90,9 +92,9 @@ class Trainer:
     Attributes:
         lr: Learning rate at the top, as it is now.
         epoch: Epochs done. began: How many of them were in vain, before it began anew.
-        image_steps: Forward-and-backward passes of an image so far, over all processes.
-        guessing: The loss of knowing no more than how often each class is.
-        news: What has become of the training in the last epoch, if that is worth a line; else empty.
+        example_steps: Forward-and-backward passes of an example so far, over all processes.
+        chance: The loss of knowing the targets' distribution and nothing else; None: unknown, no collapse is told.
+        warning: What has become of the training in the last epoch, if that is worth a line; else empty.
 
     Raises:
         ConfigError: PACE is asked for, and nothing can be perturbed.
@@ -101,7 +103,8 @@ class Trainer:
     def __init__(
         self,
         tuned: Tuned,
-        images: ImageSet,
+        examples: Examples,
+        objective: Objective,
         settings: TrainSettings,
         *,
         lr: float,
@@ -109,29 +112,31 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.tuned = tuned
-        self.images = images
+        self.examples = examples
+        self.objective = objective
         self.settings = settings
         self.lr = lr
         self.seed = seed
         self.accelerator = accelerator
         self.epoch = self.began = 0
-        self.losses: list[float] = []  # mean cross-entropy of the epochs since it began
-        self.news = ""
+        self.losses: list[float] = []  # mean loss of the epochs since it began, without PACE's part
+        self.warning = ""
         self.seconds = 0.0
-        self.image_steps = 0
+        self.example_steps = 0
         self.parameters = list(tuned.parameters())
-        shares = [count / len(images) for count in Counter(images.labels).values()]
-        self.guessing = -sum(share * math.log(share) for share in shares) or math.log(2)
+        self.chance = objective.chance(examples)
+        first = objective.metrics[0]
+        self.metric = first if first.per_example else None
         self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
-        self.pace = Pace(tuned, settings, images=len(images), seed=seed, accelerator=accelerator)
+        self.pace = Pace(tuned, objective, settings, examples=len(examples), seed=seed, accelerator=accelerator)
         self.optimizer = accelerator.prepare_optimizer(
             torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
         )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the images."""
-        return math.ceil(len(self.images) / self.settings.batch_size)
+        """Optimizer steps in one pass over the examples."""
+        return math.ceil(len(self.examples) / self.settings.batch_size)
 
     @property
     def steps(self) -> int:
@@ -166,26 +171,28 @@ class Trainer:
 
     def _judge(self) -> None:
         """Begins anew where the last epochs have lost what was learned; tells of that, or that nothing was learned."""
-        last, guessing = max(2, math.ceil(SURE / self.steps_per_epoch)), self.guessing
-        left, now, self.news = self.settings.epochs - self.epoch, self.losses[-1], ""
-        if self.settings.restart and collapsed(self.losses, last, guessing):
-            self.news = (
+        last, chance = max(2, math.ceil(SURE / self.steps_per_epoch)), self.chance
+        left, now, self.warning = self.settings.epochs - self.epoch, self.losses[-1], ""
+        if chance is None:
+            return
+        if self.settings.restart and collapsed(self.losses, last, chance):
+            self.warning = (
                 f"Training has collapsed by epoch {self.epoch}: the loss rose from {min(self.losses):.2f} to "
-                f"{now:.2f}, where guessing has {guessing:.2f}, at a learning rate of {self.lr:.2g}."
+                f"{now:.2f}, where guessing has {chance:.2f}, at a learning rate of {self.lr:.2g}."
             )
             if left:
                 self._begin_anew()
-                self.news += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
+                self.warning += f" It begins anew at {self.lr:.2g}, for the epochs that are left: {left}."
             else:
-                self.news += " No epoch is left: train with a lower one."
-        elif not left and now > (1 - LEARNED) * guessing:
-            self.news = (
-                f"Training has learned next to nothing: its loss ends at {now:.2f}, and guessing has {guessing:.2f}. "
+                self.warning += " No epoch is left: train with a lower one."
+        elif not left and now > (1 - LEARNED) * chance:
+            self.warning = (
+                f"Training has learned next to nothing: its loss ends at {now:.2f}, and guessing has {chance:.2f}. "
                 f"Try more epochs, or another learning rate than {self.lr:.2g}."
             )
 
     def _begin_anew(self) -> None:
-        self.lr, self.began, self.losses, self.pace.logits = self.lr / SLOWER, self.epoch, [], None
+        self.lr, self.began, self.losses, self.pace.outputs = self.lr / SLOWER, self.epoch, [], None
         self.optimizer.state.clear()
         with torch.no_grad():
             for value, first in zip(self._values(), self._first, strict=True):
@@ -196,68 +203,79 @@ class Trainer:
         return [*self.parameters, *self.tuned.model.buffers()]
 
     def _epoch(self, start: float) -> Iterator[Progress]:
-        n, size, epoch = len(self.images), self.settings.batch_size, self.epoch - self.began
+        n, size, epoch = len(self.examples), self.settings.batch_size, self.epoch - self.began
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
         rng = random.Random(f"subnets {self.seed} {epoch}")
         sums = torch.zeros(3, device=self.accelerator.device)
-        told, seen, first = 0.0, 0, epoch * self.steps_per_epoch
+        shown, seen, first = 0.0, 0, epoch * self.steps_per_epoch
         self.pace.begin(epoch)
         for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
-            batch = whole[: self.pace.images(first + k, len(whole))]
+            batch = whole[: self.pace.examples(first + k, len(whole))]
             sums, seen = sums + self._step(batch, first + k, rng), seen + len(batch)
-            if time.perf_counter() - told < SYNC_EVERY and k + 1 < self.steps_per_epoch:
+            if time.perf_counter() - shown < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
-            told = time.perf_counter()
-            mean, right, entropy = (value / seen for value in sums.tolist())
+            shown = time.perf_counter()
+            mean, metric, plain = (value / seen for value in sums.tolist())
             if not math.isfinite(mean):
                 raise StateError(
                     f"The training loss is {mean} in epoch {self.epoch + 1}.",
                     remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
                 )
-            done, epochs = self.epoch * n + min(n, (k + 1) * size), self.settings.epochs
-            speed = done / max(1e-9, time.perf_counter() - start)
-            yield Progress(
-                step=self.epoch * self.steps_per_epoch + k + 1,
-                steps=epochs * self.steps_per_epoch,
-                epoch=self.epoch + 1,
-                epochs=epochs,
-                loss=mean,
-                accuracy=right,
-                lr=self.lr_at(first + k),
-                images_per_second=speed,
-                seconds_left=(epochs * n - done) / speed,
-            )
-        self.losses.append(entropy)
+            yield self._progress(k, mean, metric, self.lr_at(first + k), start)
+        self.losses.append(plain)
+
+    def _progress(self, k: int, loss: float, metric: float, lr: float, start: float) -> Progress:
+        n, epochs = len(self.examples), self.settings.epochs
+        done = self.epoch * n + min(n, (k + 1) * self.settings.batch_size)
+        speed = done / max(1e-9, time.perf_counter() - start)
+        return Progress(
+            step=self.epoch * self.steps_per_epoch + k + 1,
+            steps=epochs * self.steps_per_epoch,
+            epoch=self.epoch + 1,
+            epochs=epochs,
+            loss=loss,
+            metric=None if self.metric is None else metric,
+            metric_name="" if self.metric is None else self.metric.name,
+            lr=lr,
+            examples_per_second=speed,
+            seconds_left=(epochs * n - done) / speed,
+        )
 
     def _step(self, batch: Tensor, step: int, rng: random.Random) -> Tensor:
-        """One optimizer step on the images of these indices; sums over them: loss, number right, cross-entropy."""
+        """One optimizer step on the examples of these indices; sums over them: loss, first metric, loss without PACE."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
         share = len(places) / len(batch)
-        if not share:  # fewer images than processes: this one's gradients are zeros
+        if not share:  # fewer examples than processes: this one's gradients are zeros
             places = range(1)
         self.tuned.before_step(rng, places, len(batch), step / self.steps)
-        x, y = self.images.batch(batch[list(places)].tolist())
-        x, y = x.to(self.accelerator.device), y.to(self.accelerator.device)
+        mine = send_to_device(self.examples.batch(batch[list(places)].tolist()), self.accelerator.device)
         with self.pace.around():
-            logits, penalty = self.pace.run(lambda: self._logits(x), Taken(batch, places, step, share > 0))
-            entropy = F.cross_entropy(logits, y)
-            loss = (entropy + penalty) * share
+            taken = StepExamples(batch, places, step, share > 0)
+            output, penalty = self.pace.run(lambda: self._forward(mine), taken)
+            plain = self.objective.losses(output, mine).mean()
+            loss = (plain + penalty) * share
             self.accelerator.backward(loss)
-        self.image_steps += len(batch) * self.pace.passes(step)
-        hits = (logits.argmax(-1) == y).sum() * (share > 0)
+        self.example_steps += len(batch) * self.pace.passes(step)
+        metric = self._metric(output, mine) * (share > 0)
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        told = torch.stack([len(batch) * loss.detach(), hits.float(), len(batch) * share * entropy.detach()])
-        summed: Tensor = self.accelerator.reduce(told, "sum")
+        sums = torch.stack([len(batch) * loss.detach(), metric, len(batch) * share * plain.detach()])
+        summed: Tensor = self.accelerator.reduce(sums, "sum")
         return summed
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _forward(self, batch: Batch) -> Any:
         with self.accelerator.autocast():
-            logits: Tensor = self.tuned.model(x)
-        return logits.float()
+            return self.objective.forward(self.tuned.model, batch, train=True)
+
+    @torch.no_grad()
+    def _metric(self, output: Any, batch: Batch) -> Tensor:
+        """The sum of the first metric over the batch; 0 where it is no mean over examples."""
+        if self.metric is None:
+            return torch.zeros((), device=self.accelerator.device)
+        return self.objective.values(output, batch)[self.metric.name].sum()
 
     def _sum_gradients(self) -> None:
         """Sums the gradients of this step over the processes; what no process played stays without one."""
@@ -280,23 +298,19 @@ class Trainer:
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}.value"] = parameter.detach()
             tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
-        if self.pace.logits is not None:
-            tensors["pace.logits"] = self.pace.logits
+        if self.pace.outputs is not None:
+            tensors["pace.outputs"] = self.pace.outputs
         scaler = self.accelerator.scaler
         return tensors, {
             "epoch": self.epoch,
             "seconds": self.seconds,
-            "image_steps": self.image_steps,
+            "example_steps": self.example_steps,
             "lr": self.lr,
             "began": self.began,
             "losses": self.losses,
-            "scales": self._scales(),
+            "constants": self.tuned.constants,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-
-    def _scales(self) -> dict[str, dict[str, float]]:
-        modules = self.tuned.model.named_modules()
-        return {name: dict(part.scales) for name, part in modules if isinstance(part, Support) and part.scales}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
@@ -306,7 +320,7 @@ class Trainer:
         Raises:
             StateError: The support tensors were multiplied by other fixed scales; nothing is changed then.
         """
-        if meta.get("scales", {}) != self._scales():
+        if meta.get("constants", {}) != self.tuned.constants:
             raise StateError(
                 "The unfinished training is of a version of glora with other fixed scales of the support tensors: its "
                 "numbers would play another function now.",
@@ -322,11 +336,10 @@ class Trainer:
                 if f"{index}.step" in tensors:
                     optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
         self.optimizer.load_state_dict(optimizer)
-        if "pace.logits" in tensors:
-            self.pace.logits = tensors["pace.logits"].to(self.accelerator.device, copy=True)
+        if "pace.outputs" in tensors:
+            self.pace.outputs = tensors["pace.outputs"].to(self.accelerator.device, copy=True)
         if self.accelerator.scaler is not None and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
-        self.image_steps = int(meta.get("image_steps", self.epoch * len(self.images)))  # older versions do not tell
-        self.lr, self.began = meta.get("lr", self.lr), meta.get("began", 0)
-        self.losses = list(meta.get("losses", []))
+        self.example_steps = int(meta["example_steps"])
+        self.lr, self.began, self.losses = float(meta["lr"]), int(meta["began"]), list(meta["losses"])

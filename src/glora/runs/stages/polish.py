@@ -1,85 +1,92 @@
-"""After the search: some epochs of the winner alone, from the supernet's weights; no test image comes here."""
+"""After the search: some epochs of the winner alone, from the supernet's weights; no test example comes here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
-from glora.adapt.adapter_file import save_adapter
-from glora.config import SearchSettings
-from glora.report.outcome import Outcome, before_after
+from glora.report.outcome import Outcome
 from glora.runs.calibration import load_calibrated
-from glora.runs.comparison import Contender, compared
-from glora.runs.reporter import Reporter
+from glora.runs.comparison import Contender, compare
+from glora.runs.folder import RunFolder
 from glora.runs.stages.search import Search
-from glora.runs.stages.train import Training
-from glora.tasks.evaluation import evaluate
-from glora.tasks.task import ImageSet
+from glora.runs.stages.train import Training, train_into
+from glora.tasks.objective import Examples
 
-__all__ = ["Polishing", "polish_info"]
-
-
-def polish_info(settings: SearchSettings) -> dict[str, Any] | None:
-    """How a winner is polished, as its adapter file tells it; None where it is not.
-
-    Args:
-        settings: The search's, settled.
-    """
-    if not settings.polish:
-        return None
-    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr}
+__all__ = ["Polishing", "polish", "retrain"]
 
 
 class Polishing:
-    """Trains a search's winner on, and keeps what it does before and after.
+    """Trains a search's winner on, and tells what it does before and after.
 
     Args:
         search: The finished search.
-        training: The training loop with the polish's epochs and learning rate.
-        how: What `polish_info` gave.
-        base: Makes the plain model.
+        outcome: Its winner, to be polished.
     """
 
-    def __init__(
-        self, search: Search, training: Training, how: Mapping[str, Any], base: Callable[[], nn.Module]
-    ) -> None:
+    def __init__(self, search: Search, outcome: Outcome) -> None:
+        assert outcome.polish is not None
         self.search = search
-        self.training = training
-        self.how = how
-        self.base = base
-        self.reporter: Reporter = search.reporter
-        self.unseen: Mapping[str, ImageSet] = {} if how["on"] == "all" else search.known.unseen
-        self._how: dict[str, Any] = {"accelerator": search.accelerator, "batch_size": search.settings.batch_size}
+        self.outcome = outcome
+        self.session = search.session
+        self.how = outcome.polish
+        data = self.session.data
+        self.unseen: Mapping[str, Examples] = {} if self.how["on"] == "all" else data.unseen
 
-    def run(self, outcome: Outcome) -> Outcome:
+    def run(self) -> Outcome:
         """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
-        search, folder = self.search, self.search.folder.polished(outcome.key)
-        if not folder.adapter.is_file():
-            images = self._images()
+        search, session, outcome = self.search, self.session, self.outcome
+        folder = session.folder.polished(outcome.key)
+        settings = session.experiment.train.model_copy(update={"epochs": self.how["epochs"]})
+        info = {**session.info, "polish": dict(self.how), "winner": outcome.key}
+        if folder.done("trained") is None:
+            examples = session.data.everything if self.how["on"] == "all" else session.data.train
             epochs = "1 epoch" if self.how["epochs"] == 1 else f"{self.how['epochs']} epochs"
-            what = f"{epochs} of the winner alone on {len(images):,} images"
-            self.reporter.say(f"Polish: {what}, learning rate {self.how['lr']:g}")
+            what = f"{epochs} of the winner alone on {len(examples):,} {examples.unit}"
+            session.reporter.say(f"Polish: {what}, learning rate {self.how['lr']:g}")
             search.final.put()
-            search.adapted.activate(search.space.decode(outcome.genome))
-            self.training.on(self.base(), search.adapted.state(), folder, images)
-        val = self.unseen.get("val") if search.calibrated else None  # training has made it surer again
-        adapted = load_calibrated(self.base(), folder.adapter, val, **self._how)
-        save_adapter(adapted, search.folder.adapter, info=self.training.info)
-        model = adapted.merge(keep_base=False)
+            search.tuned.activate(search.space.decode(outcome.genome))
+            tuned = search.tuned.alone(session.base())
+            tuned.model.to(session.accelerator.device)
+            train_into(session, tuned, folder, examples, Training(settings, self.how["lr"], info))
+        tuned = load_calibrated(session, folder.adapter, self._val)
+        tuned.save_winner(session.folder.adapter, info)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         others = {"unpolished": search.contender(outcome.genome), **others}
-        outcome = search.complete(outcome, compared(self.contender(outcome, model), others))
-        self.reporter.say(before_after(outcome.rows))
+        rows = compare(self.contender(tuned.merged()), others, session.objective)
+        outcome = search.complete(outcome, rows)
+        session.reporter.say(outcome.polish_effect)
         return outcome
 
-    def contender(self, outcome: Outcome, model: nn.Module) -> Contender:
-        """What the polished and merged winner does on the splits that it has not seen."""
-        model = model.to(self.search.accelerator.device)
-        splits = {split: evaluate(model, images, **self._how) for split, images in self.unseen.items()}
-        return Contender(outcome.parameters, splits, alike=not self.search.calibrated or "val" in splits)
+    @property
+    def _val(self) -> Examples | None:
+        """What the polished winner is calibrated on: training has made it surer again."""
+        return self.unseen.get("val") if self.search.settings.calibrate else None
 
-    def _images(self) -> ImageSet:
-        known = self.search.known
-        return known.everything if self.how["on"] == "all" else known.train
+    def contender(self, model: nn.Module) -> Contender:
+        """What the polished and merged winner does on the splits that it has not seen."""
+        model = model.to(self.session.accelerator.device)
+        splits = {split: self.session.evaluate(model, examples) for split, examples in self.unseen.items()}
+        calibrated = not self.search.settings.calibrate or "val" in splits
+        return Contender(self.outcome.parameters, splits, calibrated=calibrated)
+
+
+def polish(search: Search, outcome: Outcome) -> Outcome:
+    """The winner polished where the settings ask for it, else as it is."""
+    return outcome if outcome.polish is None else Polishing(search, outcome).run()
+
+
+def retrain(search: Search, outcome: Outcome) -> nn.Module:
+    """The winner trained alone from the pretrained weights, with the supernet's examples, steps and rate; merged."""
+    session = search.session
+    folder: RunFolder = session.folder.retrained(outcome.genome)
+    if folder.done("trained") is None:
+        session.reporter.say("Control: the winner trained alone from the pretrained weights")
+        fresh = session.method.apply(session.base(), head=session.backbone.head, seed=session.experiment.seed)
+        fresh.activate(search.space.decode(outcome.genome))
+        tuned = fresh.alone(session.base())
+        tuned.model.to(session.accelerator.device)
+        train_into(session, tuned, folder, session.data.train)
+    val = session.data.unseen.get("val") if search.settings.calibrate else None
+    return load_calibrated(session, folder.adapter, val).merged()

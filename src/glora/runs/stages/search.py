@@ -1,4 +1,4 @@
-"""The search of one trained run. It is handed what training and search may know; no path leads to a test image."""
+"""The search stage: the best genotype of a trained supernet on val, and what it is compared with. It sees no test."""
 
 from __future__ import annotations
 
@@ -7,144 +7,118 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor
-
-from glora.adapt.adapter_file import save_adapter
-from glora.adapt.supernet import StoredSupernet, on_cpu
-from glora.config import SearchSettings
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
 from glora.genotype import TENSORS
-from glora.methods import Method
-from glora.methods.glora import GLoRA, TunedAdapter
+from glora.methods.method import Tuned
 from glora.report import plots
 from glora.report.outcome import Outcome, Row, digest
-from glora.runs.calibration import GENOTYPES, Calibration, chosen, temperatures
-from glora.runs.comparison import Contender, best_again, compared, controls, random_genomes
-from glora.runs.folder import RunFolder
-from glora.runs.reporter import Reporter
-from glora.runs.resolve import search_arguments
-from glora.runs.scoring import Part, Recipe, ValScorer, load_parts, shared_weights
-from glora.runs.sheet import Genome, Sheet, Splits
+from glora.runs.calibration import temperatures
+from glora.runs.comparison import (
+    Contender,
+    ExampleValues,
+    Genome,
+    Splits,
+    best_again,
+    compare,
+    controls,
+    random_genomes,
+)
+from glora.runs.resolve import polish_info, search_arguments
+from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
+from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
-from glora.space import numbers
-from glora.tasks.visible import Known
+from glora.space import BoundSpace, numbers
+from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
+
+CONTROLS = 50  # random genotypes, where the searcher has no population
 
 
 class Search:
     """Searches a trained supernet on val, compares the winner with its controls, and keeps what a person wants to see.
 
     Args:
-        known: The images, without test.
+        session: The run.
         tuned: The supernet, on its device; its numbers are read from the folder.
-        method: What made it, so that workers can make it too.
-        folder: The run folder.
-        settings: Searcher, budget, and what comes after the search.
-        seed: The run's.
-        accelerator: Device and precision.
-        reporter: Where to tell what is going on.
-        info: What travels with the adapter file.
-        polish: How the winner is trained on, None where it is not.
 
     Raises:
         RunError: A supernet is not trained yet.
     """
 
-    def __init__(
-        self,
-        known: Known,
-        tuned: TunedAdapter,
-        method: Method,
-        folder: RunFolder,
-        settings: SearchSettings,
-        *,
-        seed: int,
-        accelerator: Accelerator,
-        reporter: Reporter,
-        info: Mapping[str, Any],
-        polish: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.known = known
-        self.method = method
-        self.accelerator = accelerator
-        self.adapted = tuned.adapted
-        self.space = tuned.adapted.space
-        self.folder = folder
-        self.settings = settings
-        self.seed = seed
-        self.reporter = reporter
-        self.how = search_arguments(settings, self.space)
-        self.info = info
-        self.polish = polish
-        begun = folder.begun
-        self.calibrated = settings.calibrate and (folder.calibration.is_file() or not begun)  # None in old searches
-        self._load(Calibration.read(folder.calibration) if begun else Calibration())
+    def __init__(self, session: Session, tuned: Tuned) -> None:
+        assert tuned.space is not None
+        self.session = session
+        self.tuned = tuned
+        self.space: BoundSpace = tuned.space
+        self.settings = session.experiment.search
+        self.how = search_arguments(self.settings, self.space)
+        self.bounds = {name: self.how[name] for name in ("budget", "min_budget")}
+        self.polish = polish_info(self.settings)
+        self._snapshots = load_numbers(session, tuned)
+        folder = session.folder
+        self._load(Calibration.read(folder.calibration) if folder.begun else Calibration())
 
     def _load(self, calibration: Calibration) -> None:
         """The supernets are in place, calibrated, with what knows them."""
-        known, folder = self.known, self.folder
-        self.parts, self.final = load_parts(self.adapted, known, folder, calibration)
+        data, folder = self.session.data, self.session.folder
+        self.parts, self.final = calibrated_parts(self.session, self.tuned, self._snapshots, calibration)
         self.scorer = self._scorer(self.parts)
-        files = [folder.fold(place).supernet for place in range(len(known.folds))] or [folder.supernet]
-        self.context = {"data": known.fingerprint, "aside": len(known.aside), "supernet": [sha256(f) for f in files]}
+        files = [folder.fold(place).supernet for place in range(len(data.folds))] or [folder.supernet]
+        self.context = {"data": data.fingerprint, "aside": len(data.aside), "supernet": [sha256(f) for f in files]}
         self.weights = sha256(folder.supernet)
         if calibration != Calibration():
             self.context["calibration"] = asdict(calibration)
             self.weights = digest(self.weights, self.context["calibration"])
-        header = {"event": "images", **self.context, "winner": self.weights}
-        self.sheet = Sheet(folder.sheet, header, self._measured)
+        header = {"event": "examples", **self.context, "winner": self.weights}
+        self.values = ExampleValues(folder.values, header, self.session.objective, self._measured)
 
     def _scorer(self, parts: Sequence[Part]) -> ValScorer:
-        settings = self.settings
-        return ValScorer(parts, fitness=settings.fitness, accelerator=self.accelerator, batch_size=settings.batch_size)
+        return ValScorer(parts, fitness=self.settings.fitness, **self.session.how)
 
     def _calibrate(self) -> None:
         """The supernets play as strongly, with logits as far apart, as is best on val for genotypes of the search."""
-        bounds = {name: self.how[name] for name in ("budget", "min_budget")}
-        genomes = random_genomes(self.space, GENOTYPES, **bounds, seed=self.seed + 1)
+        session, val = self.session, self.session.data.val
+        genomes = random_genomes(self.space, GENOTYPES, **self.bounds, seed=session.experiment.seed + 1)
 
-        def measure(strength: float) -> tuple[Tensor, Tensor]:
-            parts, _ = load_parts(self.adapted, self.known, self.folder, Calibration(strength))
+        def measure(strength: float) -> Outputs:
+            parts, _ = calibrated_parts(session, self.tuned, self._snapshots, Calibration(strength))
             scorer = self._scorer(parts)
-            logits, labels = zip(*(scorer.logits(self.space.decode(genome)) for genome in genomes), strict=True)
-            return torch.cat(logits), torch.cat(labels)
+            return [each for genome in genomes for each in scorer.outputs(self.space.decode(genome))]
 
-        load_parts(self.adapted, self.known, self.folder, Calibration())
-        how = {"accelerator": self.accelerator, "batch_size": self.settings.batch_size}
-        with self.adapted.hold(self.space.largest):
-            allowed = temperatures(self.adapted, self.known.val, **how)
-        images = len(self.known.val)
-        found = chosen(measure, images=images, temperatures=allowed)
-        found.write(self.folder.calibration)
+        calibrated_parts(session, self.tuned, self._snapshots, Calibration())
+        with self.tuned.hold(self.space.largest):
+            allowed = temperatures(session, self.tuned, val)
+        found = choose_calibration(measure, session.objective, examples=len(val), temperatures=allowed)
+        found.write(session.folder.calibration)
         self._load(found)
-        for told in found.notes or [f"Calibration: none; on {images:,} val images nothing is surely better."]:
-            self.reporter.say(told)
+        for note in found.notes or [f"Calibration: none; on {len(val):,} val {val.unit} nothing is surely better."]:
+            session.reporter.say(note)
         if found.notes and len(allowed) == 1:
-            self.reporter.say("The way the head ends, its logits take no divisor.")
+            session.reporter.say("The way the head ends, its outputs take no divisor.")
 
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
-        if self.calibrated and not self.folder.begun:
+        folder, reporter = self.session.folder, self.session.reporter
+        if self.settings.calibrate and not folder.begun:
             self._calibrate()
         best: list[Trial] = []
         seen: list[float] = []
+        total = self.how["settings"].candidates
+        metric = self.session.objective.metric(self.settings.fitness).to_json()
 
-        def tell(trial: Trial) -> None:
+        def report(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
             seen.append(trial.seen)
             saved = 1 - sum(seen) / len(seen) if self.settings.racing else None
-            self.reporter.trial(trial, best[0], self.settings.candidates, saved)
+            reporter.trial(trial, best[0], total, saved, metric=metric)
 
-        found = self._search(self.scorer, tell, workers=self.settings.workers)
+        found = self._search(self.scorer, report, workers=self.settings.workers)
         winner, rescored = self._chosen(found)
-        bounds = {name: self.how[name] for name in ("budget", "min_budget")}
-        rows = self.rows(winner.genome, **bounds)
+        rows = self.rows(winner.genome)
         scored = len(found.trials)
-        outcome = self._outcome(winner, **bounds, scored=scored, eligible=scored, rescored=rescored, rows=rows)
+        outcome = self._outcome(winner, **self.bounds, scored=scored, eligible=scored, rescored=rescored, rows=rows)
         self._keep(outcome, found, winner)
         return outcome
 
@@ -162,10 +136,10 @@ class Search:
         kept = [trial for trial in scored if low <= trial.parameters <= high]
         if not kept:
             sizes = [trial.parameters for trial in scored]
-            bounds = [f"at least {low:,}"] * bool(min_budget) + [f"at most {high:,}"] * (budget is not None)
-            wanted = " and ".join(bounds)
+            limits = [f"at least {low:,}"] * bool(min_budget) + [f"at most {high:,}"] * (budget is not None)
+            wanted = " and ".join(limits)
             raise BudgetError(
-                f"None of the {len(sizes):,} genotypes of {self.folder.path} that were scored on all of val "
+                f"None of the {len(sizes):,} genotypes of {self.session.folder.path} that were scored on all of val "
                 f"has {wanted} trainable numbers.",
                 allowed=f"The smallest has {min(sizes):,}, the largest {max(sizes):,}.",
                 remedy="Ask for what there is, or train and search under another --out: with that budget, or with "
@@ -177,14 +151,14 @@ class Search:
         self._keep(outcome, found, winner)
         return outcome
 
-    def rows(self, winner: Genome, *, budget: int | None, min_budget: int) -> dict[str, Row]:
-        """The winner and its controls on val and on the images set aside; what the sheet has is not measured again."""
-        return compared(self.contender(winner), self.controls(budget=budget, min_budget=min_budget))
+    def rows(self, winner: Genome) -> dict[str, Row]:
+        """The winner and its controls on val and on the examples set aside; what is known is not measured again."""
+        return compare(self.contender(winner), self.controls(**self.bounds), self.session.objective)
 
     def complete(self, outcome: Outcome, rows: Mapping[str, Row]) -> Outcome:
         """The outcome with all that was compared, in the folder and in the picture."""
         outcome = replace(outcome, rows=rows)
-        outcome.write(self.folder.winner)
+        outcome.write(self.session.folder.winner)
         found = self.finished
         self._pictures(outcome, found, found.trials[outcome.number])
         return outcome
@@ -192,20 +166,20 @@ class Search:
     def contender(self, genome: Genome, splits: Splits | None = None) -> Contender:
         """One genotype of the supernet as a row of the comparison."""
         parameters = self.space.count(self.space.decode(genome))
-        return Contender(parameters, {**self.sheet(genome), **(splits or {})}, genome=genome)
+        return Contender(parameters, {**self.values(genome), **(splits or {})}, genome=genome)
 
     def controls(self, *, budget: int | None, min_budget: int, picked: bool = False) -> dict[str, Contender]:
         """The controls that cost no training, chosen as the winner was; none where the settings want none."""
-        settings = self.settings
-        wanted = settings.population if settings.controls is None else settings.controls
+        settings, seed = self.settings, self.session.experiment.seed
+        population = getattr(settings.searcher, "population", CONTROLS)
+        wanted = population if settings.controls is None else settings.controls
         if not wanted:
             return {}
-        sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=self.seed)
-        if any(genome not in self.sheet for genome in sizes):
-            self.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
-        return controls(
-            self.space, self.sheet, sizes, fitness=settings.fitness, rescore=0 if picked else settings.rescore
-        )
+        sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=seed)
+        if any(genome not in self.values for genome in sizes):
+            self.session.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
+        rescore = 0 if picked else settings.rescore
+        return controls(self.space, self.values, sizes, fitness=settings.fitness, rescore=rescore)
 
     @cached_property
     def finished(self) -> SearchResult:
@@ -216,80 +190,64 @@ class Search:
         """
         return self._search(None, None)
 
-    def shown(self) -> Outcome:
+    def current(self) -> Outcome:
         """The winner in the folder, which this finished search has found and the settings ask for.
 
         Raises:
             RunError: The search is not finished, or the winner is another search's or polished in another way.
         """
-        outcome, remedy = Outcome.read(self.folder.winner), f"Run `glora search {self.folder.path}` first."
+        folder = self.session.folder
+        outcome, remedy = Outcome.read(folder.winner), f"Run `glora search {folder.path}` first."
         if outcome.polish != self.polish:
             raise RunError(
-                f"The adapter in {self.folder.path} was polished with {outcome.polish}, and the settings say "
-                f"{self.polish}.",
+                f"The adapter in {folder.path} was polished with {outcome.polish}, and the settings say {self.polish}.",
                 remedy=remedy,
             )
         theirs = [trial.genome for trial in self.finished.trials if trial.number == outcome.number]
         if theirs != [outcome.genome] or outcome.weights != self.weights:
-            raise RunError(f"{self.folder.winner} is of another search than {self.folder.journal}.", remedy=remedy)
+            raise RunError(f"{folder.winner} is of another search than {folder.journal}.", remedy=remedy)
         return outcome
 
-    def _search(self, score: Any, tell: Any, *, workers: int = 0) -> SearchResult:
-        settings = self.settings
-        racing = Racing(len(self.known.val), level=settings.racing_level, first=settings.racing_first)
+    def _search(self, score: Any, report: Any, *, workers: int = 0) -> SearchResult:
+        settings, session = self.settings, self.session
+        racing = Racing(len(session.data.val), level=settings.racing_level, first=settings.racing_first)
+        if workers and session.accelerator.num_processes > 1:
+            raise RunError(
+                "Search workers are started by one process, not by several.",
+                remedy=f"Train with several, then: glora search {session.folder.path}",
+            )
         return search(
-            self.recipe() if workers else score,
+            recipe_of(session, self.tuned, self.parts) if workers else score,
             self.space,
-            seed=self.seed,
+            seed=session.experiment.seed,
             **self.how,
             racing=racing if settings.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,
             limit=settings.limit,
-            journal=self.folder.journal,
+            journal=session.folder.journal,
             context=self.context,
-            on_trial=tell,
-        )
-
-    def recipe(self) -> Recipe:
-        """How worker processes make the scorer."""
-        if self.accelerator.num_processes > 1:
-            raise RunError(
-                "Search workers are started by one process, not by several.",
-                remedy=f"Train with several, then: glora search {self.folder.path}",
-            )
-        assert isinstance(self.method, GLoRA)
-        supernets = [part.supernet for part in self.parts]
-        return Recipe(
-            spec=self.info["backbone"],
-            classes=len(self.known.classes),
-            method=self.method,
-            weights=shared_weights(self.adapted.model),
-            images=tuple(part.images for part in self.parts),
-            scales=self.adapted.scales,
-            states=tuple(on_cpu(each.state) for each in supernets if isinstance(each, StoredSupernet)),
-            fitness=self.settings.fitness,
-            precision=self.accelerator.mixed_precision,
-            batch_size=self.settings.batch_size,
+            on_trial=report,
         )
 
     def _measured(self, genome: Genome) -> Splits:
         genotype = self.space.decode(genome)
         found = {"val": self.scorer.evaluation(genotype)}
-        if len(self.known.aside):
-            found["aside"] = self.scorer.on(Part(self.final, self.known.aside), genotype)
+        if len(self.session.data.aside):
+            found["aside"] = self.scorer.on(Part(self.final, self.session.data.aside), genotype)
         return found
 
     def _chosen(self, found: SearchResult) -> tuple[Trial, int]:
         """The winner, and how many of the best were scored again to find it."""
-        if not (self.settings.rescore and len(self.known.aside)):
+        aside = self.session.data.aside
+        if not (self.settings.rescore and len(aside)):
             return found.best, 0
         finished = [trial for trial in found.trials if trial.seen == 1]  # none that has left a race
         best = sorted(finished, key=lambda trial: trial.rank)[: self.settings.rescore]
-        self.reporter.say(f"The best {len(best)} once more, on {len(self.known.aside):,} images set aside")
+        self.session.reporter.say(f"The best {len(best)} once more, on {len(aside):,} {aside.unit} set aside")
         by_genome = {trial.genome: trial for trial in best}
         sizes = {genome: trial.parameters for genome, trial in by_genome.items()}
-        return by_genome[best_again(sizes, self.sheet, fitness=self.settings.fitness)], len(best)
+        return by_genome[best_again(sizes, self.values, fitness=self.settings.fitness)], len(best)
 
     def _outcome(self, winner: Trial, budget: int | None, min_budget: int, **facts: Any) -> Outcome:
         sites: dict[str, dict[str, Any]] = {}
@@ -306,6 +264,8 @@ class Search:
             parameters=winner.parameters,
             sites=sites,
             fitness=self.settings.fitness,
+            metrics_info=[metric.to_json() for metric in self.session.objective.metrics],
+            unit=self.session.data.val.unit,
             score=winner.score.value,
             standard_error=winner.score.standard_error,
             budget=budget,
@@ -315,29 +275,30 @@ class Search:
 
     def _keep(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
         """The winner's adapter and the outcome are in the folder, and the pictures where they can be drawn."""
-        folder = self.folder
-        genotype = winner.genotype
-        folder.put_away()
+        session, folder = self.session, self.session.folder
+        folder.archive_result()
         self.final.put()
-        self.adapted.activate(genotype)
+        self.tuned.activate(winner.genotype)
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            save_adapter(self.adapted, folder.adapter, info={**self.info, "winner": outcome.key})
+            self.tuned.save_winner(folder.adapter, {**session.info, "winner": outcome.key})
         outcome.write(folder.winner)
+        folder.mark("searched", winner=outcome.key)
         for line in outcome.verdict:
-            self.reporter.say(line)
+            session.reporter.say(line)
         self._pictures(outcome, found, winner)
 
     def _pictures(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
         try:
             self._draw(outcome, found.trials, found.front, winner)
         except MissingExtraError as error:  # the search is done; its pictures can be had later
-            self.reporter.say(f"No pictures: {error}")
+            self.session.reporter.say(f"No pictures: {error}")
 
     def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
-        folder, fitness = self.folder.plots, self.settings.fitness
-        facts: dict[str, Any] = {"fitness": fitness, "budget": outcome.budget, "controls": outcome.rows}
+        folder = self.session.folder.plots
+        metric = self.session.objective.metric(self.settings.fitness).to_json()
+        facts: dict[str, Any] = {"metric": metric, "budget": outcome.budget, "controls": outcome.rows}
         plots.search_plot(trials, front, winner, folder / "search.svg", **facts)
         plots.layer_plot(winner.genotype, self.space, folder / "layers.svg")
         plots.parameters_plot(winner.genotype, self.space, folder / "parameters.svg")

@@ -1,1 +1,14 @@
-"""Where examples come from, one file a source."""
+"""Where examples come from, one file a source; one more is a file here and a line in `SOURCES` (no torch)."""
+
+__all__ = ["SOURCES"]
+
+SOURCES = {  # packaged data sets, then formats of files; the last format is what a folder is taken for
+    "digits": "glora.tasks.data.packaged:Digits",
+    "dsprites_loc": "glora.tasks.data.sprites:DSpritesLoc",
+    "dsprites_ori": "glora.tasks.data.sprites:DSpritesOri",
+    "fashion_mnist": "glora.tasks.data.packaged:FashionMNIST",
+    "textile": "glora.tasks.data.packaged:Textile",
+    "from_python": "glora.tasks.data.from_python:FromPython",
+    "image_table": "glora.tasks.data.image_table:ImageTable",
+    "image_folder": "glora.tasks.data.image_folder:ImageFolder",
+}

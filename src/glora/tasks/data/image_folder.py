@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from glora.errors import DataError, listed
-from glora.tasks.task import (
-    ImageSet,
-    Item,
-    OnBadImage,
-    Task,
-    carve_val,
-    sampled,
-    split_in_three,
-    unreadable,
-)
+from glora.tasks.images import ImageSet, unreadable
+from glora.tasks.objective import Objective, Targets
+from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["labelled", "load"]
+__all__ = ["ImageFolder", "skipped"]
 
 _SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -26,83 +21,57 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 _LAYOUT = "Put the images of each class in a folder of its own: cat/1.jpg, dog/1.jpg."
 
 
-def load(path: Path, *, seed: int, train: int | None, val: int | None, on_bad_image: OnBadImage) -> Task:
-    """The task that a folder of images holds; every image has been decoded once before it returns.
+class ImageFolder(DataSettings):
+    """`class/*.jpg`, or `train/`, `val/` and `test/` of such folders; every image is decoded once at loading."""
 
-    Args:
-        path: A folder with one folder for each class, or with `train`, `test` and maybe `val` of such.
-        seed: Seed of the stratified split.
-        train: Number of training images; None takes the default, or the whole `train` folder.
-        val: Number of validation images; None takes the default, or the whole `val` folder.
-        on_bad_image: What to do with an unreadable image: `error` or `skip`.
+    reads_paths = True
 
-    Raises:
-        DataError: No images, one class, a class too small, an empty or missing split, unequal classes,
-            or an unreadable image.
-    """
+    format: Literal["image_folder"] = Field("image_folder", description="A folder of images for each class.")
+    on_bad_image: OnBadImage = Field("error", description="What to do with unreadable images.")
+
+    @classmethod
+    def detects(cls, path: Path) -> bool:
+        return path.is_dir()
+
+    def load(self, objective: Objective) -> Task:
+        path = _folder(self.source)
+        folders = _split_folders(path)
+        found = {name: _class_folders(folder, name) for name, folder in folders.items()}
+        notes = _strays(path, folders)
+        classes = _agreed_classes(path, found)
+        bad = unreadable([file for pool in found.values() for files in pool.values() for file in files])
+        notes += skipped(bad, path, self.on_bad_image)
+        pools = {name: _pool(pool, classes, bad) for name, pool in found.items()}
+        for name in pools.keys() - {""}:
+            _check_split(path, name, pools[name], classes)
+        return assemble(path.name, pools, objective, self, notes=notes, root=path)
+
+    def load_all(self, objective: Objective) -> tuple[ImageSet, list[str]]:
+        path, classes = _folder(self.source), list(objective.strata_names)
+        found = {name: files for name, files in _class_folders(path).items() if files}
+        if unknown := [name for name in found if name not in classes]:
+            raise DataError(
+                f"{str(path)!r} has the class folders {listed(unknown)}, which the run does not know.",
+                allowed=f"Its classes are {listed(classes, n=20)}.",
+                remedy="Give the folder that holds class folders of these names.",
+            )
+        bad = unreadable([file for files in found.values() for file in files])
+        notes = _strays(path, {"": path}) + skipped(bad, path, self.on_bad_image)
+        if missing := [name for name in classes if name not in found]:
+            notes.append(f"There are no images of {listed(missing, n=20)}.")
+        pool = _pool({name: found.get(name, []) for name in classes}, classes, bad)
+        if not pool.items:
+            raise DataError(f"No image of {str(path)!r} can be read.", remedy="Check the files.")
+        return ImageSet(pool.items, objective.encode(pool.targets)), notes
+
+
+def _folder(source: str) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"There is no folder {str(path)!r}.", allowed=_LAYOUT)
     if not path.is_dir():
         raise DataError(f"{str(path)!r} is a file, not a folder.", allowed=_LAYOUT)
-    path = path.resolve()
-    folders = _split_folders(path)
-    pools = {name: _class_folders(folder, name) for name, folder in folders.items()}
-    notes = _strays(path, folders)
-    classes = _agreed_classes(path, pools)
-    bad = unreadable([file for pool in pools.values() for files in pool.values() for file in files])
-    notes += _skipped(bad, path, on_bad_image)
-    images = {name: _images(pool, classes, bad) for name, pool in pools.items()}
-    if "test" not in images:
-        (first, second, third), note = split_in_three(images[""], classes, train=train, val=val, seed=seed)
-        notes.append(note)
-    else:
-        third = images["test"]
-        first, second, more = _given_splits(images, classes, train=train, val=val, seed=seed)
-        notes += more
-        for name, split in (("train", first), ("val", second), ("test", third)):
-            _check_split(path, name, split, classes)
-    return Task(path.name, tuple(classes), first, second, third, tuple(notes)).stamped(path)
-
-
-def labelled(path: Path, classes: Sequence[str], *, on_bad_image: OnBadImage) -> tuple[ImageSet, list[str]]:
-    """All images of a folder whose class folders are called as `classes`, and what a user should be told.
-
-    Args:
-        path: A folder with one folder for each class; a class may be missing.
-        classes: The name of each label.
-        on_bad_image: What to do with an unreadable image: `error` or `skip`.
-
-    Raises:
-        DataError: No images, a class that is none of `classes`, or an unreadable image.
-    """
-    if not path.is_dir():
-        raise DataError(f"There is no folder {str(path)!r}.", allowed=_LAYOUT)
-    path = path.resolve()
-    pool = {name: files for name, files in _class_folders(path).items() if files}
-    if unknown := [name for name in pool if name not in classes]:
-        raise DataError(
-            f"{str(path)!r} has the class folders {listed(unknown)}, which the run does not know.",
-            allowed=f"Its classes are {listed(classes, n=20)}.",
-            remedy="Give the folder that holds class folders of these names.",
-        )
-    bad = unreadable([file for files in pool.values() for file in files])
-    notes = _strays(path, {"": path}) + _skipped(bad, path, on_bad_image)
-    if missing := [name for name in classes if name not in pool]:
-        notes.append(f"There are no images of {listed(missing, n=20)}.")
-    images = _images({name: pool.get(name, []) for name in classes}, list(classes), bad)
-    if not len(images):
-        raise DataError(f"No image of {str(path)!r} can be read.", remedy="Check the files.")
-    return images, notes
-
-
-def _given_splits(
-    images: dict[str, ImageSet], classes: list[str], *, train: int | None, val: int | None, seed: int
-) -> tuple[ImageSet, ImageSet, list[str]]:
-    if "val" not in images:
-        (first, second), note = carve_val(images["train"], classes, train=train, val=val, seed=seed)
-        return first, second, [f"There is no val folder: {note}"]
-    first = sampled(images["train"], train, classes=classes, what="train", seed=seed)
-    second = sampled(images["val"], val, classes=classes, what="val", seed=seed)
-    sizes = f"{len(first)} train, {len(second)} val and {len(images['test'])} test images"
-    return first, second, [f"Split as the folders say: {sizes}."]
+    return path.resolve()
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -185,17 +154,19 @@ def _agreed_classes(path: Path, pools: dict[str, dict[str, list[Path]]]) -> list
     return every
 
 
-def _images(pool: dict[str, list[Path]], classes: list[str], bad: dict[Path, str]) -> ImageSet:
-    items: list[Item] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        good = [file for file in pool[name] if file not in bad]
-        items += good
-        labels += [label] * len(good)
-    return ImageSet(items, labels)
+def _pool(found: dict[str, list[Path]], classes: list[str], bad: dict[Path, str]) -> Pool:
+    """The readable images, class by class."""
+    good = [(file, label) for label, name in enumerate(classes) for file in found[name] if file not in bad]
+    rows = [(label,) for _, label in good]
+    return Pool([file for file, _ in good], Targets(("class",), rows, names=tuple(classes)))
 
 
-def _skipped(bad: dict[Path, str], path: Path, on_bad_image: OnBadImage) -> list[str]:
+def skipped(bad: dict[Path, str], path: Path, on_bad_image: OnBadImage) -> list[str]:
+    """What is to be told of unreadable images.
+
+    Raises:
+        DataError: There are some, and they are not to be skipped.
+    """
     if not bad:
         return []
     if on_bad_image == "error":
@@ -224,9 +195,9 @@ def _strays(path: Path, folders: dict[str, Path]) -> list[str]:
     return notes
 
 
-def _check_split(path: Path, name: str, split: ImageSet, classes: list[str]) -> None:
+def _check_split(path: Path, name: str, pool: Pool, classes: list[str]) -> None:
     """Every class of a given split still has an image, after the unreadable ones are gone."""
-    have = set(split.labels)
+    have = {label for (label,) in pool.targets.rows}
     if not have:
         raise DataError(f"The {name} split of {str(path)!r} is empty.", remedy=f"Add images to {name}/.")
     lacking = [classes[label] for label in range(len(classes)) if label not in have]

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from glora.tasks.task import ImageSet, OnBadImage, Task, split_in_three
+from glora.tasks.objective import Objective, Targets
+from glora.tasks.task import DataSettings, Pool, Task, assemble
 
-__all__ = ["ORIENTATIONS", "PLACES", "SCALES", "SHAPES", "dsprites_loc", "dsprites_ori", "sprite"]
+__all__ = ["ORIENTATIONS", "PLACES", "SCALES", "SHAPES", "DSpritesLoc", "DSpritesOri", "sprite"]
 
 SIDE, POOL, BINS = 64, 4_000, 16
 SHAPES = ("square", "ellipse", "heart")
@@ -20,31 +21,26 @@ FACTORS = (len(SHAPES), SCALES, ORIENTATIONS, PLACES, PLACES)
 ALL = math.prod(FACTORS)
 
 
-def dsprites_loc(*, seed: int, train: int | None, val: int | None, on_bad_image: OnBadImage) -> Task:
+class DSpritesLoc(DataSettings):
     """dSpr-Loc: the horizontal place of a sprite in 16 bins; by default 800 train, 200 val, 3,000 test.
-
-    Args:
-        seed: Seed of the stratified split; the images are always the same.
-        train: Number of training images.
-        val: Number of validation images.
-        on_bad_image: Of no effect: the images are drawn.
-
-    Raises:
-        DataError: The sizes leave no test.
 
     Source: VTAB (arXiv 1910.04867) bins the 32 places of dSprites two by two.
     """
-    return _task("dsprites_loc", lambda factors: factors[3] * BINS // PLACES, train=train, val=val, seed=seed)
+
+    def load(self, objective: Objective) -> Task:
+        return _task("dsprites_loc", lambda factors: factors[3] * BINS // PLACES, objective, self)
 
 
-def dsprites_ori(*, seed: int, train: int | None, val: int | None, on_bad_image: OnBadImage) -> Task:
-    """dSpr-Ori: the orientation of a sprite in 16 bins; otherwise as `dsprites_loc`.
+class DSpritesOri(DataSettings):
+    """dSpr-Ori: the orientation of a sprite in 16 bins; otherwise as `DSpritesLoc`.
 
     A square looks the same four times a turn and an ellipse twice: no model is right on more than about 58%.
 
     Source: VTAB (arXiv 1910.04867) bins the 40 orientations of dSprites by `orientation * 16 // 40`.
     """
-    return _task("dsprites_ori", lambda factors: factors[2] * BINS // ORIENTATIONS, train=train, val=val, seed=seed)
+
+    def load(self, objective: Objective) -> Task:
+        return _task("dsprites_ori", lambda factors: factors[2] * BINS // ORIENTATIONS, objective, self)
 
 
 def sprite(shape: int, scale: int, orientation: int, x: int, y: int) -> npt.NDArray[np.uint8]:
@@ -73,11 +69,9 @@ def sprite(shape: int, scale: int, orientation: int, x: int, y: int) -> npt.NDAr
     return image
 
 
-def _task(name: str, label: Callable[[tuple[int, ...]], int], *, train: int | None, val: int | None, seed: int) -> Task:
+def _task(name: str, label: Callable[[tuple[int, ...]], int], objective: Objective, settings: DataSettings) -> Task:
     chosen = random.Random("dsprites").sample(range(ALL), POOL)
     factors = [tuple(int(k) for k in np.unravel_index(number, FACTORS)) for number in chosen]
-    pool = ImageSet([sprite(*each) for each in factors], [label(each) for each in factors])
-    classes = tuple(map(str, range(BINS)))
-    splits, note = split_in_three(pool, classes, train=train, val=val, seed=seed)
+    targets = Targets(("bin",), [(label(each),) for each in factors], names=tuple(map(str, range(BINS))))
     own = f"{POOL:,} of dSprites' {ALL:,} images, drawn anew from its factors."
-    return Task(name, classes, *splits, (note, own)).stamped()
+    return assemble(name, {"": Pool([sprite(*each) for each in factors], targets)}, objective, settings, notes=[own])

@@ -1,0 +1,53 @@
+"""Methods that are one fixed configuration of GLoRA's support tensors: LoRA is B alone, biases are E alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from glora.genotype import LayerConfig
+from glora.methods.glora import Adapting, TunedAdapter
+from glora.space import SearchSpace
+
+__all__ = ["BitFit", "LoRA"]
+
+
+class LoRA(Adapting):
+    """LoRA (arXiv 2106.09685) on every target: `W0 + alpha / rank * down up`.
+
+    Departures: the random factor is Xavier-uniform as in GLoRA, not Kaiming-uniform.
+    """
+
+    lr = 3e-3
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1, description="Rank of the update.")
+    alpha: float | None = Field(None, gt=0, description="The update is multiplied by alpha / rank; rank if not given.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Chance that training leaves out an input of the update.")
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"), scaling="none")
+        adapted = self.inject(model, space, head=head, seed=seed)
+        for support in adapted.supports.values():
+            if self.alpha is not None and self.alpha != self.rank:
+                support.scales["B.lora"] = self.alpha / self.rank
+            support.dropout = self.dropout
+        return TunedAdapter(adapted)
+
+
+class BitFit(Adapting):
+    """BitFit (arXiv 2106.10199) on the biases of every target: E alone.
+
+    Departures: the biases of norms and of the patch embedding stay frozen; those of norms before a Linear fold
+    exactly into its E.
+    """
+
+    lr = 1e-3
+
+    name: Literal["bitfit"] = "bitfit"
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        return TunedAdapter(self.inject(model, SearchSpace(only=LayerConfig(E="vector")), head=head, seed=seed))

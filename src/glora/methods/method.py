@@ -1,0 +1,164 @@
+"""What a method is: settings that make a backbone trainable, and all that a run needs of what they made."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from glora import registry
+from glora.errors import StateError
+from glora.genotype import Genotype
+from glora.methods import METHODS
+from glora.settings import Settings, build
+from glora.space import BoundSpace
+
+__all__ = ["Method", "Tuned", "get_method"]
+
+
+class Tuned(ABC):
+    """A backbone made trainable.
+
+    The first half is what every method has; the second half is asked only where `space` is not None: several genotypes
+    share the numbers, and a search chooses one.
+
+    Attributes:
+        model: The module whose forward is trained and evaluated.
+        head: Names of the modules that are trained whole and not counted.
+        notes: What a user should be told: what is not adapted, and why.
+    """
+
+    model: nn.Module
+    head: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def space(self) -> BoundSpace | None:
+        """What is searched after the training; None where nothing is."""
+        return None
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in a few words, for the plan of a run."""
+        return f"{self.count():,} trainable numbers and the head"
+
+    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
+        """Called before every training step, on every process with an equal generator.
+
+        Args:
+            rng: What is drawn comes from it, and is the same on every process.
+            places: Which examples of the step's batch this process takes, in their order.
+            of: Examples of the step's batch, over all processes.
+            done: Share of the steps that are done, from 0 to below 1.
+        """
+        return
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer owns."""
+
+    @abstractmethod
+    def count(self) -> int:
+        """Trainable numbers in use, without the head."""
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Plain data without which the numbers mean something else, such as fixed scales."""
+        return {}
+
+    def use_constants(self, constants: Mapping[str, Any]) -> None:
+        """Takes over what `constants` was where the numbers come from."""
+        return
+
+    @abstractmethod
+    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        """Writes all that was trained, with plain JSON beside it."""
+
+    @abstractmethod
+    def load(self, path: str | Path) -> None:
+        """Takes over what `save` wrote.
+
+        Raises:
+            AdapterFileError: The file is damaged, or of another base.
+        """
+
+    @abstractmethod
+    def merged(self) -> nn.Module:
+        """The plain model with what was learned folded in; a method that cannot gives its model as it is."""
+
+    @property
+    def new_keys(self) -> tuple[str, ...]:
+        """After `merged` the state-dict keys that the base does not have."""
+        return ()
+
+    # Of a space with several genotypes.
+
+    def activate(self, genotype: Genotype) -> None:
+        """Makes the model play the genotype."""
+        raise self._nothing_to_choose()
+
+    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+        """Within it the model plays the genotype, as quickly as it can."""
+        raise self._nothing_to_choose()
+
+    def save_winner(self, path: str | Path, info: Mapping[str, Any]) -> None:
+        """Writes the active genotype alone; `Method.load` reads it."""
+        self.save(path, info)
+
+    def alone(self, model: nn.Module) -> Tuned:
+        """The active genotype by itself on a plain model, with the numbers that it has now."""
+        raise self._nothing_to_choose()
+
+    def snapshot(self) -> Any:
+        """A copy of all numbers that training changes; it can be sent to other processes."""
+        raise self._nothing_to_choose()
+
+    def restore(self, snapshot: Any) -> None:
+        """Puts the numbers of a snapshot in place."""
+        raise self._nothing_to_choose()
+
+    def strengthen(self, factor: float) -> None:
+        """Multiplies all that the method adds to the base by the factor, in place."""
+        raise self._nothing_to_choose()
+
+    def _nothing_to_choose(self) -> StateError:
+        return StateError(f"{type(self).__name__} has one genotype: there is nothing to choose.")
+
+
+class Method(Settings):
+    """Settings of one method. One more method is a subclass in a file of its own and a line in `METHODS`.
+
+    Attributes:
+        lr: The learning rate that it is trained with unless told otherwise.
+    """
+
+    lr: ClassVar[float]
+    name: str
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> Tuned:
+        """The model made trainable in place, the modules `head` trained whole."""
+        raise NotImplementedError
+
+    def load(self, model: nn.Module, path: str | Path) -> Tuned:
+        """The plain model with what a run of this method has saved: its winner, or all of it.
+
+        Raises:
+            AdapterFileError: The file is damaged, or of another base.
+        """
+        raise NotImplementedError
+
+
+def get_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method of this name with its settings.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        ConfigError: It has no such setting, or not with that value.
+    """
+    kind: type[Method] = registry.lookup(METHODS, name, kind="method", remedy="List them with `glora ls methods`.")
+    return build(kind, settings or {}, f"the method {name!r}")

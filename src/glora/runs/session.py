@@ -1,0 +1,74 @@
+"""What all stages of a run share: settings, visible data, the untouched base, where to compute, write and report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from glora.backbones import Backbone
+from glora.config import Experiment
+from glora.methods.method import Method
+from glora.runs.folder import RunFolder
+from glora.runs.reporter import Reporter
+from glora.tasks.evaluation import Evaluation, evaluate
+from glora.tasks.objective import Examples, Objective
+from glora.tasks.visible import VisibleData
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run, as its stages see it. No path leads from here to a test example.
+
+    Attributes:
+        experiment: The settings, nothing left open.
+        method: What makes the base trainable.
+        data: The examples without test, and their objective.
+        backbone: The pretrained network, built once and never changed: stages work on copies.
+        folder: Where the run is kept.
+        accelerator: Device, precision and processes.
+        reporter: Where to tell what is going on.
+        info: Plain JSON that travels with every file: how to rebuild the base, the objective, the preprocessing.
+    """
+
+    experiment: Experiment
+    method: Method
+    data: VisibleData
+    backbone: Backbone
+    folder: RunFolder
+    accelerator: Accelerator
+    reporter: Reporter
+    info: Mapping[str, Any]
+
+    @property
+    def objective(self) -> Objective:
+        """What is learned."""
+        return self.data.objective
+
+    @cached_property
+    def lr(self) -> float:
+        """The learning rate at its top."""
+        lr = self.experiment.train.lr
+        assert lr is not None  # resolved
+        return lr
+
+    def base(self) -> nn.Module:
+        """A fresh copy of the pretrained network."""
+        return copy.deepcopy(self.backbone.model)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How models are evaluated: the arguments of `evaluate` and `outputs` that are the same throughout a run."""
+        size = self.experiment.search.batch_size
+        return {"objective": self.objective, "accelerator": self.accelerator, "batch_size": size}
+
+    def evaluate(self, model: nn.Module, examples: Examples) -> Evaluation:
+        """What a model, on the session's device, does on examples."""
+        return evaluate(model, examples, **self.how)

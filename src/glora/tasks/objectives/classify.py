@@ -1,0 +1,88 @@
+"""One of several classes: cross-entropy and accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from glora.errors import DataError, listed
+from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
+
+__all__ = ["Classify"]
+
+
+class Classify(Objective):
+    """One class per example. Outputs are logits `(n, classes)`, targets indices of classes `(n,)`."""
+
+    metrics = (Metric("accuracy", True, "percent", proportion=True), Metric("loss", False, ".3f"))
+
+    name: Literal["classify"] = "classify"
+    classes: tuple[str, ...] = Field((), description="Names of the classes, in the order of the outputs; the data's.")
+
+    def named(self, targets: Targets) -> Classify:
+        if self.classes:
+            return self
+        values = targets.single(self.name)
+        classes = targets.names or tuple(sorted({str(value) for value in values}))
+        if len(classes) < 2:
+            raise DataError(
+                f"There is only one class, {listed(map(repr, classes))}.",
+                allowed="A classifier needs at least two classes.",
+            )
+        return self.model_copy(update={"classes": classes})
+
+    def encode(self, targets: Targets) -> Tensor:
+        index = {name: place for place, name in enumerate(self.classes)}
+        found = []
+        for row, value in enumerate(targets.single(self.name)):
+            name = targets.names[value] if targets.names else str(value)
+            if name not in index:
+                raise DataError(
+                    f"{targets.where(row)} has the class {name!r}.", allowed=f"Allowed: {listed(index, n=20)}."
+                )
+            found.append(index[name])
+        return torch.tensor(found, dtype=torch.int64)
+
+    def strata(self, encoded: Tensor) -> list[int]:
+        strata: list[int] = encoded.tolist()
+        return strata
+
+    @property
+    def strata_names(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.classes)} classes"
+
+    def chance(self, train: Examples) -> float:
+        """The entropy of the classes' shares."""
+        shares = [count / len(train) for count in Counter(train.targets.tolist()).values()]
+        return -sum(share * math.log(share) for share in shares) or math.log(2)
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(output, batch.targets, reduction="none")
+
+    def values(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"accuracy": (output.argmax(-1) == batch.targets).float(), "loss": self.losses(output, batch)}
+
+    def tempered(self, output: Tensor, t: float) -> Tensor:
+        return output / t
+
+    def predictions(self, output: Tensor) -> list[dict[str, Any]]:
+        rows = []
+        for chances in output.softmax(-1).tolist():
+            best = max(range(len(chances)), key=chances.__getitem__)
+            probabilities = dict(zip(self.classes, chances, strict=True))
+            rows.append({"class": self.classes[best], "probability": chances[best], "probabilities": probabilities})
+        return rows
