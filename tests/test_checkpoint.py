@@ -19,6 +19,7 @@ from torch import nn
 
 import glora
 from glora.adapt import adapter_file as checkpoint
+from glora.adapt import adapter_format
 from glora.errors import AdapterFileError, StateError
 from glora.files import atomic, write_text
 from glora.genotype import LayerConfig
@@ -417,7 +418,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(saved, vit, monkey
         Path(temporary).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(adapter_format, "save_file", full)
     with pytest.raises(OSError, match="space"):
         glora.save_adapter(adapted, path)
     monkeypatch.undo()
