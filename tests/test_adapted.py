@@ -217,16 +217,31 @@ def test_equal_seeds_give_equal_adapters_and_the_global_generator_is_not_used(vi
     assert any(not torch.equal(a, c) for a, _, c in pairs)
 
 
-def test_what_is_active_at_first_really_plays(vit, images):
-    """A space of one configuration, such as plain LoRA, trains without any call to activate."""
-    model = vit()
-    adapted = glora.inject(model, SearchSpace(only=LayerConfig(B="lora:2")))
-    assert adapted.active == adapted.space.smallest
-    model(images).square().sum().backward()
-    assert all(support.down["B"].grad is not None for support in adapted.supports.values())
-
-
 # training
+
+
+@pytest.mark.parametrize("space", [PAPER, SearchSpace(), SearchSpace(only=LayerConfig(B="lora:2"))])
+def test_an_ordinary_loop_right_after_inject_trains_every_support_tensor(vit, images, tmp_path, space):
+    model = vit().train()
+    plain = model(images)
+    adapted = glora.inject(model, space)
+    assert adapted.active == adapted.space.largest
+    assert torch.equal(model(images), plain), "the largest is the base, too"
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+        optimizer.step()
+    named = dict(model.named_parameters())
+    still = [name for name, value in before.items() if torch.equal(named[name], value)]
+    down = [name for name in before if ".down." in name]
+    assert down
+    assert not [name for name in still if name in down or name.startswith("head")]
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    loaded = glora.load_adapter(vit(), tmp_path / "a.safetensors")
+    assert loaded.active == adapted.space.largest
+    assert torch.equal(loaded.model.train()(images), model(images))
 
 
 def test_only_support_tensors_and_the_head_are_trained(vit, images):
@@ -247,6 +262,65 @@ def test_only_support_tensors_and_the_head_are_trained(vit, images):
     assert losses[-1] < losses[0]
     detached = adapted.detach().state_dict()
     assert all(torch.equal(base[name], detached[name]) for name in base), "the head comes back too"
+
+
+def of_nothing(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings that nothing active can be trained."""
+    return [record.message for record in caplog.records if "no trainable numbers" in record.message]
+
+
+def test_training_with_nothing_active_warns_once(vit, images, caplog):
+    model = vit().eval()
+    adapted = glora.inject(model, PAPER)
+    model(images)
+    model.train()
+    model(images)
+    nothing = adapted.space.smallest
+    adapted.activate([nothing] * 5 + [adapted.space.largest])
+    model(images)
+    model.eval()
+    for several in (nothing, [nothing] * 6):
+        adapted.activate(several)
+        model(images)
+    with torch.no_grad():
+        model.train()
+        model(images)
+    assert not of_nothing(caplog), "something is active, or nothing is trained"
+    model(images)
+    (message,) = of_nothing(caplog)
+    assert "the head alone" in message
+    assert "activate(adapted.space.largest)" in message
+    adapted.activate(nothing)
+    model(images)
+    assert len(of_nothing(caplog)) == 1
+
+
+def test_saving_with_nothing_active_warns(vit, tmp_path, caplog):
+    adapted = glora.inject(vit(), PAPER)
+    path = tmp_path / "a.safetensors"
+    glora.save_adapter(adapted, path)
+    assert not of_nothing(caplog)
+    adapted.activate(adapted.space.smallest)
+    for _ in range(2):
+        glora.save_adapter(adapted, path)
+    assert len(of_nothing(caplog)) == 1
+    caplog.clear()
+    loaded = glora.load_adapter(vit(), path)
+    loaded.model.train()(torch.zeros(1, 3, 8, 8))
+    glora.save_adapter(loaded, path)
+    assert not of_nothing(caplog), "there is nothing larger to activate"
+
+
+def test_nothing_active_is_the_base_in_training_and_compiles_whole(vit, images, caplog):
+    model = vit().train()
+    plain = model(images)
+    adapted = glora.inject(model, PAPER)
+    adapted.activate(adapted.space.smallest)
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(run(images), plain)
+    torch._dynamo.reset()
+    assert not of_nothing(caplog)
 
 
 @pytest.mark.parametrize("product", ["elementwise", "matrix"])
