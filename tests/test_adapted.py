@@ -217,6 +217,64 @@ def test_equal_seeds_give_equal_adapters_and_the_global_generator_is_not_used(vi
     assert any(not torch.equal(a, c) for a, _, c in pairs)
 
 
+# saying what is inside
+
+
+def test_a_summary_says_what_trains_and_what_is_not_adapted(vit):
+    model = vit()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    adapted = glora.inject(model, PAPER, targets="all")
+    head = sum(parameter.numel() for parameter in adapted.head_parameters())
+    largest = adapted.count(adapted.space.largest)
+    summary = adapted.summary()
+    assert (summary.total, summary.trainable, summary.active) == (total, largest + head, (largest,))
+    assert summary.supernet == sum(p.numel() for s in adapted.supports.values() for p in s.parameters())
+    assert f"trainable: {largest + head:,} of {total:,} ({(largest + head) / total:.2%})" in str(summary)
+    assert "14 sites: 1 conv, 5 norm, 8 linear" in str(summary)
+    assert f"head {head} (head)" in str(summary)
+    assert "\n" not in str(summary)
+    table = summary.table()
+    assert all(note in table for note in adapted.notes)
+    assert "blocks.0.fc2" in table, "what is not offered, and why"
+    assert repr(adapted) == f"Adapted(TinyViT, {summary})"
+
+
+def test_a_summary_follows_what_plays(vit, tmp_path):
+    adapted = glora.inject(vit(), PAPER, head=None)
+    small, large = adapted.space.smallest, adapted.space.largest
+    adapted.activate(small)
+    assert adapted.summary().trainable == 0
+    assert "head none" in str(adapted.summary())
+    adapted.activate([small, large, large])
+    summary = adapted.summary()
+    assert summary.trainable == summary.supernet
+    assert f"2 genotypes of 0 to {adapted.count(large):,}" in str(summary)
+    adapted.activate(large)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    adapted.add("a", tmp_path / "a.safetensors")
+    adapted.switch(["a", "base"])
+    assert "several adapters" in str(adapted.summary())
+    assert "default, a" in adapted.summary().table()
+    adapted.switch("a")
+    adapted.merge()
+    assert repr(adapted) == "Adapted(TinyViT, merged, 9 sites)"
+    adapted.detach()
+    assert "detached" in repr(adapted)
+
+
+def test_what_is_printed_of_a_genotype_and_a_space_tells_what_is_inside(vit):
+    adapted = glora.inject(vit(), PAPER, targets="fc1|fc2")
+    assert repr(adapted.space.smallest) == "Genotype(4 sites: all none)"
+    first, *others = adapted.sites
+    configs = {first: LayerConfig(B="lora:2", E="vector"), **dict.fromkeys(others, LayerConfig(B="lora:4"))}
+    assert repr(Genotype(configs)) == "Genotype(4 sites: B 1 lora:2 + 3 lora:4, E 1 vector)"
+    largest = adapted.count(adapted.space.largest)
+    assert f"4 sites, 10^{adapted.space.log10_size:.1f} genotypes of 0 to {largest:,}" in repr(adapted.space)
+    assert "ranks=(4, 2)" in repr(adapted.space)
+    one = glora.inject(vit(), SearchSpace(only=LayerConfig(B="lora:2")), targets="fc1").space
+    assert "2 sites, 1 genotype of 144 trainable numbers" in repr(one)
+
+
 # training
 
 

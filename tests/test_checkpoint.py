@@ -447,3 +447,29 @@ def test_a_difference_is_seen(saved, vit, images):
     other = vit()
     glora.load_adapter(other, edited(path, nudge))
     assert difference(other(images), model(images)) > 1e-5
+
+
+def test_a_base_whose_fingerprint_is_known_is_not_hashed_again_and_still_checked(vit, tmp_path, monkeypatch):
+    adapted = glora.inject(vit(), PAPER)
+    play(adapted, FULL)
+    base = adapted.base_fingerprint()
+    assert base == checkpoint.fingerprint(vit(), ("head",))
+    one, whole = tmp_path / "one.safetensors", tmp_path / "whole.safetensors"
+
+    def hashed(*_: Any) -> str:
+        raise AssertionError("the base is hashed")
+
+    with monkeypatch.context() as known:
+        known.setattr(adapter_format, "fingerprint", hashed)
+        glora.save_adapter(adapted, one, base_fingerprint=base)
+        checkpoint.save_supernet(adapted, whole, base_fingerprint=base)
+        glora.load_adapter(vit(), one, base_fingerprint=base)
+        checkpoint.load_supernet(adapted, whole, base_fingerprint=base)
+        adapted.add("one", one, base_fingerprint=base)
+        for load in (glora.load_adapter, adapter_format.read_state):
+            with pytest.raises(AdapterFileError, match="another base"):
+                load(vit(), one, base_fingerprint="0" * 64)
+        with pytest.raises(AdapterFileError, match="another base"):
+            checkpoint.load_supernet(adapted, whole, base_fingerprint="0" * 64)
+    glora.load_adapter(vit(), one)
+    assert checkpoint.read_header(one)["base"] == base

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glora.adapt import attach, layers
-from glora.adapt.adapter_format import read_state
+from glora.adapt.adapter_format import fingerprint, read_state
 from glora.adapt.attach import WarnOnce
 from glora.adapt.head import MixedHead, head_of, show_head
 from glora.adapt.samples import guard_batch, refuse_sequence_first
@@ -23,7 +23,17 @@ from glora.adapt.state import AdapterState, NamedAdapter, fill
 from glora.adapt.statistics import freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
 from glora.adapt.support import Support
-from glora.errors import GloraError, SpaceError, StateError, TargetError, UnknownNameError, listed, need, several
+from glora.errors import (
+    ConfigError,
+    GloraError,
+    SpaceError,
+    StateError,
+    TargetError,
+    UnknownNameError,
+    listed,
+    need,
+    several,
+)
 from glora.genotype import A_GENOTYPE, NONE, TENSORS, Genotype, LayerConfig, Site
 from glora.space import BoundSpace, SearchSpace
 
@@ -298,6 +308,30 @@ class Adapted:
         """The parameters of the modules trained whole."""
         return [parameter for name in self.head for parameter in self.model.get_submodule(name).parameters()]
 
+    def set_dropout(self, probability: float) -> None:
+        """Makes B's LoRA read a dropped-out input in training mode, at every site of the adapter in use.
+
+        Sites whose layer plays through its effective weight alone drop nothing, which is noted and logged.
+
+        Args:
+            probability: Of a number to be dropped, from 0 to below 1.
+        """
+        need(probability, (int, float), ConfigError, "dropout", "a number from 0 to below 1")
+        if not 0 <= probability < 1:
+            raise ConfigError(f"dropout={probability!r} is not allowed.", allowed="A number from 0 to below 1.")
+        for support in self.supports.values():
+            support.dropout = float(probability)
+        read = [
+            name
+            for name, group in self._weights.items()
+            if any(choice.kind == "lora" for choice in self.space.options[name][TENSORS.index("B")])
+            and not all(attach.drops_out(weight.layer) for weight in group)
+        ]
+        if probability and read:
+            note = f"No dropout where a layer's weight is read without a call or looked up: {listed(read)}."
+            self.notes += (note,)
+            log.warning(note)
+
     # Saving
 
     def state(self, *, whole: bool = False) -> AdapterState:
@@ -333,6 +367,10 @@ class Adapted:
             raise StateError("The state is of other sites or another space.", remedy="Inject with the same settings.")
         fill(self.supports, state)
         show_head(self.model, state.head | state.statistics)
+
+    def base_fingerprint(self) -> str:
+        """The sha256 of the base, computed anew; given to `save_adapter` and its kin they need not compute it again."""
+        return fingerprint(self.model, (*self.head, *(statistics_of(self.model, self.head) if self.statistics else ())))
 
     def _own(self) -> dict[str, Tensor]:
         """What the adapter in use has in the model itself: the head, and running statistics that are trained."""

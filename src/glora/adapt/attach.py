@@ -268,6 +268,12 @@ def is_attached(layer: nn.Module) -> bool:
     return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
 
 
+def drops_out(layer: nn.Module) -> bool:
+    """Whether `Support.dropout` has an effect: the attached layer computes the factored product when it is called."""
+    forward: Any = type(layer).forward
+    return forward is _forward and type(state_of(layer).view).output is View.output
+
+
 def is_new_bias(layer: nn.Module, name: str) -> bool:
     """Whether the parameter of this name is a bias that attaching created."""
     return any(adapter.new_bias and adapter.view.bias == name for adapter in adapters_of(layer).values())
