@@ -217,16 +217,89 @@ def test_equal_seeds_give_equal_adapters_and_the_global_generator_is_not_used(vi
     assert any(not torch.equal(a, c) for a, _, c in pairs)
 
 
-def test_what_is_active_at_first_really_plays(vit, images):
-    """A space of one configuration, such as plain LoRA, trains without any call to activate."""
+# saying what is inside
+
+
+def test_a_summary_says_what_trains_and_what_is_not_adapted(vit):
     model = vit()
-    adapted = glora.inject(model, SearchSpace(only=LayerConfig(B="lora:2")))
-    assert adapted.active == adapted.space.smallest
-    model(images).square().sum().backward()
-    assert all(support.down["B"].grad is not None for support in adapted.supports.values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    adapted = glora.inject(model, PAPER, targets="all")
+    head = sum(parameter.numel() for parameter in adapted.head_parameters())
+    largest = adapted.count(adapted.space.largest)
+    summary = adapted.summary()
+    assert (summary.total, summary.trainable, summary.active) == (total, largest + head, (largest,))
+    assert summary.supernet == sum(p.numel() for s in adapted.supports.values() for p in s.parameters())
+    assert f"trainable: {largest + head:,} of {total:,} ({(largest + head) / total:.2%})" in str(summary)
+    assert "14 sites: 1 conv, 5 norm, 8 linear" in str(summary)
+    assert f"head {head} (head)" in str(summary)
+    assert "\n" not in str(summary)
+    table = summary.table()
+    assert all(note in table for note in adapted.notes)
+    assert "blocks.0.fc2" in table, "what is not offered, and why"
+    assert repr(adapted) == f"Adapted(TinyViT, {summary})"
+
+
+def test_a_summary_follows_what_plays(vit, tmp_path):
+    adapted = glora.inject(vit(), PAPER, head=None)
+    small, large = adapted.space.smallest, adapted.space.largest
+    adapted.activate(small)
+    assert adapted.summary().trainable == 0
+    assert "head none" in str(adapted.summary())
+    adapted.activate([small, large, large])
+    summary = adapted.summary()
+    assert summary.trainable == summary.supernet
+    assert f"2 genotypes of 0 to {adapted.count(large):,}" in str(summary)
+    adapted.activate(large)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    adapted.add("a", tmp_path / "a.safetensors")
+    adapted.switch(["a", "base"])
+    assert "several adapters" in str(adapted.summary())
+    assert "default, a" in adapted.summary().table()
+    adapted.switch("a")
+    adapted.merge()
+    assert repr(adapted) == "Adapted(TinyViT, merged, 9 sites)"
+    adapted.detach()
+    assert "detached" in repr(adapted)
+
+
+def test_what_is_printed_of_a_genotype_and_a_space_tells_what_is_inside(vit):
+    adapted = glora.inject(vit(), PAPER, targets="fc1|fc2")
+    assert repr(adapted.space.smallest) == "Genotype(4 sites: all none)"
+    first, *others = adapted.sites
+    configs = {first: LayerConfig(B="lora:2", E="vector"), **dict.fromkeys(others, LayerConfig(B="lora:4"))}
+    assert repr(Genotype(configs)) == "Genotype(4 sites: B 1 lora:2 + 3 lora:4, E 1 vector)"
+    largest = adapted.count(adapted.space.largest)
+    assert f"4 sites, 10^{adapted.space.log10_size:.1f} genotypes of 0 to {largest:,}" in repr(adapted.space)
+    assert "ranks=(4, 2)" in repr(adapted.space)
+    one = glora.inject(vit(), SearchSpace(only=LayerConfig(B="lora:2")), targets="fc1").space
+    assert "2 sites, 1 genotype of 144 trainable numbers" in repr(one)
 
 
 # training
+
+
+@pytest.mark.parametrize("space", [PAPER, SearchSpace(), SearchSpace(only=LayerConfig(B="lora:2"))])
+def test_an_ordinary_loop_right_after_inject_trains_every_support_tensor(vit, images, tmp_path, space):
+    model = vit().train()
+    plain = model(images)
+    adapted = glora.inject(model, space)
+    assert adapted.active == adapted.space.largest
+    assert torch.equal(model(images), plain), "the largest is the base, too"
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+        optimizer.step()
+    named = dict(model.named_parameters())
+    still = [name for name, value in before.items() if torch.equal(named[name], value)]
+    down = [name for name in before if ".down." in name]
+    assert down
+    assert not [name for name in still if name in down or name.startswith("head")]
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    loaded = glora.load_adapter(vit(), tmp_path / "a.safetensors")
+    assert loaded.active == adapted.space.largest
+    assert torch.equal(loaded.model.train()(images), model(images))
 
 
 def test_only_support_tensors_and_the_head_are_trained(vit, images):
@@ -247,6 +320,65 @@ def test_only_support_tensors_and_the_head_are_trained(vit, images):
     assert losses[-1] < losses[0]
     detached = adapted.detach().state_dict()
     assert all(torch.equal(base[name], detached[name]) for name in base), "the head comes back too"
+
+
+def of_nothing(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings that nothing active can be trained."""
+    return [record.message for record in caplog.records if "no trainable numbers" in record.message]
+
+
+def test_training_with_nothing_active_warns_once(vit, images, caplog):
+    model = vit().eval()
+    adapted = glora.inject(model, PAPER)
+    model(images)
+    model.train()
+    model(images)
+    nothing = adapted.space.smallest
+    adapted.activate([nothing] * 5 + [adapted.space.largest])
+    model(images)
+    model.eval()
+    for several in (nothing, [nothing] * 6):
+        adapted.activate(several)
+        model(images)
+    with torch.no_grad():
+        model.train()
+        model(images)
+    assert not of_nothing(caplog), "something is active, or nothing is trained"
+    model(images)
+    (message,) = of_nothing(caplog)
+    assert "the head alone" in message
+    assert "activate(adapted.space.largest)" in message
+    adapted.activate(nothing)
+    model(images)
+    assert len(of_nothing(caplog)) == 1
+
+
+def test_saving_with_nothing_active_warns(vit, tmp_path, caplog):
+    adapted = glora.inject(vit(), PAPER)
+    path = tmp_path / "a.safetensors"
+    glora.save_adapter(adapted, path)
+    assert not of_nothing(caplog)
+    adapted.activate(adapted.space.smallest)
+    for _ in range(2):
+        glora.save_adapter(adapted, path)
+    assert len(of_nothing(caplog)) == 1
+    caplog.clear()
+    loaded = glora.load_adapter(vit(), path)
+    loaded.model.train()(torch.zeros(1, 3, 8, 8))
+    glora.save_adapter(loaded, path)
+    assert not of_nothing(caplog), "there is nothing larger to activate"
+
+
+def test_nothing_active_is_the_base_in_training_and_compiles_whole(vit, images, caplog):
+    model = vit().train()
+    plain = model(images)
+    adapted = glora.inject(model, PAPER)
+    adapted.activate(adapted.space.smallest)
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(run(images), plain)
+    torch._dynamo.reset()
+    assert not of_nothing(caplog)
 
 
 @pytest.mark.parametrize("product", ["elementwise", "matrix"])

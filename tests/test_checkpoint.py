@@ -19,6 +19,7 @@ from torch import nn
 
 import glora
 from glora.adapt import adapter_file as checkpoint
+from glora.adapt import adapter_format
 from glora.errors import AdapterFileError, StateError
 from glora.files import atomic, write_text
 from glora.genotype import LayerConfig
@@ -417,7 +418,7 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(saved, vit, monkey
         Path(temporary).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(adapter_format, "save_file", full)
     with pytest.raises(OSError, match="space"):
         glora.save_adapter(adapted, path)
     monkeypatch.undo()
@@ -446,3 +447,29 @@ def test_a_difference_is_seen(saved, vit, images):
     other = vit()
     glora.load_adapter(other, edited(path, nudge))
     assert difference(other(images), model(images)) > 1e-5
+
+
+def test_a_base_whose_fingerprint_is_known_is_not_hashed_again_and_still_checked(vit, tmp_path, monkeypatch):
+    adapted = glora.inject(vit(), PAPER)
+    play(adapted, FULL)
+    base = adapted.base_fingerprint()
+    assert base == checkpoint.fingerprint(vit(), ("head",))
+    one, whole = tmp_path / "one.safetensors", tmp_path / "whole.safetensors"
+
+    def hashed(*_: Any) -> str:
+        raise AssertionError("the base is hashed")
+
+    with monkeypatch.context() as known:
+        known.setattr(adapter_format, "fingerprint", hashed)
+        glora.save_adapter(adapted, one, base_fingerprint=base)
+        checkpoint.save_supernet(adapted, whole, base_fingerprint=base)
+        glora.load_adapter(vit(), one, base_fingerprint=base)
+        checkpoint.load_supernet(adapted, whole, base_fingerprint=base)
+        adapted.add("one", one, base_fingerprint=base)
+        for load in (glora.load_adapter, adapter_format.read_state):
+            with pytest.raises(AdapterFileError, match="another base"):
+                load(vit(), one, base_fingerprint="0" * 64)
+        with pytest.raises(AdapterFileError, match="another base"):
+            checkpoint.load_supernet(adapted, whole, base_fingerprint="0" * 64)
+    glora.load_adapter(vit(), one)
+    assert checkpoint.read_header(one)["base"] == base

@@ -163,8 +163,25 @@ def test_a_wrong_batch_or_name_is_told_and_the_mixture_before_plays_on(images, s
         adapted.switch([])
     with pytest.raises(StateError, match="already"):
         adapted.add("base", folder / "birds.safetensors")
-    with pytest.raises(UnknownNameError, match=r"'base'.*per sample"):
-        adapted.switch("base")
+    assert torch.equal(adapted.model(images), expected)
+
+
+def test_the_base_plays_by_its_name(vit, images, several):
+    adapted = several()
+    expected, active = adapted.model(images), adapted.active
+    adapted.switch("base")
+    assert adapted.playing == "base"
+    assert torch.equal(adapted.model(images), vit()(images))
+    assert torch.equal(adapted.model(images[:4]), vit()(images[:4])), "of any batch"
+    for action in (adapted.merge, adapted.state, adapted.parameters):
+        with pytest.raises(StateError, match="The base plays"):
+            action()
+    adapted.activate(active)
+    assert adapted.playing == "default"
+    assert torch.equal(adapted.model(images), expected)
+    adapted.switch("base")
+    adapted.switch("cars")
+    adapted.switch("default")
     assert torch.equal(adapted.model(images), expected)
 
 

@@ -5,6 +5,7 @@ Legend of the whole library: `o` out features, `i` in features, `r` rank.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -145,7 +146,13 @@ class Genotype(Mapping[str, LayerConfig]):
         return Genotype, (self._configs,)  # without the hash, which another process has its own of
 
     def __repr__(self) -> str:
-        return f"Genotype({len(self)} sites)"
+        """`Genotype(48 sites: B 40 lora:8 + 8 lora:4, E 48 vector)`: how many sites have which choice but `none`."""
+        parts = []
+        for tensor in TENSORS:
+            counts = Counter(str(choice) for config in self.values() if (choice := getattr(config, tensor)) != NONE)
+            if counts:
+                parts.append(f"{tensor} {' + '.join(f'{count} {choice}' for choice, count in sorted(counts.items()))}")
+        return f"Genotype({len(self)} sites: {', '.join(parts) or 'all none'})"
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """Plain data, one entry per site."""

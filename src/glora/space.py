@@ -233,6 +233,13 @@ class BoundSpace:
         if only is not None:
             self.options = {name: tuple((choice,) for choice in only[name]) for name in self.sites}
 
+    def __repr__(self) -> str:
+        """`BoundSpace(48 sites, 10^126.5 genotypes of 0 to 599,040 trainable numbers, SearchSpace(...))`."""
+        size = f"{self.size:,}" if self.size < 1_000_000 else f"10^{self.log10_size:.1f}"
+        low, high = self.count(self.smallest), self.count(self.largest)
+        of = f"genotypes of {low:,} to {high:,}" if self.size > 1 else f"genotype of {high:,}"
+        return f"BoundSpace({len(self.sites)} sites, {size} {of} trainable numbers, {self.rules})"
+
     @cached_property
     def genes(self) -> tuple[tuple[Choice, ...], ...]:
         """The options of every gene: support tensors A..E of the first site, then of the next."""

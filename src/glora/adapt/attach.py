@@ -50,6 +50,19 @@ __all__ = [
 log = logging.getLogger("glora")
 
 
+class WarnOnce:
+    """Logs a warning the first time that it is called."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.given = False
+
+    def __call__(self) -> None:
+        if not self.given:
+            self.given = True
+            log.warning(self.message)
+
+
 class Adapter(nn.Module):
     """The parametrization of a weight: owns the support tensors and gives the effective weight.
 
@@ -60,12 +73,13 @@ class Adapter(nn.Module):
         support: The support tensors.
         plays: What the layer plays, support tensors and configuration, or one of them per sample.
         held: The effective weight and bias while a genotype is held for scoring, else None.
-        said: Of which ways, "read" or "called", it was said that the first sample's genotype plays for the whole batch.
-        traced: Whether a compiler has read what it plays, which is then part of the compiled code.
-        ran: What it played in the latest forward pass.
-        mixes: Whether the layer's input was found not to keep samples apart; None before any look (`samples.py`).
-        seen: During that look the length of every input, and whether it was equal for all samples, else None.
+        last_played: What it played in the latest forward pass.
         new_bias: Whether attaching created the bias.
+        warned: In which cases, "read" or "called", it has warned that the first sample's genotype plays for all.
+        nothing_active: Warns of training while nothing that could be trained plays; None while something does.
+        traced: Whether a compiler has read what it plays, which is then part of the compiled code.
+        mixes_samples: Whether the layer's input does not keep samples apart; None until `samples.py` has looked.
+        probe: While `samples.py` looks, for every input its length and whether it was equal for all samples; else None.
         order: The plain layer's parameter names in their order.
     """
 
@@ -79,19 +93,20 @@ class Adapter(nn.Module):
         self.order = order
         self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
         self.held: tuple[Tensor, Tensor | None] | None = None
-        self.said: tuple[str, ...] = ()
+        self.last_played: tuple[tuple[Support, LayerConfig], ...] = self.plays
+        self.warned: tuple[str, ...] = ()
+        self.nothing_active: WarnOnce | None = None
         self.traced = False
-        self.mixes: bool | None = None
-        self.seen: list[tuple[int, bool | None]] | None = None
-        self.ran: tuple[tuple[Support, LayerConfig], ...] = self.plays
+        self.mixes_samples: bool | None = None
+        self.probe: list[tuple[int, bool | None]] | None = None
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
         self.held = None
         self.plays = tuple(zip(supports or [self.support] * len(configs), configs, strict=True))
 
-    def mark(self) -> None:
-        """Notes what a forward pass plays; refuses to play something else when gradient checkpointing repeats it.
+    def before_forward(self) -> None:
+        """Remembers what a forward pass plays, so that gradient checkpointing cannot repeat it with something else.
 
         Raises:
             StateError: It is the backward pass, and another genotype plays than in the latest forward pass.
@@ -99,17 +114,20 @@ class Adapter(nn.Module):
         if torch.compiler.is_dynamo_compiling():
             if self.held is None:
                 self.traced = True
-        elif torch._C._current_graph_task_id() == -1:  # not within a backward pass
-            self.ran = self.plays
-        elif self.ran != self.plays:
+            return
+        if torch._C._current_graph_task_id() == -1:  # not within a backward pass
+            self.last_played = self.plays
+        elif self.last_played != self.plays:
             raise StateError(
                 f"{self.name or 'A layer'} plays another genotype in the backward pass than in the forward pass, which "
                 "gradient checkpointing repeats.",
                 remedy="Activate, switch, or leave hold() after backward().",
             )
+        if self.nothing_active is not None and self.training and torch.is_grad_enabled():
+            self.nothing_active()
 
     def forward(self, original: Tensor) -> Tensor:
-        self.mark()
+        self.before_forward()
         if self.held is not None:
             return self.held[0]
         if self.view.packed:
@@ -144,24 +162,24 @@ class Adapter(nn.Module):
         if n == 1:
             return self.plays
         apart = self.view.tells_apart(x, n)
-        if self.seen is not None:
-            self.seen.append((len(x) if x.dim() else 0, _copies(x, n) if apart and x.numel() else None))
+        if self.probe is not None:
+            self.probe.append((len(x) if x.dim() else 0, _copies(x, n) if apart and x.numel() else None))
             return self.plays[:1]
-        return self.plays if apart and not self.mixes else (self.first(x),)
+        return self.plays if apart and not self.mixes_samples else (self.first(x),)
 
     def first(self, x: Tensor | None = None) -> tuple[Support, LayerConfig]:
-        """What the first sample plays; says it aloud when the others play something else.
+        """What the first sample plays; warns when the others play something else.
 
         Args:
             x: The input of a call. None where the weight or bias is read without one; the layer may be called, too.
         """
-        way = "read" if x is None else "called"
-        if way not in self.said and any(play != self.plays[0] for play in self.plays[1:]):
+        case = "read" if x is None else "called"
+        if case not in self.warned and any(play != self.plays[0] for play in self.plays[1:]):
             why = "where its weight or bias is read without a call"
             if x is not None:
                 why = f"because samples cannot be told apart in an input of the shape {tuple(x.shape)}"
             log.warning("%s plays the first sample's genotype for the whole batch %s.", self.name or "A layer", why)
-            self.said += (way,)
+            self.warned += (case,)
         return self.plays[0]
 
 
@@ -211,7 +229,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain: Any = type(self).__bases__[0]
         return plain.forward(self, *args, **kwargs)
     x, adapter = args[0], state_of(self)
-    adapter.mark()
+    adapter.before_forward()
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
     return factored.forward(adapter.view, adapter.playing(x), self, x, *base_of(self))
@@ -248,6 +266,12 @@ def is_attached(layer: nn.Module) -> bool:
     """Whether the layer has an adapter."""
     lists = layer._modules.get("parametrizations")
     return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
+
+
+def drops_out(layer: nn.Module) -> bool:
+    """Whether `Support.dropout` has an effect: the attached layer computes the factored product when it is called."""
+    forward: Any = type(layer).forward
+    return forward is _forward and type(state_of(layer).view).output is View.output
 
 
 def is_new_bias(layer: nn.Module, name: str) -> bool:
@@ -321,6 +345,8 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         called = view.called
     for name, parts in biases.items():
         _parametrize(layer, name, BiasAdapter(parts))
+    for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
+        parametrizations.train(layer.training)
     if own_forward:  # a subclass with its own forward reads `weight` itself
         type(layer).forward = _forward if called else _forward_reading
 
@@ -347,7 +373,7 @@ def detach(layer: nn.Module) -> None:
 
 
 def effective(
-    layer: nn.Module, *, train: bool = False, known: dict[nn.Parameter, Tensor] | None = None
+    layer: nn.Module, *, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
 ) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
@@ -357,16 +383,16 @@ def effective(
         layer: An attached layer.
         train: All of them have a gradient, and a new bias that is not played is zero, so that every configuration
             looks the same to a compiler.
-        known: Base parameters and what is played for them; one that several layers share is computed once.
+        shared: Base parameters and what is played for them: one that several layers share is computed once.
     """
     lists: Any = layer.parametrizations
-    known = {} if known is None else known
+    shared = {} if shared is None else shared
     played: dict[str, Tensor | None] = {}
     with torch.set_grad_enabled(train):
         for name, each in lists.items():
-            if each.original not in known:
-                known[each.original] = getattr(layer, name)
-            played[name] = known[each.original]
+            if each.original not in shared:
+                shared[each.original] = getattr(layer, name)
+            played[name] = shared[each.original]
         if train:
             return {name: _with_grad(value) for name, value in played.items()}
         for slot, adapter in adapters_of(layer).items():
@@ -406,21 +432,21 @@ def _with_grad(value: Any) -> Tensor:
 
 
 def owned(
-    layer: nn.Module, played: Mapping[str, Tensor | None], known: dict[nn.Parameter, Tensor]
+    layer: nn.Module, played: Mapping[str, Tensor | None], copies: dict[nn.Parameter, Tensor]
 ) -> dict[str, Tensor | None]:
     """What `effective` gave as tensors that can be merged: not the base's, which keeps its numbers, nor inference's.
 
     Args:
         layer: An attached layer.
         played: What `effective` gave.
-        known: Base parameters copied so far and their copies: one that several layers share is copied once.
+        copies: Base parameters copied so far and their copies: one that several layers share is copied once.
     """
     found = dict(played)
     for name, value in played.items():
         plain = plain_parameter(layer, name)
         kept = value is None or is_quantized(value)
         if value is not None and not kept and (value.data_ptr() == plain.data_ptr() or value.is_inference()):
-            known[plain] = found[name] = known[plain] if plain in known else value.detach().clone()
+            copies[plain] = found[name] = copies[plain] if plain in copies else value.detach().clone()
     return found
 
 
@@ -484,7 +510,7 @@ def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str
 
 @contextmanager
 def holding(
-    layer: nn.Module, *configs: LayerConfig, train: bool = False, known: dict[nn.Parameter, Tensor] | None = None
+    layer: nn.Module, *configs: LayerConfig, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
 ) -> Iterator[None]:
     """Within it the layer plays these configurations, one per slot, with its effective weights built once.
 
@@ -492,7 +518,7 @@ def holding(
         layer: An attached layer.
         configs: What its weights play.
         train: Gradients reach the support tensors in one backward pass.
-        known: What `effective` takes.
+        shared: What `effective` takes.
     """
     adapters = list(adapters_of(layer).values())
     kept = [(adapter.plays, adapter.held) for adapter in adapters]
@@ -500,7 +526,7 @@ def holding(
         adapter.play([config])
     try:
         if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
-            _hold(layer, effective(layer, train=train, known=known))
+            _hold(layer, effective(layer, train=train, shared=shared))
         yield
     finally:
         for adapter, (plays, held) in zip(adapters, kept, strict=True):

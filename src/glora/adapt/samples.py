@@ -52,7 +52,7 @@ def _guard(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
             remedy="Activate one genotype per sample of the batch, or a single one.",
         )
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if not traced and any(adapter.mixes is None for adapter in adapters):
+    if not traced and any(adapter.mixes_samples is None for adapter in adapters):
         _check(model, adapters, active, args, kwargs)
 
 
@@ -62,7 +62,7 @@ def _check(model: nn.Module, adapters: list[Adapter], n: int, args: Any, kwargs:
     for adapter in adapters:
         first = runs[0][adapter]
         kept = {same for _, same in first}
-        adapter.mixes = any(run[adapter] != first for run in runs) or True not in kept or False in kept
+        adapter.mixes_samples = any(run[adapter] != first for run in runs) or True not in kept or False in kept
 
 
 def _run(
@@ -80,13 +80,13 @@ def _run(
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     try:
         for adapter in adapters:
-            adapter.seen = []
+            adapter.probe = []
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             model.eval()
             model.forward(*args, **kwargs)
-        return {adapter: adapter.seen or [] for adapter in adapters}
+        return {adapter: adapter.probe or [] for adapter in adapters}
     finally:
         for adapter in adapters:
-            adapter.seen = None
+            adapter.probe = None
         for module, training in modes.items():
             module.training = training

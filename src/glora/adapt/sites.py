@@ -1,4 +1,8 @@
-"""Which layers of a model are sites."""
+"""Which weights of a model are sites, and what is said of those that are not.
+
+`plan_sites` chooses them for `inject`. Below it are the parts: the weights that layers have, those that can be adapted,
+which of them `targets` and `skip` name, which layers are called, and what counts as the base.
+"""
 
 from __future__ import annotations
 
@@ -19,125 +23,18 @@ from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
 
 __all__ = [
-    "Place",
+    "LayerWeight",
     "adaptable",
     "base_state",
     "choose_sites",
-    "holders",
-    "places",
+    "layer_weights",
     "plan_sites",
     "refuse_adapted",
     "site_of",
+    "weights_by_site",
 ]
 
-
-class Place(NamedTuple):
-    """One affine weight of one layer.
-
-    Attributes:
-        module: The layer's name in the model.
-        slot: What the weight adds to it; `""` for a layer's only one.
-        layer: The layer.
-        view: How it shows the weight.
-        site: The weight's site, as the plain layer has it.
-        weight: The weight's parameter, the frozen one of an adapted layer.
-        bias: The same of the layer's bias, or None.
-    """
-
-    module: str
-    slot: str
-    layer: nn.Module
-    view: layers.View
-    site: Site
-    weight: Any
-    bias: Any
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-        return ".".join(part for part in (self.module, self.slot) if part)
-
-
-def places(model: nn.Module) -> dict[str, Place]:
-    """Every affine weight that can be adapted or is, site name -> Place, in the model's order.
-
-    A bias that another module has too is none of the site's: C, D and E would change it there.
-    """
-    owners = _owners(model)
-    found = {}
-    for module, layer in model.named_modules():
-        if attach.is_attached(layer):
-            views = {slot: adapter.view for slot, adapter in attach.adapters_of(layer).items()}
-        else:
-            views = layers.views_of(layer)
-        for slot, view in views.items():
-            weight, bias = (attach.plain_parameter(layer, name) for name in (view.weight, view.bias))
-            site = replace(view.site, bias=view.site.bias and owners[id(bias)] == 1)
-            place = Place(module, slot, layer, view, site, weight, bias)
-            found[place.name] = place
-    return found
-
-
-def _owners(model: nn.Module) -> Counter[int]:
-    """How many modules have a parameter, by its id."""
-    return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-
-
-def holders(model: nn.Module) -> dict[str, list[Place]]:
-    """Site name -> its place, and every other that shows the same weight (tied), in the model's order."""
-    groups: dict[int, list[Place]] = {}
-    for place in places(model).values():
-        groups.setdefault(id(place.weight), []).append(place)
-    return {group[0].name: group for group in groups.values()}
-
-
-def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
-    """Every site of a plain model outside the head, name -> Site, in the model's order.
-
-    A weight shared by several layers is one site, without the biases, which differ: A and B alone. It is none where
-    a layer that cannot be adapted, or the head, shares it too, or where the layers see it as different matrices.
-    """
-    owners = _owners(model)
-    found = {}
-    for name, group in holders(model).items():
-        alone = owners[id(group[0].weight)] == len(group) and not any(is_inside(p.module, head) for p in group)
-        if alone and (len(group) == 1 or len(set(map(_matrix, group))) == 1):
-            found[name] = site_of(group)
-    return found
-
-
-def _matrix(place: Place) -> tuple[Site, tuple[int, ...]]:
-    """Which matrix a place sees: its sizes, and where its numbers are in the weight."""
-    like = torch.empty_like(place.weight, device="meta")
-    return replace(place.site, kind="", bias=False, fixed=None), place.view.matrix(like).stride()
-
-
-def site_of(group: Sequence[Place]) -> Site:
-    """The site of the weight that these places show; a shared row is never fixed, an output head trains it too."""
-    return group[0].site if len(group) == 1 else replace(group[0].site, bias=False, fixed=None)
-
-
-def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """The base's parameters and persistent buffers by their plain names, adapted or not, without the head.
-
-    Of a quantised tensor its plain inner ones.
-    """
-    found: dict[str, Tensor] = {}
-    for key, value in model.state_dict(keep_vars=True).items():
-        plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
-        added = plain != key and _is_new(model, key)
-        if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
-            found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
-    return found
-
-
-def _is_new(model: nn.Module, key: str) -> bool:
-    """Whether the key of an attached layer is the bias that attaching created."""
-    layer, _, rest = key.partition("parametrizations.")
-    return attach.is_new_bias(model.get_submodule(layer.rstrip(".")), rest.partition(".")[0])
-
-
-WORDS = ", ".join(map(repr, layers.WORDS))
+ALLOWED = f"{', '.join(map(repr, layers.WORDS))}, a regular expression, a list of names"  # as targets and skip
 
 
 def plan_sites(
@@ -160,7 +57,7 @@ def plan_sites(
     if isinstance(targets, Iterator):  # it is read more than once
         targets = tuple(targets)
     heads, notes = find_head(model, head)
-    every = holders(model)
+    every = weights_by_site(model)
     chosen = choose_sites(model, targets, skip, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
@@ -170,61 +67,12 @@ def plan_sites(
         notes.append(f"Not adapted, their parameters are of no layer type that is known: {listed(loose)}.")
     if bare := [n for n, site in chosen.items() if not (site.bias or site.diagonal) and every[n][0].view.bias]:
         lone = [every[name][0] for name in bare if len(every[name]) == 1]
-        single = [place.name for place in lone if place.view.new_bias and place.bias is None]
+        single = [weight.name for weight in lone if weight.view.new_bias and weight.bias is None]
         called = called_layers(model, single, example) if new_bias and single else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
-
-
-def _loose(model: nn.Module, every: Mapping[str, Sequence[Place]], heads: Sequence[str]) -> list[str]:
-    """Modules outside the head with parameters of their own that are neither a weight nor a bias of a site."""
-    known = {id(tensor) for group in every.values() for place in group for tensor in (place.weight, place.bias)}
-    return [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if not is_inside(name, heads) and not layers.row_of(module)
-        if any(value is not None and id(value) not in known for value in module._parameters.values())
-    ]
-
-
-def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
-    """The layers of these kinds that hold something themselves, but no weight to adapt."""
-
-    def holds(module: nn.Module) -> bool:
-        own = (*module._parameters.values(), *module._buffers.values())
-        return is_parametrized(module) or any(value is not None for value in own)
-
-    rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
-    return [n for n, m, row in rows if row and row[0].kind in kinds and holds(m) and not layers.views_of(m)]
-
-
-def _notes_on_sharing(
-    model: nn.Module, every: Mapping[str, Sequence[Place]], chosen: Mapping[str, Site], heads: Sequence[str]
-) -> list[str]:
-    notes = []
-    if tied := [" = ".join(place.name for place in every[name]) for name in chosen if len(every[name]) > 1]:
-        notes.append(f"A shared weight is one site, adapted in all its layers, A and B alone: {listed(tied)}.")
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    twice = [" = ".join(names[place.layer]) for site in chosen for place in every[site] if len(names[place.layer]) > 1]
-    if twice:
-        notes.append(f"A layer used under several names is one site: {listed(twice)}.")
-    kinds = {site.kind for site in chosen.values()}
-    fit = adaptable(model, heads)
-    other = [
-        " = ".join(place.name for place in every[name])
-        for name in fit
-        if name not in chosen and kinds & {place.site.kind for place in every[name][1:]}
-    ]
-    if other:
-        notes.append(f"Not adapted, their weight is another layer's too; name it to adapt it in both: {listed(other)}.")
-    lone = [n for n, group in every.items() if n not in fit and not any(is_inside(p.module, heads) for p in group)]
-    if lone:
-        notes.append(f"Not adapted, their weight is shared with what cannot be adapted: {listed(lone)}.")
-    return notes
 
 
 def refuse_adapted(model: nn.Module) -> None:
@@ -241,61 +89,55 @@ def refuse_unmade(model: nn.Module) -> None:
         )
 
 
-def choose_sites(
-    model: nn.Module, targets: str | Sequence[str], skip: str | Sequence[str], head: Sequence[str]
-) -> dict[str, Site]:
-    """The layers that `targets` names and `skip` does not, name -> Site, in the model's order.
-
-    Raises:
-        TargetError: An expression is no regular expression, or matches nothing.
-    """
-    every = adaptable(model, head)
-    chosen = _matching(model, every, targets, "targets")
-    left_out = _matching(model, every, skip, "skip") if skip else set()
-    if not chosen - left_out:
-        raise TargetError(f"skip={skip!r} leaves out every layer that targets={targets!r} matches.")
-    return {name: site for name, site in every.items() if name in chosen and name not in left_out}
-
-
-def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
-    matched: set[str] = set()
-    at = holders(model)
-    for expression in several(wanted, str, TargetError, argument, f"{WORDS}, a regular expression, a list of names"):
-        if expression in layers.WORDS:
-            found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
-        elif isinstance(wanted, str):
-            try:
-                found = {name for name in every if any(re.search(expression, p.name) for p in at[name])}
-            except re.error as error:
-                raise TargetError(f"{argument}={expression!r} is no regular expression: {error}.") from error
-        else:
-            found = {name for name in every if any(f".{p.name}".endswith(f".{expression}") for p in at[name])}
-        if not found:
-            raise _nothing_matches(model, every, expression, argument)
-        matched |= found
-    if not matched:
-        raise TargetError(f"{argument} is empty.", allowed=f"Allowed: {WORDS}, a regular expression, a list of names.")
-    return matched
+def _notes_on_sharing(
+    model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], chosen: Mapping[str, Site], heads: Sequence[str]
+) -> list[str]:
+    notes = []
+    if tied := [" = ".join(weight.name for weight in every[name]) for name in chosen if len(every[name]) > 1]:
+        notes.append(f"A shared weight is one site, adapted in all its layers, A and B alone: {listed(tied)}.")
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    twice = [
+        " = ".join(names[weight.layer]) for site in chosen for weight in every[site] if len(names[weight.layer]) > 1
+    ]
+    if twice:
+        notes.append(f"A layer used under several names is one site: {listed(twice)}.")
+    kinds = {site.kind for site in chosen.values()}
+    fit = adaptable(model, heads)
+    other = [
+        " = ".join(weight.name for weight in every[name])
+        for name in fit
+        if name not in chosen and kinds & {weight.site.kind for weight in every[name][1:]}
+    ]
+    if other:
+        notes.append(f"Not adapted, their weight is another layer's too; name it to adapt it in both: {listed(other)}.")
+    lone = [n for n, group in every.items() if n not in fit and not any(is_inside(p.module, heads) for p in group)]
+    if lone:
+        notes.append(f"Not adapted, their weight is shared with what cannot be adapted: {listed(lone)}.")
+    return notes
 
 
-def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: str, argument: str) -> TargetError:
-    modules = dict(model.named_modules())
-    if expression in modules:
-        kind = type(modules[expression]).__name__
-        what = f"{argument} names {expression!r}, a {kind}: it cannot be adapted or is in the head."
-    else:
-        what = f"No layer of {type(model).__name__} matches {argument}={expression!r}."
-    if not every:
-        return TargetError(
-            what, allowed=f"It has no layer of the types {listed(name.rpartition('.')[2] for name in layers.TABLE)}."
-        )
-    endings = {name.rpartition(".")[2] for name in every}
-    near = nearest(expression, endings | every.keys())
-    return TargetError(
-        what,
-        allowed=f"Adaptable layers include {listed(every)}.",
-        remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "List them with `glora ls layers MODEL`.",
-    )
+def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
+    """The layers of these kinds that hold something themselves, but no weight to adapt."""
+
+    def holds(module: nn.Module) -> bool:
+        own = (*module._parameters.values(), *module._buffers.values())
+        return is_parametrized(module) or any(value is not None for value in own)
+
+    rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
+    return [n for n, m, row in rows if row and row[0].kind in kinds and holds(m) and not layers.views_of(m)]
+
+
+def _loose(model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], heads: Sequence[str]) -> list[str]:
+    """Modules outside the head with parameters of their own that are neither a weight nor a bias of a site."""
+    adapted = {id(tensor) for group in every.values() for each in group for tensor in (each.weight, each.bias)}
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if not is_inside(name, heads) and not layers.row_of(module)
+        if any(value is not None and id(value) not in adapted for value in module._parameters.values())
+    ]
 
 
 def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[str]:
@@ -336,3 +178,166 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         for hook in hooks:
             hook.remove()
     return called
+
+
+class LayerWeight(NamedTuple):
+    """One affine weight of one layer.
+
+    Attributes:
+        module: The layer's name in the model.
+        slot: What the weight adds to it; `""` for a layer's only one.
+        layer: The layer.
+        view: How it shows the weight.
+        site: The weight's site, as the plain layer has it.
+        weight: The weight's parameter, the frozen one of an adapted layer.
+        bias: The same of the layer's bias, or None.
+    """
+
+    module: str
+    slot: str
+    layer: nn.Module
+    view: layers.View
+    site: Site
+    weight: Any
+    bias: Any
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return ".".join(part for part in (self.module, self.slot) if part)
+
+
+def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
+    """Every affine weight that can be adapted or is, site name -> LayerWeight, in the model's order.
+
+    A bias that another module has too is none of the site's: C, D and E would change it there.
+    """
+    owners = _owners(model)
+    found = {}
+    for module, layer in model.named_modules():
+        if attach.is_attached(layer):
+            views = {slot: adapter.view for slot, adapter in attach.adapters_of(layer).items()}
+        else:
+            views = layers.views_of(layer)
+        for slot, view in views.items():
+            weight, bias = (attach.plain_parameter(layer, name) for name in (view.weight, view.bias))
+            site = replace(view.site, bias=view.site.bias and owners[id(bias)] == 1)
+            one = LayerWeight(module, slot, layer, view, site, weight, bias)
+            found[one.name] = one
+    return found
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """How many modules have a parameter, by its id."""
+    return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+
+
+def weights_by_site(model: nn.Module) -> dict[str, list[LayerWeight]]:
+    """Site name -> the layer weights that are one parameter, several where it is tied, in the model's order."""
+    groups: dict[int, list[LayerWeight]] = {}
+    for weight in layer_weights(model).values():
+        groups.setdefault(id(weight.weight), []).append(weight)
+    return {group[0].name: group for group in groups.values()}
+
+
+def adaptable(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Site]:
+    """Every site of a plain model outside the head, name -> Site, in the model's order.
+
+    A weight shared by several layers is one site, without the biases, which differ: A and B alone. It is none where
+    a layer that cannot be adapted, or the head, shares it too, or where the layers see it as different matrices.
+    """
+    owners = _owners(model)
+    found = {}
+    for name, group in weights_by_site(model).items():
+        alone = owners[id(group[0].weight)] == len(group) and not any(is_inside(p.module, head) for p in group)
+        if alone and (len(group) == 1 or len(set(map(_matrix, group))) == 1):
+            found[name] = site_of(group)
+    return found
+
+
+def _matrix(weight: LayerWeight) -> tuple[Site, tuple[int, ...]]:
+    """Which matrix a layer sees in its weight: its sizes, and where its numbers are."""
+    like = torch.empty_like(weight.weight, device="meta")
+    return replace(weight.site, kind="", bias=False, fixed=None), weight.view.matrix(like).stride()
+
+
+def site_of(group: Sequence[LayerWeight]) -> Site:
+    """The site of a weight that these layers have; a shared row is never fixed, an output head trains it too."""
+    return group[0].site if len(group) == 1 else replace(group[0].site, bias=False, fixed=None)
+
+
+def choose_sites(
+    model: nn.Module, targets: str | Sequence[str], skip: str | Sequence[str], head: Sequence[str]
+) -> dict[str, Site]:
+    """The layers that `targets` names and `skip` does not, name -> Site, in the model's order.
+
+    Raises:
+        TargetError: An expression is no regular expression, or matches nothing.
+    """
+    every = adaptable(model, head)
+    chosen = _matching(model, every, targets, "targets")
+    left_out = _matching(model, every, skip, "skip") if skip else set()
+    if not chosen - left_out:
+        raise TargetError(f"skip={skip!r} leaves out every layer that targets={targets!r} matches.")
+    return {name: site for name, site in every.items() if name in chosen and name not in left_out}
+
+
+def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
+    matched: set[str] = set()
+    at = weights_by_site(model)
+    for expression in several(wanted, str, TargetError, argument, ALLOWED):
+        if expression in layers.WORDS:
+            found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
+        elif isinstance(wanted, str):
+            try:
+                found = {name for name in every if any(re.search(expression, p.name) for p in at[name])}
+            except re.error as error:
+                raise TargetError(f"{argument}={expression!r} is no regular expression: {error}.") from error
+        else:
+            found = {name for name in every if any(f".{p.name}".endswith(f".{expression}") for p in at[name])}
+        if not found:
+            raise _nothing_matches(model, every, expression, argument)
+        matched |= found
+    if not matched:
+        raise TargetError(f"{argument} is empty.", allowed=f"Allowed: {ALLOWED}.")
+    return matched
+
+
+def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: str, argument: str) -> TargetError:
+    modules = dict(model.named_modules())
+    if expression in modules:
+        kind = type(modules[expression]).__name__
+        what = f"{argument} names {expression!r}, a {kind}: it cannot be adapted or is in the head."
+    else:
+        what = f"No layer of {type(model).__name__} matches {argument}={expression!r}."
+    if not every:
+        return TargetError(
+            what, allowed=f"It has no layer of the types {listed(name.rpartition('.')[2] for name in layers.TABLE)}."
+        )
+    endings = {name.rpartition(".")[2] for name in every}
+    near = nearest(expression, endings | every.keys())
+    return TargetError(
+        what,
+        allowed=f"Adaptable layers include {listed(every)}.",
+        remedy=f"Did you mean {' or '.join(map(repr, near))}?" if near else "List them with `glora ls layers MODEL`.",
+    )
+
+
+def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+    """The base's parameters and persistent buffers by their plain names, adapted or not, without the head.
+
+    Of a quantised tensor its plain inner ones.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
+        added = plain != key and _is_new(model, key)
+        if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
+            found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
+    return found
+
+
+def _is_new(model: nn.Module, key: str) -> bool:
+    """Whether the key of an attached layer is the bias that attaching created."""
+    layer, _, rest = key.partition("parametrizations.")
+    return attach.is_new_bias(model.get_submodule(layer.rstrip(".")), rest.partition(".")[0])

@@ -1,4 +1,4 @@
-"""The weight-entangled supernet: sample a subnet for a step, hold one for scoring; several on one base."""
+"""The weight-entangled supernet: draw what a training step plays, hold a subnet to score it; several on one base."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from glora.adapt.adapted import Adapted
 from glora.adapt.state import AdapterState
+from glora.errors import ConfigError, whole, within
 from glora.genotype import Genotype
 
 __all__ = ["Sampling", "StoredSupernet", "Supernet", "copied", "on_cpu"]
@@ -24,23 +25,51 @@ Sampling = Literal["sample", "batch"]
 class Supernet:
     """An adapted model that plays random genotypes in training; all of its space share its numbers.
 
+    In a loop of your own:
+
+        adapted = glora.inject(model, glora.SearchSpace())
+        supernet = glora.Supernet(adapted, seed=0)
+        optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-3)
+        for step, (x, y) in enumerate(batches):
+            supernet.draw(len(x), done=step / len(batches))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
     Args:
         adapted: The adapted model.
         sampling: `"batch"`: every step plays one genotype, drawn uniformly; `"sample"`: every sample of the batch its
             own, in one pass.
         largest: Share of the samples that play the space's largest genotype instead, at the first step; it falls in
             a line towards none at the last. With `"batch"` the chance of a step.
+        seed: Where the genotypes of `draw` come from.
 
     Source: arXiv 2306.07967, Sec. 2.3, is `sampling="batch", largest=0`.
     """
 
-    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0) -> None:
+    def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0, seed: int = 0) -> None:
+        if sampling not in get_args(Sampling):
+            allowed = f"Allowed: {', '.join(get_args(Sampling))}."
+            raise ConfigError(f"sampling={sampling!r} is not allowed.", allowed=allowed)
+        within(largest, "largest", 0, 1)
         self.adapted = adapted
         self.sampling = sampling
         self.largest = largest
+        self._rng = random.Random(seed)
+
+    def draw(self, samples: int, *, done: float) -> None:
+        """Draws what the next step plays and activates it: call it before every forward pass of the training.
+
+        Args:
+            samples: Samples of the batch.
+            done: Share of the training that is done, 0 to 1.
+        """
+        whole(samples, "samples", least=1)
+        within(done, "done", 0, 1)
+        self.sample(self._rng, range(samples), samples, done)
 
     def sample(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
-        """Draws what the next step plays and activates it; equal generators give equal steps.
+        """`draw` for a batch that several processes share: equal generators draw equal steps everywhere.
 
         Args:
             rng: Where the genotypes come from: the same number of draws whatever `places` is.
@@ -56,6 +85,13 @@ class Supernet:
         drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
         rng.shuffle(drawn)  # a process may have every second place
         self.adapted.activate([drawn[place] for place in places])
+
+    def scale(self, strength: float) -> None:
+        """Multiplies the change that every support tensor makes, by its left factors, in place: 1 changes nothing."""
+        with torch.no_grad():
+            for support in self.adapted.supports.values():
+                for down in support.down.values():
+                    down.mul_(strength)
 
     def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype with its effective weights built once."""

@@ -99,6 +99,11 @@ class Support(nn.Module):
         space: Its product and scaling hold for every tensor.
         options: The choices offered, one tuple per support tensor A..E.
         generator: Draws the `up` factors.
+
+    Attributes:
+        scales: `TENSOR.kind` -> the fixed scale of a choice, where it is not 1; saved with the numbers.
+        dropout: The probability with which B's LoRA drops an input number while the layer is in training mode. Where
+            the effective weight is built nothing is dropped. Not saved: it matters in training alone.
     """
 
     def __init__(
@@ -107,7 +112,8 @@ class Support(nn.Module):
         super().__init__()
         self.site = site
         self.space = space
-        self.scales: dict[str, float] = {}  # "TENSOR.kind" -> fixed scale, where it is not 1
+        self.scales: dict[str, float] = {}
+        self.dropout = 0.0
         self.is_matrix = is_matrix(site, space.product)
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()

@@ -187,7 +187,7 @@ class Noise:
 
     def _hook(self, place: _Place) -> Callable[..., Tensor | None]:
         def perturbed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
-            if attach.is_attached(layer) and attach.state_of(layer).seen is not None:  # copies of a sample stay equal
+            if attach.is_attached(layer) and attach.state_of(layer).probe is not None:  # copies of a sample stay equal
                 return None
             if torch._C._current_graph_task_id() != -1:  # within a backward pass
                 raise StateError(

@@ -23,10 +23,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from glora.adapt.layers.view import Play, View
 from glora.adapt.support import Support, changed
-from glora.genotype import Choice, LayerConfig
+from glora.genotype import NONE, Choice, LayerConfig, interned
 from glora.space import factor_shapes
 
 __all__ = ["forward", "in_groups", "one", "per_sample"]
@@ -59,6 +60,8 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         What the plain layer returns, in its dtype.
     """
     support, config = play
+    if support.dropout and layer.training and config.B.kind == "lora":
+        return _with_dropout(play, view, layer, x, w0, b0)
     plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
     frozen = not (w0.requires_grad or (b0 is not None and b0.requires_grad))  # a user may train the base as well
     transformed = torch._C._are_functorch_transforms_active()  # vmap and grad know no such Function
@@ -91,6 +94,17 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         with torch.autocast(x.device.type, enabled=False):
             y = view.widened(y, z, b)
     return y.to(dtype)
+
+
+def _with_dropout(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
+    """The output whose B, a LoRA, reads a dropped-out input; everything else reads all of x."""
+    support, config = play
+    y = one((support, interned(config.A, NONE, *config[2:])), view, layer, x, w0, b0)
+    b, b_up = support.factors("B", config)
+    assert b is not None and b_up is not None
+    z = view.narrow(layer, F.dropout(x, support.dropout), b_up)
+    with torch.autocast(x.device.type, enabled=False):
+        return view.widened(y.to(torch.promote_types(y.dtype, b.dtype)), z, b).to(y.dtype)
 
 
 def _scaled(view: View, layer: Any, y0: Tensor, scale: Tensor, b0: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -141,10 +155,22 @@ def per_sample(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Ten
         y = y + view.total(layer, x) * view.spread(layer, of_samples(*found), y)
     if columns := _columns(plays, "B"):
         down, up, mask = columns
-        z = view.narrow(layer, x, up, of_samples(mask, range(len(plays))))
+        z = view.narrow(layer, _dropped(plays, layer, x), up, of_samples(mask, range(len(plays))))
         with torch.autocast(device.type, enabled=False):
             y = view.widened(y.to(torch.promote_types(dtype, down.dtype)), z, down)
     return y.to(dtype)
+
+
+def _dropped(plays: Sequence[Play], layer: Any, x: Tensor) -> Tensor:
+    """The input of B's LoRA: in training mode every sample's numbers dropped with its own probability."""
+    rates = [support.dropout for support, _ in plays]
+    if not layer.training or not any(rates):
+        return x
+    if len(set(rates)) == 1:
+        return F.dropout(x, rates[0])
+    kept = torch.tensor([1 - rate for rate in rates], device=x.device).repeat_interleave(x.shape[0] // len(plays))
+    kept = kept.view(-1, *[1] * (x.dim() - 1))
+    return x * ((torch.rand_like(x, dtype=kept.dtype) < kept) / kept).to(x.dtype)
 
 
 def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = None) -> tuple[Tensor, list[int]] | None:

@@ -1,0 +1,228 @@
+"""The format of an adapter file: an `AdapterState` as safetensors, with one JSON header as its metadata.
+
+Reading is strict: the header's format and version and every name and shape are checked before any tensor is read, then
+everything against the model that it is for. docs/adapter-file.md describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from glora.adapt.head import fits_head, head_of
+from glora.adapt.sites import base_state, site_of, weights_by_site
+from glora.adapt.state import AdapterState
+from glora.adapt.statistics import statistics_of
+from glora.errors import AdapterFileError, SpaceError, listed
+from glora.files import atomic, read_metadata
+from glora.genotype import Genotype, Site
+from glora.space import SearchSpace
+
+__all__ = ["fingerprint", "is_adapter", "read_header", "read_state", "write_state"]
+
+FORMAT = "glora-adapter"
+VERSIONS = (1, 2)  # read; the last is written. 1 has no running statistics
+HEAD, STATISTICS = "head/", "statistics/"  # prefixes of the tensors that are no support tensors; no site name has them
+
+
+def fingerprint(model: nn.Module, head: Sequence[str]) -> str:
+    """The sha256 of the base: names, types, shapes and bytes of its parameters and buffers.
+
+    Args:
+        model: Adapted or not.
+        head: Names of the modules, and of running statistics, that are the adapter's and not the base's.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(base_state(model, head).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_state(
+    model: nn.Module,
+    state: AdapterState,
+    path: str | Path,
+    *,
+    info: Mapping[str, Any] | None = None,
+    base_fingerprint: str | None = None,
+) -> None:
+    """Writes an adapter file.
+
+    Args:
+        model: The adapted model, for the fingerprint of its base.
+        state: What is written.
+        path: The file; it appears whole or not at all.
+        info: Plain JSON that travels with it.
+        base_fingerprint: What `fingerprint` gives for this base, where it is known; otherwise it is computed.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSIONS[-1],
+        "base": base_fingerprint or _fingerprint_for(model, state),
+        "space": state.space.to_json(),
+        "sites": {name: asdict(site) for name, site in state.sites.items()},
+        "shared": _shared(model, state.sites),
+        "genotype": None if state.genotype is None else state.genotype.to_json(),
+        "scales": state.scales,
+        "head": list(state.head_modules),
+        "statistics": list(state.statistics),
+        "info": dict(info or {}),
+    }
+    tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()}
+    tensors |= {STATISTICS + name: value for name, value in state.statistics.items()}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(whole, temporary, metadata={"glora": json.dumps(header)})
+
+
+def _fingerprint_for(model: nn.Module, state: AdapterState) -> str:
+    return fingerprint(model, (*state.head_modules, *state.statistics))
+
+
+def _shared(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """The names of the layers that share a site's weight, where there are several."""
+    return {
+        name: [weight.name for weight in group]
+        for name, group in weights_by_site(model).items()
+        if name in sites and len(group) > 1
+    }
+
+
+def is_adapter(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata is the header of an adapter file, of whatever version."""
+    return metadata.get("format") == FORMAT
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of an adapter file: space, sites, genotype, head, base fingerprint, info.
+
+    Raises:
+        AdapterFileError: No such file, damaged, not an adapter file, or of an unknown version.
+    """
+    header = read_metadata(path)
+    if not is_adapter(header):
+        raise AdapterFileError(f"{path} is not a glora adapter.", allowed="Such files are written by save_adapter.")
+    if header.get("version") not in VERSIONS:
+        raise AdapterFileError(
+            f"{path} has format version {header.get('version')!r}.",
+            allowed=f"This glora reads versions {' and '.join(map(str, VERSIONS))}.",
+            remedy="Update glora: pip install -U glora",
+        )
+    return header
+
+
+def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
+    """The state in the file, its names and shapes checked before any tensor is read."""
+    header = read_header(path)
+    try:
+        space = SearchSpace.from_json(header["space"])
+        sites = {name: Site(**site) for name, site in header["sites"].items()}
+        genotype = None if header["genotype"] is None else Genotype.from_json(header["genotype"])
+        scales = {site: {key: float(value) for key, value in of.items()} for site, of in header["scales"].items()}
+        state = AdapterState(space, sites, genotype, scales, {}, {}, tuple(map(str, header["head"])))
+        if sites.keys() != scales.keys() or (genotype is not None and sites.keys() != genotype.keys()):
+            raise SpaceError("sites, scales and genotype differ")
+        shapes = state.shapes()
+        statistics = [STATISTICS + name for name in ([] if header["version"] == 1 else header["statistics"])]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
+    with safe_open(Path(path), framework="pt") as file:
+        names = [name for name in file.keys() if not name.startswith(HEAD)]
+        _same_names(path, [*shapes, *statistics], names)
+        for name, shape in shapes.items():
+            found = file.get_slice(name)
+            if tuple(found.get_shape()) != shape or found.get_dtype() != "F32":
+                raise AdapterFileError(
+                    f"{path}: {name} is {found.get_dtype()} {tuple(found.get_shape())}.",
+                    allowed=f"Its header asks for F32 {shape}.",
+                    remedy="The file is damaged; copy it again.",
+                )
+        state.tensors.update({name: file.get_tensor(name) for name in shapes})
+        state.statistics.update({name.removeprefix(STATISTICS): file.get_tensor(name) for name in statistics})
+        heads = (name for name in file.keys() if name.startswith(HEAD))
+        state.head.update({name.removeprefix(HEAD): file.get_tensor(name) for name in heads})
+    return state, header
+
+
+def _same_names(path: str | Path, wanted: Iterable[str], names: Sequence[str]) -> None:
+    damaged = "The file is damaged; copy it again."
+    if missing := sorted(set(wanted) - set(names)):
+        raise AdapterFileError(f"{path} lacks {listed(missing)}.", remedy=damaged)
+    if extra := sorted(set(names) - set(wanted)):
+        raise AdapterFileError(f"{path} has unknown keys {listed(extra)}.", remedy=damaged)
+
+
+def read_state(
+    model: nn.Module, path: str | Path, *, check_base: bool = True, base_fingerprint: str | None = None
+) -> AdapterState:
+    """The adapter in the file, checked against the model that it is for.
+
+    Args:
+        model: The base, plain or adapted.
+        path: The file.
+        check_base: Compare the fingerprint of the base.
+        base_fingerprint: What `fingerprint` gives for this base, where it is known; otherwise it is computed.
+
+    Raises:
+        AdapterFileError: Damaged, or of another base, or its sites or head do not exist in the model.
+    """
+    state, header = _read(path)
+    _check_sites(model, path, state, header)
+    _check_own(model, path, state, header)
+    if check_base and (base_fingerprint or _fingerprint_for(model, state)) != header.get("base"):
+        raise AdapterFileError(
+            f"{path} was trained on another base: the weights of this {type(model).__name__} differ.",
+            allowed="Architecture, pretrained weights, input size and dtype must be those of its training.",
+            remedy=_which_base(header),
+        )
+    return state
+
+
+def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header: Mapping[str, Any]) -> None:
+    """Raises AdapterFileError unless the model has the sites, and the same layers share a weight."""
+    modules = dict(model.named_modules())
+    here = {name: site_of(group) for name, group in weights_by_site(model).items()}
+    missing = [name for name in state.sites if name not in here]
+    if unknown := missing + [name for name in state.head_modules if name not in modules]:
+        raise AdapterFileError(
+            f"{path} is for another model: {type(model).__name__} has no {listed(unknown)} to adapt.",
+            remedy=_which_base(header),
+        )
+    for name, site in state.sites.items():
+        if here[name] != replace(site, new_bias=False):
+            raise AdapterFileError(
+                f"{path} is for another model: {name} is {here[name]} here.",
+                allowed=f"The file has {site}.",
+                remedy=_which_base(header),
+            )
+    if (shared := _shared(model, state.sites)) != header.get("shared", {}):
+        raise AdapterFileError(
+            f"{path} is for another model: the layers that share a weight are {shared} here.",
+            allowed=f"The file has {header.get('shared')}.",
+            remedy="Tie the weights as they were in training.",
+        )
+
+
+def _check_own(model: nn.Module, path: str | Path, state: AdapterState, header: Mapping[str, Any]) -> None:
+    """Raises AdapterFileError unless head and running statistics fit the model's."""
+    _same_names(path, head_of(model, state.head_modules), list(state.head))
+    if state.statistics:
+        _same_names(path, statistics_of(model, state.head_modules), list(state.statistics))
+    own = state.head | state.statistics
+    if odd := [name for name, value in own.items() if not fits_head(model, name, value)]:
+        raise AdapterFileError(f"{path}: the head's {listed(odd)} has another shape.", remedy=_which_base(header))
+
+
+def _which_base(header: Mapping[str, Any]) -> str:
+    backbone = header["info"].get("backbone") if isinstance(header.get("info"), dict) else None
+    return f"Build the base it was trained on{f': {json.dumps(backbone)}' if backbone else ''}."
