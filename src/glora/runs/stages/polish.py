@@ -9,7 +9,7 @@ from torch import nn
 
 from glora.adapt.adapter_file import save_adapter
 from glora.config import SearchSettings
-from glora.report.outcome import Outcome, before_after
+from glora.report.outcome import Outcome
 from glora.runs.calibration import load_calibrated
 from glora.runs.comparison import Contender, compared
 from glora.runs.reporter import Reporter
@@ -71,7 +71,7 @@ class Polishing:
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         others = {"unpolished": search.contender(outcome.genome), **others}
         outcome = search.complete(outcome, compared(self.contender(outcome, model), others))
-        self.reporter.say(before_after(outcome.rows))
+        self.reporter.say(outcome.polish_effect)
         return outcome
 
     def contender(self, outcome: Outcome, model: nn.Module) -> Contender:
