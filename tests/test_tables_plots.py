@@ -16,8 +16,9 @@ from rich.console import Console
 from glora.errors import ConfigError, MissingExtraError, SpaceError
 from glora.genotype import TENSORS, Genotype, Site
 from glora.report import plots
-from glora.report.result import Result
-from glora.report.tables import CAPTION, markdown, rich_table, rows, trainable
+from glora.report.metrics import MetricInfo
+from glora.report.result import FORMAT_1_METRICS, Result
+from glora.report.tables import CAPTION, comparison_table, markdown, rich_table, rows, trainable
 from glora.searchers import Score, SearchResult, search
 from glora.space import BoundSpace, SearchSpace
 
@@ -26,6 +27,7 @@ def made(method: str, *, seed: int = 0, test: float | None = 0.8, **changes: Any
     metrics: dict[str, float | None] = {"val_accuracy": 0.855, "val_accuracy_standard_error": 0.025}
     metrics |= {"test_accuracy": test, "test_accuracy_standard_error": 0.0126}
     fields: dict[str, Any] = {"task": "digits", "model": "vit", "config": {}, "parameters": 287_104}
+    fields["metrics_info"] = FORMAT_1_METRICS
     fields |= {"head_parameters": 3_850, "metrics": metrics, "seconds": {"train": 61.4, "search": 9}}
     return Result(method=method, seed=seed, **fields | {"latency": {"ratio": 1.004}} | changes)
 
@@ -54,8 +56,8 @@ def test_one_run_is_a_row_with_standard_errors_in_percent() -> None:
             "method": "glora",
             "trainable": "0.29 M",
             "head": "3.9 k",
-            "val, %": "85.5 ± 2.5",
-            "test, %": "80.0 ± 1.3",
+            "val accuracy, %": "85.5 ± 2.5",
+            "test accuracy, %": "80.0 ± 1.3",
             "train, s": "61",
             "latency": "1.00x",
         }
@@ -64,14 +66,117 @@ def test_one_run_is_a_row_with_standard_errors_in_percent() -> None:
 
 def test_what_was_not_measured_is_a_dash() -> None:
     row = rows([made("linear", test=None, latency=None, seconds={})])[0]
-    assert [row[title] for title in ("test, %", "latency", "train, s")] == ["–"] * 3
+    assert [row[title] for title in ("test accuracy, %", "latency", "train, s")] == ["–"] * 3
 
 
 def test_seeds_share_a_row_with_their_mean_and_spread() -> None:
     several = [made("lora", seed=k, test=test) for k, test in enumerate((0.7, 0.8, 0.9))]
     first, second = rows([*several, made("glora")])
-    assert (first["method"], first["seeds"], first["test, %"]) == ("lora", "3", "80.0 ± 10.0")
-    assert (second["method"], second["seeds"], second["test, %"]) == ("glora", "1", "80.0 ± 1.3")
+    assert (first["method"], first["seeds"], first["test accuracy, %"]) == ("lora", "3", "80.0 ± 10.0")
+    assert (second["method"], second["seeds"], second["test accuracy, %"]) == ("glora", "1", "80.0 ± 1.3")
+
+
+def config(seed: int = 0, **settings: Any) -> dict[str, Any]:
+    """A nested configuration; `train__epochs=3` is train.epochs."""
+    nested: dict[str, Any] = {"seed": seed, "model": {"name": "vit", "image_size": 28}, "train": {"epochs": 30}}
+    nested |= {"data": {"source": "digits", "val": 90}, "search": {"population": 50, "workers": 0}}
+    for name, value in settings.items():
+        group, _, key = name.partition("__")
+        nested[group] = {**nested.get(group, {}), key: value} if key else value
+    return nested
+
+
+def test_runs_of_different_settings_are_not_pooled_as_seeds() -> None:
+    """28 px for 3 epochs and 98 px for 30 epochs were one row: `seeds 2 | 90.6 ± 13.3`."""
+    small = config(model__image_size=28, train__epochs=3)
+    large = [config(seed, model__image_size=98, train__epochs=30) for seed in (0, 1)]
+    found = rows(
+        [
+            made("lora", test=0.7, config=small),
+            made("lora", test=0.96, config=large[0]),
+            made("lora", test=0.98, seed=1, config=large[1]),
+        ]
+    )
+    shown = [[row[title] for title in ("image_size", "epochs", "seeds", "test accuracy, %")] for row in found]
+    assert shown == [["28", "3", "1", "70.0 ± 1.3"], ["98", "30", "2", "97.0 ± 1.4"]]
+    assert list(found[0])[:3] == ["method", "image_size", "epochs"]
+    assert "run" not in found[0]
+
+
+def test_a_copy_of_a_run_is_that_run() -> None:
+    """Two copies of one run were `seeds 2`, ± 0.0."""
+    original = made("lora", config=config(), run="a")
+    copies = [original, made("lora", config=config(), run="b", time="later", seconds={"train": 80.0})]
+    assert rows(copies) == rows([original])
+    assert "seeds" not in rows(copies)[0]
+
+
+def test_runs_of_one_seed_with_other_numbers_are_rows_of_their_own_with_the_runs_name() -> None:
+    again = [made("lora", test=test, config=config(), run=run) for test, run in ((0.7, "a"), (0.9, "b"))]
+    found = rows([*again, made("lora", seed=1, test=0.8, config=config(1), run="c")])
+    assert [(row["run"], row["seeds"]) for row in found] == [("a, c", "2"), ("b", "1")]
+    assert list(found[0])[:2] == ["method", "run"]
+
+
+def test_who_did_the_scoring_makes_no_row() -> None:
+    several = [config(), config(1, search__workers=4, search__cluster="auto")]
+    (row,) = rows([made("glora", seed=seed, winner="a", config=each) for seed, each in enumerate(several)])
+    assert row["seeds"] == "2"
+
+
+def test_a_setting_is_compared_only_where_it_means_something() -> None:
+    lora = config(method={"name": "lora", "rank": 8}, train__lr=0.003, search__population=7)
+    glora = config(method={"name": "glora", "ranks": [8, 4]}, train__lr=0.001)
+    found = rows([made("lora", config=lora), made("glora", config=glora, winner="a")])
+    assert list(found[0])[:2] == ["method", "trainable"], "the methods tell them apart, and LoRA was not searched"
+    other = config(method={"name": "lora", "rank": 4}, train__lr=0.003)
+    found = rows([made("lora", config=lora), made("lora", config=other), made("glora", config=glora, winner="a")])
+    assert [row["rank"] for row in found] == ["8", "4", "–"]
+    assert "lr" not in found[0]
+    tasks = [config(data__source=f"/data/{task}", data__classes=k) for k, task in enumerate(("pets", "cars"))]
+    found = rows([made("lora", task=each["data"]["source"][6:], config=each) for each in tasks])
+    assert list(found[0])[:3] == ["task", "method", "trainable"], "the tasks tell them apart"
+
+
+def test_a_setting_has_a_short_name_where_that_is_its_own() -> None:
+    first = config(search__batch_size=100, train__batch_size=32, data__val=50, train__pace=None)
+    second = config(search__batch_size=50, train__batch_size=16, data__val=500_000, train__pace=False)
+    second["search"]["searcher"] = {"name": "random"}
+    first["search"]["searcher"] = {"name": "nsga2"}
+    found = rows([made("glora", winner="a", config=each) for each in (first, second)])
+    shown = [[row[name] for name in ("train.batch_size", "search.batch_size", "data.val")] for row in found]
+    assert shown == [["32", "100", "50"], ["16", "50", "500,000"]]
+    assert [(row["pace"], row["searcher"]) for row in found] == [("–", "nsga2"), ("false", "random")]
+
+
+RMSE = MetricInfo("rmse", False, ".4g")
+
+
+def test_another_metric_is_shown_in_its_own_format() -> None:
+    metrics = {"val_rmse": 12.3456, "test_rmse": 0.00123456, "test_rmse_standard_error": 0.0001}
+    (row,) = rows([made("lora", metrics=metrics, metrics_info=(RMSE,), objective="regress")])
+    assert (row["val rmse"], row["test rmse"]) == ("12.35", "0.001235 ± 0.0001")
+
+
+def test_results_of_several_objectives_name_their_metric() -> None:
+    regression = made("lora", task="ages", metrics={"test_rmse": 4.5}, metrics_info=(RMSE,), objective="regress")
+    found = rows([made("lora"), regression, made("speed", task="none", metrics={"step": 1.0}, metrics_info=())])
+    shown = [[row[title] for title in ("task", "metric", "val", "test")] for row in found]
+    assert shown == [
+        ["digits", "accuracy, %", "85.5 ± 2.5", "80.0 ± 1.3"],
+        ["ages", "rmse", "–", "4.5"],
+        ["none", "–", "–", "–"],
+    ]
+
+
+def test_the_comparison_has_a_column_for_each_split_that_was_measured() -> None:
+    compared: Any = {
+        "winner": {"parameters": 10.0, "val_rmse": 2.0, "val_rmse_standard_error": 0.5, "test_rmse": 3.0},
+        "random_mean": {"parameters": 9.0, "genotypes": 50.0, "val_rmse": 2.5},
+    }
+    table = comparison_table(compared, (RMSE, *FORMAT_1_METRICS))
+    assert [column.header for column in table.columns] == ["", "trainable", "val rmse", "test rmse"]
+    assert [list(column.cells) for column in table.columns][1:] == [["10", "9"], ["2 ± 0.5", "2.5"], ["3", "–"]]
 
 
 def test_tasks_and_models_are_columns_only_where_they_differ() -> None:
