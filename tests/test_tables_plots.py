@@ -210,6 +210,9 @@ def test_the_rich_table_shows_every_cell() -> None:
 
 # The pictures
 
+ACCURACY: Any = {"fitness": "accuracy", "metrics_info": FORMAT_1_METRICS}
+LOSS: Any = {"fitness": "loss", "metrics_info": FORMAT_1_METRICS}
+
 
 @pytest.fixture(scope="module")
 def space() -> BoundSpace:
@@ -245,7 +248,7 @@ def test_every_plot_writes_a_figure_and_its_data_and_nothing_else(
 ) -> None:
     paths = [tmp_path / f"{name}{suffix}" for name in ("search", "layers", "parameters")]
     drawn = [
-        plots.search_plot(found.trials, found.front, found.best, paths[0], fitness="accuracy", budget=900),
+        plots.search_plot(found.trials, found.front, found.best, paths[0], **ACCURACY, budget=900),
         plots.layer_plot(genotype, space, paths[1]),
         plots.parameters_plot(genotype, space, paths[2]),
     ]
@@ -268,18 +271,19 @@ def test_the_same_figure_drawn_later_is_the_same_file(
 
 
 def test_the_search_plot_has_every_trial(found: SearchResult, tmp_path: Path) -> None:
-    data = plots.search_plot(found.trials, found.front, found.best, tmp_path / "a.svg", fitness="loss")
+    data = plots.search_plot(found.trials, found.front, found.best, tmp_path / "a.svg", **LOSS)
     scores = [(trial.parameters, trial.score.value) for trial in found.trials]
     assert [(trial["parameters"], trial["score"]) for trial in data["trials"]] == scores
     assert -math.inf in [score for _, score in scores]  # a diverged one does not stop the plot
     assert data["winner"] in data["front"]
 
 
-@pytest.mark.parametrize("fitness", ["accuracy", "loss"])
-def test_the_search_plot_has_the_controls_and_the_images_set_aside(
-    fitness: Any, found: SearchResult, tmp_path: Path
+@pytest.mark.parametrize(("fitness", "shown"), [("accuracy", "50.0 ± 2.0 %"), ("loss", "0.500 ± 0.020")])
+def test_the_search_plot_has_the_controls_and_the_examples_set_aside(
+    fitness: str, shown: str, found: SearchResult, tmp_path: Path
 ) -> None:
     metrics = {f"{split}_{name}": 0.5 for split in ("val", "aside") for name in ("accuracy", "loss")}
+    metrics |= {f"{name}_standard_error": 0.02 for name in metrics}
     rows: Any = {
         "winner": {**metrics, "parameters": 400.0},
         "random_mean": {**metrics, "parameters": 300.0, "genotypes": 50.0},
@@ -288,12 +292,33 @@ def test_the_search_plot_has_the_controls_and_the_images_set_aside(
         "retrained": {"test_loss": 0.5, "parameters": 400.0},  # with folds it has seen val
     }
     path = tmp_path / "a.svg"
-    data = plots.search_plot(found.trials, found.front, found.best, path, fitness=fitness, controls=rows)
+    told: Any = {"fitness": fitness, "metrics_info": FORMAT_1_METRICS, "controls": rows, "unit": "images"}
+    data = plots.search_plot(found.trials, found.front, found.best, path, **told)
     assert data["controls"] == rows
     texts = "".join(ElementTree.fromstring(path.read_bytes()).itertext()) + path.read_text()
-    for words in ("mean of 50 random", "best of 50 random", "off the scale", "winner, set-aside images"):
+    for words in ("mean of 50 random", "best of 50 random", "off the scale", f"winner, set-aside images: {shown}"):
         assert words in texts, words
     assert "winner trained alone" not in texts
+
+
+@pytest.mark.parametrize(
+    ("fitness", "axis", "winner"),
+    [
+        ("rmse", "validation rmse (lower is better)", "winner: 12.5 ± 0.25 ("),
+        ("map", "validation map, %", "winner: -1250.0 ± 25.0 % ("),
+        ("score", "score (higher is better)", "winner: -12.5 ± 0.25 ("),
+    ],
+)
+def test_a_score_is_drawn_as_its_metric_says_and_never_by_its_sign(
+    fitness: str, axis: str, winner: str, space: BoundSpace, tmp_path: Path
+) -> None:
+    trial = search(lambda _: Score(-12.5, 0.25), space, settings={"population": 2, "generations": 0}).best
+    path, metrics = tmp_path / "a.svg", (MetricInfo("map", True, "percent"), RMSE)
+    data = plots.search_plot([trial], [trial], trial, path, fitness=fitness, metrics_info=metrics)
+    texts = path.read_text()
+    assert axis in texts
+    assert winner in texts
+    assert data["winner"]["score"] == -12.5
 
 
 def test_the_layer_plot_tells_every_choice(genotype: Genotype, space: BoundSpace, tmp_path: Path) -> None:
@@ -336,8 +361,8 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_written(
 ) -> None:
     with pytest.raises(ConfigError, match=r"'.gif' is no figure format.*\.svg"):
         plots.parameters_plot(genotype, space, tmp_path / "a.gif")
-    with pytest.raises(ConfigError, match=r"fitness='f1'.*accuracy, loss"):
-        plots.search_plot(found.trials, found.front, found.best, tmp_path / "a.svg", fitness="f1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"fitness='f1'.*accuracy, loss, score"):
+        plots.search_plot(found.trials, found.front, found.best, tmp_path / "a.svg", **{**LOSS, "fitness": "f1"})
     with pytest.raises(SpaceError):
         plots.layer_plot(Genotype({}), space, tmp_path / "a.svg")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
