@@ -183,7 +183,7 @@ def measure(cell: Cell) -> None:
         parameters=parameters,
         metrics=metrics,
         seconds=run.folder.seconds(),
-        image_steps=trained,
+        example_steps=trained,
         notes=run.folder.news(),
     ).write(cell.path)
 

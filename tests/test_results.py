@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from glora.errors import RunError
 from glora.files import append_jsonl, read_jsonl, write_json
+from glora.report.metrics import MetricInfo
 from glora.report.result import Result
 
 REQUIRED: dict[str, Any] = {
@@ -28,6 +29,7 @@ REQUIRED: dict[str, Any] = {
     "seed": 3,
     "config": {"lr": 1e-3, "ranks": [8, 4]},
     "parameters": 290_000,
+    "run": "runs",
 }
 names = st.text(max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -37,7 +39,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.dictionaries(names, finite), st.dictionaries(names, finite | names | st.none() | st.lists(names)))
 def test_json_both_ways(metrics: dict[str, float], config: dict[str, Any]) -> None:
     given_fields = REQUIRED | {"config": config, "metrics": metrics, "notes": ("a", "b"), "latency": {"ratio": 1.01}}
-    result = Result(**given_fields)
+    result = Result(**given_fields, objective="regress", metrics_info=[{"name": "mae", "higher": False, "show": ".4g"}])
+    assert result.metrics_info == (MetricInfo("mae", False, ".4g"),)
     assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
@@ -81,11 +84,14 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format=2.*reads format 1"),
+        ({"format": 3}, "format=3.*glora [0-9.]+ reads the formats 1 and 2"),
         ({"format": None}, "format=None"),
-        ({"surprise": 1}, "unknown fields .'surprise'."),
-        ({"parameters": "0.29 M"}, "parameters is '0.29 M'"),
-        ({"metrics": [1]}, "metrics is .1."),
+        ({"surprise": 1}, "surprise: unknown"),
+        ({"parameters": "0.29 M"}, "parameters: .*integer, not '0.29 M'"),
+        ({"parameters": "29"}, "parameters: .*integer, not '29'"),
+        ({"metrics": [1], "seed": None}, "seed: .*integer, not None; metrics: .*object, not .1."),
+        ({"metrics": {"val_loss": "low"}}, "metrics.val_loss: .*number, not 'low'"),
+        ({"metrics_info": [{"name": "mae", "higher": False, "show": "zz"}]}, "metrics_info.0: .*'zz'"),
     ],
 )
 def test_reading_is_strict_and_names_the_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -99,10 +105,36 @@ def test_a_missing_field_or_file_and_a_broken_file_are_told(tmp_path: Path) -> N
     path = tmp_path / "result.json"
     with pytest.raises(RunError, match=r"result.json cannot be read"):
         Result.read(path)
-    for text, message in (("{", "is no JSON"), ("[1]", "format='list'"), ('{"format": 1}', "lacks .*'seed'")):
+    for text, message in (("{", "is no JSON"), ("[1]", "format='list'"), ('{"format": 2}', "seed: missing")):
         path.write_text(text)
         with pytest.raises(RunError, match=message):
             Result.read(path)
+
+
+def test_a_result_of_format_1_is_read_under_the_names_of_today(tmp_path: Path) -> None:
+    row = {"test_loss": 0.5, "test_images": 90.0, "test_loss_ahead": 0.1, "by_accuracy": 1.0}
+    metrics = {"val_accuracy": 0.9, "val_images": 10.0, "aside_images": 5.0, "curse_loss": 0.1, "images_raced": 3.0}
+    old = {name: value for name, value in REQUIRED.items() if name != "run"}
+    old |= {"format": 1, "metrics": metrics, "controls": {"largest": row}, "image_steps": {"train": 7}}
+    path = tmp_path / "digits" / "result.json"
+    write_json(path, old)
+    found = Result.read(path)
+    assert found.metrics == {
+        "val_accuracy": 0.9, "val_examples": 10.0, "aside_examples": 5.0, "selection_bias_loss": 0.1,
+        "images_raced": 3.0,
+    }  # fmt: skip
+    assert found.controls["largest"].keys() == {"test_loss", "test_examples", "test_loss_ahead", "uncalibrated"}
+    assert (found.objective, found.example_steps, found.run) == ("classify", {"train": 7}, "digits")
+    assert [(each.name, each.higher, each.show) for each in found.metrics_info] == [
+        ("accuracy", True, "percent"),
+        ("loss", False, ".3f"),
+    ]
+    assert Result.from_json(found.to_json()) == found, "written as format 2"
+
+
+def test_every_committed_result_is_read() -> None:
+    files = sorted((Path(__file__).parent.parent / "results").rglob("*.json"))
+    assert len(Result.read_all(files)) == len(files) > 200
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

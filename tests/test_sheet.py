@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glora.files import append_jsonl, read_jsonl
-from glora.report.outcome import verdict
 from glora.runs.sheet import Sheet, ahead, curse, joined, mean
 from glora.tasks.evaluation import Evaluation
 
@@ -95,35 +94,7 @@ def test_what_another_supernet_did_is_forgotten(tmp_path: Path) -> None:
     assert Sheet(path, {"supernet": "b"}, lambda genome: {})((2,))["val"].loss == 3
 
 
-# -- in words
-
-
-def row(gap: float, error: float, *, split: str = "aside", **more: float) -> dict[str, float | None]:
-    numbers = {f"{split}_{name}_ahead": gap for name in ("accuracy", "loss")}
-    numbers |= {f"{split}_{name}_ahead_standard_error": error for name in ("accuracy", "loss")}
-    return {"parameters": 100.0, "genotypes": 50.0, f"{split}_images": 90.0, **numbers, **more}
-
-
-@pytest.mark.parametrize(
-    ("gap", "error", "word"),
-    [(0.3, 0.1, "beats"), (0.3, 0.2, "does not beat"), (0.02, 0.01, "does not beat"), (-0.3, 0.1, "does worse than")],
-)
-def test_the_winner_beats_a_control_by_two_paired_standard_errors_or_not(gap: float, error: float, word: str) -> None:
-    line = verdict({"winner": {}, "random_best": row(gap, error)}, fitness="loss", budget=None, rescored=1)[0]
-    assert line.startswith(f"The winner {word} the best of 50 random genotypes on the 90 set-aside images: ")
-    assert f"loss {-gap:+.3f} ± {error:.3f}" in line
-
-
-def test_the_images_that_chose_least_decide_and_a_larger_control_is_called_that() -> None:
-    rows = {"winner": {}, "largest": {**row(0.3, 0.1), **row(-0.3, 0.1, split="test")}}
-    line = verdict(rows, fitness="accuracy", budget=99, rescored=10)[0]
-    assert line.startswith(
-        "The winner does worse than the largest subnet (100 numbers, above the budget) on the 90 test"
-    )
-    only_val = verdict({"random_mean": row(0.3, 0.1, split="val")}, fitness="loss", budget=None, rescored=1)[0]
-    assert "the mean of 50 random genotypes on the 90 val images, which also chose it" in only_val
-    again = verdict({"random_mean": row(0.3, 0.1)}, fitness="loss", budget=None, rescored=10)[0]
-    assert "on the 90 set-aside images, which also chose it among the best 10: " in again
+# -- what setting aside costs
 
 
 def test_setting_half_of_val_aside_and_scoring_ten_again_loses_nothing_against_all_of_val() -> None:

@@ -37,15 +37,16 @@ def print_results(*results: Any, as_json: bool) -> None:
     console = Console()
     console.print(rich_table(results))
     if len(results) == 1 and results[0].controls:
-        _print_comparison(console, results[0].rows, results[0].verdict)
+        _print_comparison(console, results[0])
 
 
-def _print_comparison(console: Any, rows: Mapping[str, Any], verdict: Any) -> None:
+def _print_comparison(console: Any, found: Any) -> None:
+    """The winner and its controls, of a result or an outcome, as a table and in words."""
     from glora.report.tables import comparison_table
 
     console.print()
-    console.print(comparison_table(rows))
-    for line in verdict:
+    console.print(comparison_table(found.rows, found.metrics_info))
+    for line in found.verdict:
         console.print(line, markup=False, highlight=False)
 
 
@@ -118,7 +119,7 @@ def show(run: Path, *, as_json: bool) -> None:
     console = Console()
     console.print(winner_table(outcome))
     if outcome.rows:
-        _print_comparison(console, outcome.rows, outcome.verdict)
+        _print_comparison(console, outcome)
     else:
         for line in outcome.verdict:
             console.print(line, markup=False, highlight=False)

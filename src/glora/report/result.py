@@ -8,22 +8,29 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from glora import __version__
 from glora.errors import RunError
 from glora.files import plain_json, write_json
+from glora.report.metrics import MetricInfo
+from glora.report.records import checked
 
-__all__ = ["Result"]
+__all__ = ["FORMAT_1_METRICS", "Result"]
 
-FORMAT = 1
+FORMAT = 2
+FORMAT_1_METRICS = (MetricInfo("accuracy", True, "percent"), MetricInfo("loss", False, ".3f"))  # all it could hold
 STAMPED_PACKAGES = ("torch", "timm", "accelerate", "glora")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Result:
     """One run as one record: what was run, what came out, and what it was run with.
 
@@ -35,23 +42,27 @@ class Result:
         config: The resolved configuration, plain JSON.
         parameters: Trainable numbers without the head.
         head_parameters: Trainable numbers of the head.
-        metrics: Accuracies as fractions in [0, 1] and losses: `val_accuracy`, `test_loss`, ...; the standard
-            error of one has its name and `_standard_error`. `aside_...` are images set aside from the search,
-            `curse_...` is how much better val looks than those. None where a number was not finite.
-        controls: What the winner of a search was compared with -> its metrics and `parameters`; `..._ahead` is how
-            much better the winner is on the same images, with the paired standard error.
-        seconds: Wall time per stage: `train`, `search`, `test`, ...; `search` is that of the scores, added up over
+        objective: Name in the table of objectives: what was learned.
+        metrics_info: The metrics of the objective; tables show the first.
+        metrics: Metric -> value, for each split val, aside and test: `val_loss`, `test_loss`, and with
+            `_standard_error` at the end its standard error. `test_examples` is how many examples the split has. "aside"
+            are the examples set aside from the search; `selection_bias_...` is how much better val looks than those.
+            None where a number was not finite.
+        controls: What the winner of a search was compared with -> its metrics and `parameters`; `test_loss_ahead` is
+            how much better the winner is on the same examples, with the paired standard error.
+        seconds: Wall time per stage: `train`, `search`, `test`, ...; `search` is the time of the scores, added up over
             all workers.
-        image_steps: Forward-and-backward passes of an image, per stage that trains: `train`, `polish`.
+        example_steps: Forward-and-backward passes of one example, per stage that trains: `train`, `polish`.
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.
-        verdict: Of a search: how the winner was chosen, and whether it beats its controls, in words.
+        verdict: Of a search: how good the model is, how it was chosen, and whether it beats its controls, in words.
         versions: Version of Python and of the packages that decide the numbers.
         commit: The git commit of the working folder, "-dirty" at its end where Python files differ, or None.
         device: What it ran on, in words.
         time: When the record was made, UTC, ISO 8601.
         winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
+        run: Name of the run folder; empty where there was none.
     """
 
     method: str
@@ -61,10 +72,12 @@ class Result:
     config: Mapping[str, Any]
     parameters: int
     head_parameters: int = 0
+    objective: str = "classify"
+    metrics_info: tuple[MetricInfo, ...] = ()
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     controls: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    image_steps: Mapping[str, int] = field(default_factory=dict)
+    example_steps: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int | None = None
     latency: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
@@ -74,49 +87,19 @@ class Result:
     device: str = "cpu"
     time: str = ""
     winner: str = ""
+    run: str = ""
 
     @classmethod
-    def stamped(
-        cls,
-        *,
-        method: str,
-        task: str,
-        model: str,
-        seed: int,
-        config: Mapping[str, Any],
-        parameters: int,
-        head_parameters: int = 0,
-        metrics: Mapping[str, float | None] | None = None,
-        controls: Mapping[str, Mapping[str, float | None]] | None = None,
-        seconds: Mapping[str, float] | None = None,
-        image_steps: Mapping[str, int] | None = None,
-        latency: Mapping[str, float] | None = None,
-        notes: Iterable[str] = (),
-        verdict: Iterable[str] = (),
-        device: str = "cpu",
-    ) -> Result:
-        """The record of a run that ends now, with versions, commit, peak memory and UTC time filled in."""
-        return cls(
-            method=method,
-            task=task,
-            model=model,
-            seed=seed,
-            config=plain_json(config),
-            parameters=parameters,
-            head_parameters=head_parameters,
-            metrics=plain_json(metrics or {}),
-            controls=plain_json(controls or {}),
-            seconds=plain_json(seconds or {}),
-            image_steps=plain_json(image_steps or {}),
-            memory_bytes=_peak_memory(),
-            latency=None if latency is None else plain_json(latency),
-            notes=tuple(notes),
-            verdict=tuple(verdict),
-            versions=_versions(),
-            commit=_commit(),
-            device=device,
-            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
+    def stamped(cls, **fields: Any) -> Result:
+        """The record of a run that ends now.
+
+        Args:
+            fields: The fields by name. Versions, commit, peak memory and UTC time are filled in; numbers that are not
+                finite become None.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        stamps = {"versions": _versions(), "commit": _commit(), "memory_bytes": _peak_memory(), "time": now}
+        return cls(**stamps | {name: plain_json(value) for name, value in fields.items()})
 
     @property
     def rows(self) -> dict[str, Mapping[str, float | None]]:
@@ -130,38 +113,20 @@ class Result:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """The result that `to_json` wrote.
+        """The result that `to_json` wrote, of this version or of format 1.
 
         Raises:
             RunError: The format version is unknown, or a field is unknown, missing or of another type.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        if not isinstance(data, Mapping) or data.get("format") not in (1, FORMAT):
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise RunError(
                 f"This is no result of a known format: format={found!r}.",
-                allowed=f"This version of glora reads format {FORMAT}.",
+                allowed=f"glora {__version__} reads the formats 1 and {FORMAT}.",
                 remedy="Upgrade glora, or run the experiment again.",
             )
-        known = {item.name for item in fields(cls)}
-        required = {"method", "task", "model", "seed", "config", "parameters"}
-        unknown, missing = sorted(set(data) - known - {"format"}), sorted(required - set(data))
-        if unknown or missing:
-            raise RunError(f"The result has the unknown fields {unknown} and lacks {missing}.")
-        expected = {"method": str, "task": str, "model": str, "seed": int, "config": dict, "parameters": int}
-        expected |= {
-            "head_parameters": int,
-            "metrics": dict,
-            "controls": dict,
-            "seconds": dict,
-            "image_steps": dict,
-            "notes": list,
-            "versions": dict,
-        }
-        for name, kind in expected.items():
-            if name in data and not isinstance(data[name], kind):
-                raise RunError(f"The result's {name} is {data[name]!r}.", allowed=f"Allowed: a JSON {kind.__name__}.")
-        values = {name: value for name, value in data.items() if name != "format"}
-        return cls(**values | {name: tuple(values.get(name, ())) for name in ("notes", "verdict")})
+        fields = {name: value for name, value in data.items() if name != "format"}
+        return checked(cls, _from_format_1(fields) if data["format"] == 1 else fields, "result")
 
     def write(self, path: str | Path) -> None:
         """`path` holds this result, whole or not at all."""
@@ -169,13 +134,16 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
-        """The result in the file.
+        """The result in the file; the name of its run, where it has none, is that of the folder or of the file.
 
         Raises:
             RunError: There is no such file, or it is no result; the message names it.
         """
+        path = Path(path)
+        name = path.absolute().parent.name if path.name == "result.json" else path.stem
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            found = cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return found if found.run else replace(found, run=name)
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror}.", remedy="Name a result file.") from error
         except ValueError as error:
@@ -187,6 +155,27 @@ class Result:
     def read_all(cls, paths: Iterable[str | Path]) -> list[Result]:
         """The results in the files, in their order."""
         return [cls.read(path) for path in paths]
+
+
+def _from_format_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a result of format 1, which knew classification of images only, under today's names."""
+    new = dict(fields)
+    if "image_steps" in new:
+        new["example_steps"] = new.pop("image_steps")
+    if isinstance(metrics := new.get("metrics"), Mapping):
+        new["metrics"] = _renamed(metrics)
+    if isinstance(controls := new.get("controls"), Mapping):
+        new["controls"] = {name: _renamed(row) if isinstance(row, Mapping) else row for name, row in controls.items()}
+    return new | {"metrics_info": [asdict(metric) for metric in FORMAT_1_METRICS]}
+
+
+def _renamed(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f"{split}_images": f"{split}_examples" for split in ("val", "aside", "test")}
+    names |= {"by_accuracy": "uncalibrated"}
+    for name in row:
+        if name.startswith("curse_"):
+            names[name] = f"selection_bias_{name.removeprefix('curse_')}"
+    return {names.get(name, name): value for name, value in row.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from glora.errors import ConfigError
+from glora.report.metrics import RAW_SCORE, MetricInfo
 from glora.report.outcome import Row, row_title
 from glora.report.plots.figures import FRONT, INK, count_axis, figure, save, whole_numbers
 
 __all__ = ["search_plot"]
 
-Fitness = Literal["accuracy", "loss", "score"]
-AXES: dict[str, tuple[str, float, str, str]] = {  # fitness -> axis title, score to what is shown, format, unit
-    "accuracy": ("validation accuracy, %", 100, ".1f", " %"),
-    "loss": ("validation loss (lower is better)", -1, ".3g", ""),
-    "score": ("score (higher is better)", 1, ".3g", ""),
-}
-LOOKS = {  # control -> marker and colour
+CONTROL_LOOKS = {  # control -> marker and colour
     "random_mean": ("D", "#0072B2"),
     "random_best": ("s", "#0072B2"),
     "largest": ("^", "#CC79A7"),
     "retrained": ("P", "#009E73"),
     "unpolished": ("v", "#009E73"),
 }
-BEYOND = 1.3  # times as large as anything scored: drawn at the edge
+BEYOND = 1.3  # a control this many times as large as anything scored is drawn at the edge
 
 
 class Scored(Protocol):
@@ -48,9 +43,11 @@ def search_plot(
     winner: Scored,
     path: str | Path,
     *,
-    fitness: Fitness = "score",
+    fitness: str = "score",
+    metrics_info: Sequence[MetricInfo] = (),
     budget: int | None = None,
     controls: Mapping[str, Row] | None = None,
+    unit: str = "examples",
     title: str = "",
 ) -> dict[str, Any]:
     """Every scored genotype, score against trainable numbers, with the front, the winner and its controls.
@@ -60,10 +57,13 @@ def search_plot(
         front: The trials that no other beats in both.
         winner: The trial chosen.
         path: The figure's file, `.svg`, `.png` or `.pdf`.
-        fitness: What the score is: `"accuracy"` is shown in %, `"loss"` (a negative score) as the loss itself.
+        fitness: Name of the metric that was searched; `"score"` draws the scores as they are.
+        metrics_info: The metrics, that of `fitness` among them. The score of one that is better when lower is its
+            negative; drawn is the metric itself.
         budget: Drawn as a line when given.
-        controls: The rows of an `Outcome`: what the winner was compared with, on val, and the winner on the images
+        controls: The rows of an `Outcome`: what the winner was compared with, on val, and the winner on the examples
             set aside; not drawn with the fitness `"score"`.
+        unit: What an example is, in the plural.
         title: Instead of the plot's own title.
 
     Returns:
@@ -73,24 +73,25 @@ def search_plot(
         ConfigError: The suffix or the fitness is unknown.
         MissingExtraError: matplotlib is not installed.
     """
-    if fitness not in AXES:
-        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(AXES)}.")
-    label, factor, form, unit = AXES[fitness]
+    metrics = {"score": RAW_SCORE} | {each.name: each for each in metrics_info}
+    if fitness not in metrics:
+        raise ConfigError(f"fitness={fitness!r} is not allowed.", allowed=f"Allowed: {', '.join(sorted(metrics))}.")
+    metric = metrics[fitness]
     drawing = figure(7.6, 5.2)
     axes = drawing.subplots()
-    dots = _trials(axes, trials, factor)
-    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], factor)
+    dots = _trials(axes, trials, metric)
+    _front(axes, [trial for trial in front if math.isfinite(trial.score.value)], metric)
     rows = dict(controls or {})
-    if fitness != "score":
+    if metric is not RAW_SCORE:
         reach = BEYOND * max([budget or 0, *(trial.parameters for trial in trials)])
-        _controls(axes, {name: row for name, row in rows.items() if name in LOOKS}, fitness, reach)
-        _aside(axes, winner, rows.get("winner", {}), fitness)
-    _winner(axes, winner, factor, form, unit)
+        _controls(axes, {name: row for name, row in rows.items() if name in CONTROL_LOOKS}, metric, reach)
+        _aside(axes, winner, rows.get("winner", {}), metric, unit)
+    _winner(axes, winner, metric)
     if budget is not None:
         axes.axvline(budget, color=INK, linewidth=1, linestyle=":", label=f"budget: {budget:,} numbers")
     if len({trial.generation for trial in trials}) > 1:
         drawing.colorbar(dots, ax=axes, label="generation", ticks=whole_numbers(), pad=0.02)
-    axes.set(xlabel="trainable numbers, without the head", ylabel=label)
+    axes.set(xlabel="trainable numbers, without the head", ylabel=_axis_title(metric))
     axes.set_title(title or f"Every genotype of the search: {len(trials):,} scored, {len(front)} on the front")
     count_axis(axes.xaxis)
     axes.margins(0.06)
@@ -101,19 +102,30 @@ def search_plot(
     return save(drawing, path, data)
 
 
+def _axis_title(metric: MetricInfo) -> str:
+    if metric is RAW_SCORE:
+        return "score (higher is better)"
+    return f"validation {metric.title}" + ("" if metric.higher else " (lower is better)")
+
+
+def _drawn(score: float, metric: MetricInfo) -> float:
+    """The height of a score: the metric itself, in % where it is shown so."""
+    return metric.sign * metric.scaled(score)
+
+
 def _record(trial: Scored) -> dict[str, Any]:
     record = {"parameters": trial.parameters, "score": trial.score.value, "seen": trial.seen}
     return record | {"standard_error": trial.score.standard_error, "generation": trial.generation}
 
 
-def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
-    """The dots; what has left a race has a score on some images that compares with no other, and is only counted."""
+def _trials(axes: Any, trials: Sequence[Scored], metric: MetricInfo) -> Any:
+    """The dots. What has left a race was scored on fewer examples, compares with no other, and is only counted."""
     finite = [trial for trial in trials if math.isfinite(trial.score.value)]
     every = [trial.generation for trial in finite]
     style = {"s": 20, "alpha": 0.75, "linewidths": 0, "cmap": "cividis"}
     style |= {"vmin": min(every, default=0), "vmax": max(every, default=1)}
     shown = [trial for trial in finite if trial.seen == 1]
-    x, y = [trial.parameters for trial in shown], [factor * trial.score.value for trial in shown]
+    x, y = [trial.parameters for trial in shown], [_drawn(trial.score.value, metric) for trial in shown]
     text = f"scored genotype ({len(shown):,})"
     dots = axes.scatter(x, y, c=[trial.generation for trial in shown], label=text, **style)
     if left := len(finite) - len(shown):
@@ -121,47 +133,46 @@ def _trials(axes: Any, trials: Sequence[Scored], factor: float) -> Any:
     return dots
 
 
-def _front(axes: Any, front: Sequence[Scored], factor: float) -> None:
+def _front(axes: Any, front: Sequence[Scored], metric: MetricInfo) -> None:
     ordered = sorted(front, key=lambda trial: trial.parameters)
-    x, y = [trial.parameters for trial in ordered], [factor * trial.score.value for trial in ordered]
+    x, y = [trial.parameters for trial in ordered], [_drawn(trial.score.value, metric) for trial in ordered]
     style = {"color": FRONT, "linewidth": 1.4, "marker": "o", "markersize": 5, "markerfacecolor": "none"}
     axes.plot(x, y, drawstyle="steps-post", label=f"front ({len(front)})", zorder=3, **style)
 
 
-def _controls(axes: Any, rows: Mapping[str, Row], fitness: str, reach: float) -> None:
+def _controls(axes: Any, rows: Mapping[str, Row], metric: MetricInfo, reach: float) -> None:
     """Each control on val with its standard error; one far larger than what was scored at the right edge."""
-    factor = 100 if fitness == "accuracy" else 1
     right = max([axes.get_xlim()[1], *(row["parameters"] or 0 for row in rows.values() if _within(row, reach))])
     for name, row in rows.items():
-        value, error = (row.get(f"val_{fitness}{end}") for end in ("", "_standard_error"))
+        value, error = (row.get(f"val_{metric.name}{end}") for end in ("", "_standard_error"))
         if value is None:
             continue
-        marker, colour = LOOKS[name]
+        marker, colour = CONTROL_LOOKS[name]
         far = "" if _within(row, reach) else f" ({row['parameters']:,.0f} numbers, off the scale)"
         style = {"marker": ">" if far else marker, "color": colour, "markersize": 7, "markeredgecolor": INK}
         x = right if far else row["parameters"]
-        bars = {"yerr": factor * (error or 0), "capsize": 2, "elinewidth": 1, "linestyle": "none", "zorder": 4}
-        axes.errorbar(x, factor * value, label=f"{row_title(name, row)}{far}", clip_on=not far, **style, **bars)
+        bars = {"yerr": metric.scaled(error or 0), "capsize": 2, "elinewidth": 1, "linestyle": "none", "zorder": 4}
+        axes.errorbar(x, metric.scaled(value), label=f"{row_title(name, row)}{far}", clip_on=not far, **style, **bars)
 
 
 def _within(row: Row, reach: float) -> bool:
     return (row["parameters"] or 0) <= reach
 
 
-def _aside(axes: Any, winner: Scored, row: Row, fitness: str) -> None:
-    value, error = (row.get(f"aside_{fitness}{end}") for end in ("", "_standard_error"))
+def _aside(axes: Any, winner: Scored, row: Row, metric: MetricInfo, unit: str) -> None:
+    """A bar at what the winner does on the examples set aside."""
+    value, error = (row.get(f"aside_{metric.name}{end}") for end in ("", "_standard_error"))
     if value is None:
         return
-    factor, form, unit = (100, ".1f", " %") if fitness == "accuracy" else (1, ".3g", "")
-    label = f"winner, set-aside images: {factor * value:{form}} ± {factor * (error or 0):{form}}{unit}"
+    label = f"winner, set-aside {unit}: {metric.quantity(value, error)}"
     style = {"marker": "_", "markersize": 22, "markeredgewidth": 2, "color": INK, "linestyle": "none"}
-    axes.plot(winner.parameters, factor * value, label=label, zorder=7, **style)
+    axes.plot(winner.parameters, metric.scaled(value), label=label, zorder=7, **style)
 
 
-def _winner(axes: Any, winner: Scored, factor: float, form: str, unit: str) -> None:
-    value, error = factor * winner.score.value, abs(factor) * winner.score.standard_error
-    spread = f" ± {error:{form}}" if error else ""
-    label = f"winner: {value:{form}}{spread}{unit} ({winner.parameters:,} numbers)"
+def _winner(axes: Any, winner: Scored, metric: MetricInfo) -> None:
+    error = winner.score.standard_error or None
+    text = metric.quantity(metric.sign * winner.score.value, error)
+    label = f"winner: {text} ({winner.parameters:,} numbers)"
     star = {"fmt": "*", "markersize": 15, "color": FRONT, "markeredgecolor": INK}
-    bar = {"yerr": error or None, "ecolor": INK, "elinewidth": 1, "capsize": 3}
-    axes.errorbar(winner.parameters, value, label=label, zorder=6, **star, **bar)
+    bar = {"yerr": metric.scaled(error) if error else None, "ecolor": INK, "elinewidth": 1, "capsize": 3}
+    axes.errorbar(winner.parameters, _drawn(winner.score.value, metric), label=label, zorder=6, **star, **bar)

@@ -1,0 +1,38 @@
+"""Plain data -> a checked record: every unknown, missing or wrong field at once (no torch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from glora.errors import RunError
+
+__all__ = ["checked"]
+
+Record = TypeVar("Record")
+WORDS = {"unexpected_keyword_argument": "unknown", "missing": "missing"}  # the kind of a problem, in words
+
+
+def checked(record: type[Record], data: Mapping[str, Any], what: str) -> Record:
+    """The record of these fields.
+
+    Args:
+        record: A pydantic dataclass. Its field types are taken strictly: a text is no number.
+        data: What was read from JSON.
+        what: What the record is, in the error's words: `"result"`.
+
+    Raises:
+        RunError: Lists every field that is unknown, missing or of another type.
+    """
+    try:
+        return TypeAdapter(record).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for each in error.errors():
+            name = ".".join(map(str, each["loc"][:2]))
+            told = WORDS.get(each["type"]) or f"{each['msg'].lower()}, not {each['input']!r}"
+            problems.setdefault(name, f"{name}: {told}")
+        raise RunError(f"The {what} has wrong fields. {'; '.join(problems.values())}.") from error
