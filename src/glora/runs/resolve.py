@@ -12,7 +12,7 @@ from glora import searchers
 from glora.config import Experiment, SearchSettings
 from glora.errors import BudgetError
 from glora.methods import Method, get_method, settings_of
-from glora.searchers.operators import Pool, Window
+from glora.searchers.operators import Budget, GenomeSampler
 from glora.space import BoundSpace
 from glora.tasks.task import DATASETS
 
@@ -43,7 +43,7 @@ def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, A
     Raises:
         BudgetError: No genotype keeps the budget.
     """
-    own = {name: getattr(settings, name, None) for name in searchers.settings_of(settings.searcher)}
+    own = {name: getattr(settings, name, None) for name in _own(settings.searcher)}
     found = {
         "searcher": settings.searcher,
         "settings": {name: value for name, value in own.items() if value is not None},
@@ -57,31 +57,34 @@ def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, A
 
 def _wants_one_size(how: Mapping[str, Any], settings: SearchSettings, space: BoundSpace) -> bool:
     """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
-    return settings.legalize != "reject" and searchers.new_searcher(space, seed=0, **how).elite is not None
+    return settings.legalize != "reject" and searchers.new_searcher(space, seed=0, **how).top_k is not None
 
 
 def _near(settings: SearchSettings, space: BoundSpace) -> int:
     """Nine tenths of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
-    window = Window(space.costs, settings.budget)
-    least = math.floor(NEAR * min(window.high, window.largest))
+    budget = Budget(space.costs, settings.budget)
+    least = math.floor(NEAR * min(budget.high, budget.largest))
     try:
-        pool = Pool(space.costs, settings.budget, least, random.Random(0))
+        sampler = GenomeSampler(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
         return 0
-    return least if pool.has(settings.candidates) else 0
+    return least if sampler.can_sample(settings.candidates) else 0
 
 
 def unused(settings: SearchSettings) -> tuple[str, ...]:
     """What must be said of settings that are not at their default and that only other searchers have."""
-    own, fields = set(searchers.settings_of(settings.searcher)), type(settings).model_fields
+    own, fields = set(_own(settings.searcher)), type(settings).model_fields
     if "candidates" in own:  # as many as these two give
         own |= {"population", "generations"}
-    others = {
-        name for searcher in searchers.SEARCHERS for name in searchers.settings_of(searcher)
-    } & fields.keys() - own
+    others = {name for searcher in searchers.SEARCHERS for name in _own(searcher)} & fields.keys() - own
     changed = sorted(name for name in others if getattr(settings, name) != fields[name].default)
     names = ", ".join(f"search.{name}" for name in changed)
     return (f"The searcher {settings.searcher!r} has no {names}: nothing changes by it.",) if changed else ()
+
+
+def _own(searcher: str) -> list[str]:
+    """The names of a searcher's own settings."""
+    return [name for name in searchers.settings_class(searcher).model_fields if name != "name"]
 
 
 def method_of(experiment: Experiment) -> Method:
