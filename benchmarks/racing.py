@@ -34,7 +34,7 @@ from glora.report.result import Result
 from glora.runs.run import Run
 from glora.runs.scoring import Part, ValScorer
 from glora.searchers import Racing, SearchResult, search
-from glora.searchers.measure import Done, Job
+from glora.searchers.jobs import Job, JobResult
 from glora.searchers.racing import Race
 
 ROOT = Path(__file__).parent.parent
@@ -241,13 +241,13 @@ def record() -> None:
     losses = np.empty((len(values), n), dtype=np.float32)
     race = Race(Racing(n, first=n), lines[0]["settings"]["parents"], SEEDS[0])
 
-    def measure(jobs: Iterable[Job]) -> Iterator[Done]:  # in the order in which they were asked for
+    def run_jobs(jobs: Iterable[Job]) -> Iterator[JobResult]:  # in the order in which they were asked for
         for job in jobs:
             losses[job.number, list(job.indices)] = [-value for value in values[job.number]]
-            yield Done(job, values[job.number], 0.0)
+            yield JobResult(job, values[job.number], 0.0)
 
     for generation in generations.values():
-        for _ in race.run(generation, measure):
+        for _ in race.run(generation, run_jobs):
             pass
     np.savez_compressed(TABLE, losses=losses.astype(np.float16))
 

@@ -13,7 +13,7 @@ import pytest
 from glora.errors import RunError
 from suites.scores import Trouble, score
 from suites.searcher_suite import SOURCE, TESTS
-from test_workers import lines, run, told
+from test_workers import lines, plain, run
 
 ray = pytest.importorskip("ray")
 
@@ -32,7 +32,7 @@ def cluster() -> Iterator[None]:
 def alone(tmp_path: Path) -> tuple[Any, set[str]]:
     """What this process finds, and its journal."""
     journal = tmp_path / "alone.jsonl"
-    return told(run(journal=journal)), lines(journal)
+    return plain(run(journal=journal)), lines(journal)
 
 
 def test_ray_workers_make_the_same_search_and_lose_nothing_when_one_dies(
@@ -40,14 +40,14 @@ def test_ray_workers_make_the_same_search_and_lose_nothing_when_one_dies(
 ) -> None:
     journal = tmp_path / "search.jsonl"
     trouble = Trouble(tmp_path, "kill", times=1)
-    assert told(run(trouble, workers=2, cluster="ray", journal=journal)) == alone[0]
+    assert plain(run(trouble, workers=2, cluster="ray", journal=journal)) == alone[0]
     assert lines(journal) == alone[1]
     assert caplog.text.count("A worker was lost") == 1
 
 
 def test_a_ray_worker_that_hangs_is_replaced(tmp_path: Path, alone: Any) -> None:
     trouble = Trouble(tmp_path, "hang", times=1)
-    assert told(run(trouble, workers=1, cluster="ray", limit=20)) == alone[0]
+    assert plain(run(trouble, workers=1, cluster="ray", limit=20)) == alone[0]
 
 
 def test_a_score_that_fails_on_ray_ends_the_search(tmp_path: Path) -> None:

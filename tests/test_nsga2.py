@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,7 +29,16 @@ from glora.errors import ConfigError
 from glora.files import read_jsonl
 from glora.genotype import Genotype, Site
 from glora.runs.resolve import search_arguments, unused
-from glora.searchers import SEARCHERS, Candidate, Score, Trial, new_searcher, pareto_front, search
+from glora.searchers import (
+    SEARCHERS,
+    Candidate,
+    Score,
+    SearcherSettings,
+    Trial,
+    new_searcher,
+    pareto_front,
+    search,
+)
 from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
 from glora.space import BoundSpace, SearchSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
@@ -277,11 +285,11 @@ def test_a_thousand_sites_are_asked_and_told_quickly(share: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"population": 0}, "population=0"),
-        ({"generations": -1}, "generations=-1"),
+        ({"population": 0}, r"population: .*\(got 0\)"),
+        ({"generations": -1}, r"generations: .*\(got -1\)"),
         ({"mutation_probability": 1.5}, "mutation_probability"),
-        ({"legalize": "hope"}, "repair, reject"),
-        ({"parents": 3}, "no setting 'parents'"),
+        ({"legalize": "hope"}, "'repair' or 'reject'"),
+        ({"parents": 3}, "parents: no such setting"),
     ],
 )
 def test_wrong_settings_are_told(wrong: dict[str, Any], message: str) -> None:
@@ -306,8 +314,8 @@ def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.M
     assert search_arguments(settings, toy_space(1))["settings"] == {"legalize": "repair"}
 
 
-@dataclasses.dataclass(frozen=True)
-class MySettings:
+class MySettings(SearcherSettings):
+    name: Literal["mine"] = "mine"
     tries: int = 5
     legalize: str = "repair"
 
@@ -325,7 +333,7 @@ def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None
     if searcher != "random":
         own: Any = asker
         default = type(own.settings)(population=12, generations=4)
-        assert dataclasses.asdict(own.settings) == dataclasses.asdict(default)
+        assert own.settings.resolved() == default.resolved()
 
 
 def test_the_command_line_searches_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

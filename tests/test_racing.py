@@ -18,11 +18,11 @@ from glora.errors import ConfigError
 from glora.files import read_jsonl
 from glora.genotype import Genotype
 from glora.searchers import Racing, search
-from glora.searchers.measure import Done, Job
-from glora.searchers.racing import Race, leaves
+from glora.searchers.jobs import Job, JobResult
+from glora.searchers.racing import Race, is_eliminated
 from glora.space import SearchSpace, Site
 from suites.scores import EXAMPLES, SPACE, score, values
-from suites.searcher_suite import told
+from suites.searcher_suite import plain
 
 RACING = Racing(EXAMPLES, first=10)
 SETTINGS = {"population": 12, "generations": 3, "parents": 3}
@@ -38,19 +38,19 @@ def test_the_papers_search_costs_a_quarter_and_its_winner_is_among_the_best(seed
     """1,050 genotypes of a real supernet on 200 real images, in the order in which a full search asked for them."""
     table = -np.load(TABLE)["losses"].astype(np.float64)
     assert table.shape == (1_050, 200)
-    race, found = Race(Racing(200), elite=10, seed=seed), []
+    race, found = Race(Racing(200), top_k=10, seed=seed), []
 
-    def measure(jobs: Iterable[Job]) -> Iterator[Done]:
+    def run_jobs(jobs: Iterable[Job]) -> Iterator[JobResult]:
         for job in jobs:
-            yield Done(job, [float(table[job.number, index]) for index in job.indices], 0.0)
+            yield JobResult(job, [float(table[job.number, index]) for index in job.indices], 0.0)
 
     for first in range(0, len(table), 50):
-        found += race.run(dict.fromkeys(range(first, first + 50), Genotype({})), measure)
-    assert sum(outcome.seen for outcome in found) <= len(table) / 4
+        found += race.run(dict.fromkeys(range(first, first + 50), Genotype({})), run_jobs)
+    assert sum(raced.seen for raced in found) <= len(table) / 4
     full = table.mean(axis=1)
-    winner = max((outcome for outcome in found if outcome.seen == 1), key=lambda outcome: outcome.score).number
+    winner = max((raced for raced in found if raced.seen == 1), key=lambda raced: raced.score).number
     assert (full > full[winner]).sum() < 0.01 * len(table)
-    finished = {outcome.number for outcome in found if outcome.seen == 1}
+    finished = {raced.number for raced in found if raced.seen == 1}
     assert len(finished.intersection(np.argsort(-full)[:10].tolist())) >= 8
     gaps = table[full.argmax()] - table[winner]
     assert gaps.mean() <= gaps.std(ddof=1) / math.sqrt(len(gaps))
@@ -84,7 +84,7 @@ def test_a_race_in_one_piece_is_the_full_search() -> None:
     def mean(genotype: Genotype) -> float:
         return math.fsum(values(genotype, range(EXAMPLES))) / EXAMPLES
 
-    assert told(run(racing=Racing(EXAMPLES, first=EXAMPLES))) == told(run(mean, racing=None))
+    assert plain(run(racing=Racing(EXAMPLES, first=EXAMPLES))) == plain(run(mean, racing=None))
 
 
 def test_a_race_finds_the_optimum_where_the_examples_agree() -> None:
@@ -136,7 +136,7 @@ def test_a_race_killed_anywhere_goes_on_to_the_same_end(
     options: dict[str, Any] = {"searcher": searcher, "racing": Racing(EXAMPLES, first=20, level=0.01)}
     options["settings"] = {"candidates": 60} if searcher == "random" else {"population": 20, "generations": 1}
     monkeypatch.setattr(Race, "_order", counted := Counted(Race._order))
-    expected = told(run(journal=whole, **options))
+    expected = plain(run(journal=whole, **options))
     assert counted.spreads == [False, True]  # the second generation's examples are ordered
     lines = whole.read_bytes().splitlines(keepends=True)
 
@@ -145,7 +145,7 @@ def test_a_race_killed_anywhere_goes_on_to_the_same_end(
 
     for kept in range(0, len(lines), 29):
         part.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
-        assert told(run(journal=part, **options)) == expected
+        assert plain(run(journal=part, **options)) == expected
         assert timeless(part) == timeless(whole)
     scored = {json.loads(line)["number"] for line in lines[1:]}
     assert scored == set(range(len(expected[2])))
@@ -161,12 +161,12 @@ def pieces_of(race: Race, numbers: range, value: Callable[[int, int], float]) ->
     """The pieces of a generation whose candidate `number` is worth `value(number, index)` on an example."""
     pieces: dict[int, tuple[int, ...]] = {}
 
-    def measure(jobs: Iterable[Job]) -> Iterator[Done]:
+    def run_jobs(jobs: Iterable[Job]) -> Iterator[JobResult]:
         for job in jobs:
             assert job.piece is not None and pieces.setdefault(job.piece, job.indices) == job.indices
-            yield Done(job, [value(job.number, index) for index in job.indices], 0.0)
+            yield JobResult(job, [value(job.number, index) for index in job.indices], 0.0)
 
-    for _ in race.run(dict.fromkeys(numbers, Genotype({})), measure):
+    for _ in race.run(dict.fromkeys(numbers, Genotype({})), run_jobs):
         pass
     return list(pieces.values())
 
@@ -196,10 +196,10 @@ def test_what_the_best_differ_on_comes_first_as_soon_as_ten_have_seen_all() -> N
 def test_where_the_examples_are_ordered_nothing_is_extrapolated_from_those_seen() -> None:
     racing = Racing(100, level=0.1)
     behind, level = [0.0, 0.0], [1.0, 1.0]
-    assert leaves(behind, level, racing, unseen=2.0)  # 2 behind, the rest spreads by 1.4: 1.28 of that is 1.8
-    assert not leaves(behind, level, racing, unseen=3.0)
-    assert leaves(behind, level, racing, unseen=0.0) and not leaves(level, level, racing, unseen=0.0)
-    assert not leaves(level, behind, racing, unseen=0.0)
+    assert is_eliminated(behind, level, racing, unseen=2.0)  # 2 behind, the rest spreads by 1.4: 1.28 of that is 1.8
+    assert not is_eliminated(behind, level, racing, unseen=3.0)
+    assert is_eliminated(behind, level, racing, unseen=0.0) and not is_eliminated(level, level, racing, unseen=0.0)
+    assert not is_eliminated(level, behind, racing, unseen=0.0)
 
 
 def test_the_test_sends_an_equal_away_as_often_as_its_level_says() -> None:
@@ -208,15 +208,15 @@ def test_the_test_sends_an_equal_away_as_often_as_its_level_says() -> None:
     for _ in range(2_000):
         gaps = [rng.gauss(0, 1) for _ in range(100)]
         middle = statistics.fmean(gaps)
-        gone += leaves([0.0] * 60, [gap - middle for gap in gaps[:60]], racing)  # equal over all 100
+        gone += is_eliminated([0.0] * 60, [gap - middle for gap in gaps[:60]], racing)  # equal over all 100
     assert gone / 2_000 == pytest.approx(0.1, abs=0.02)
 
 
-def test_with_all_examples_but_one_seen_only_what_is_behind_leaves() -> None:
+def test_with_all_examples_but_one_seen_only_what_is_behind_is_eliminated() -> None:
     racing = Racing(11, level=0.25)
-    assert leaves([0.0] * 10, [0.1] * 9 + [0.2], racing)
-    assert not leaves([0.1] * 9 + [0.2], [0.0] * 10, racing)
-    assert not leaves([0.1] * 10, [0.1] * 10, racing)
+    assert is_eliminated([0.0] * 10, [0.1] * 9 + [0.2], racing)
+    assert not is_eliminated([0.1] * 9 + [0.2], [0.0] * 10, racing)
+    assert not is_eliminated([0.1] * 10, [0.1] * 10, racing)
 
 
 def test_what_diverged_leaves_first_and_never_wins() -> None:
@@ -232,7 +232,7 @@ def test_what_diverged_leaves_first_and_never_wins() -> None:
 
 
 def test_a_searcher_that_looks_at_more_than_the_best_refuses_to_race() -> None:
-    with pytest.raises(ConfigError, match=r"'nsga2' looks at more than its best.*racing off"):
+    with pytest.raises(ConfigError, match=r"'nsga2' does not look at its best trials only.*racing off"):
         run(searcher="nsga2", settings={"population": 6})
 
 

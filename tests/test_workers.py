@@ -18,9 +18,9 @@ from glora.errors import ConfigError, RunError, UnknownNameError
 from glora.files import read_jsonl
 from glora.genotype import Genotype
 from glora.searchers import Racing, SearchResult, search, workers
-from glora.searchers.measure import Job
+from glora.searchers.jobs import Job
 from suites.scores import EXAMPLES, SPACE, Trouble, score, values
-from suites.searcher_suite import SOURCE, TESTS, told
+from suites.searcher_suite import SOURCE, TESTS, plain
 
 SETTINGS = {"population": 6, "generations": 2, "parents": 3}
 
@@ -41,20 +41,20 @@ def lines(journal: Path) -> set[str]:
 def alone(tmp_path: Path) -> tuple[Any, set[str]]:
     """What this process finds, and its journal."""
     journal = tmp_path / "alone.jsonl"
-    return told(run(journal=journal)), lines(journal)
+    return plain(run(journal=journal)), lines(journal)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_any_number_of_workers_makes_the_same_search(tmp_path: Path, alone: Any, number: int) -> None:
     journal = tmp_path / "search.jsonl"
-    assert told(run(workers=number, journal=journal)) == alone[0]
+    assert plain(run(workers=number, journal=journal)) == alone[0]
     assert lines(journal) == alone[1]
 
 
 def test_a_race_with_workers_is_the_same_race(tmp_path: Path) -> None:
     racing = Racing(EXAMPLES, first=10, level=0.01)
     one, two = (tmp_path / f"{number}.jsonl" for number in (0, 2))
-    assert told(run(values, racing=racing, journal=one)) == told(run(values, racing=racing, journal=two, workers=2))
+    assert plain(run(values, racing=racing, journal=one)) == plain(run(values, racing=racing, journal=two, workers=2))
     assert lines(one) == lines(two)
 
 
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_or_hangs_loses_nothing_but_time(
 ) -> None:
     journal = tmp_path / "search.jsonl"
     trouble = Trouble(tmp_path, what, times=2)
-    assert told(run(trouble, workers=2, limit=600 if what == "kill" else 6, journal=journal)) == alone[0]
+    assert plain(run(trouble, workers=2, limit=600 if what == "kill" else 6, journal=journal)) == alone[0]
     assert lines(journal) == alone[1]
     assert caplog.text.count("A worker was lost") >= 2
     assert len(list(tmp_path.glob("pid-*"))) >= 3
@@ -92,7 +92,7 @@ def test_a_killed_search_goes_on_with_another_number_of_workers_and_leaves_none_
         words = [sys.executable, str(script), str(tmp_path), str(trials), str(number)]
         ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False)
         assert ended.returncode == -signal.SIGKILL
-    assert told(run(workers=2, journal=journal)) == alone[0]
+    assert plain(run(workers=2, journal=journal)) == alone[0]
     assert lines(journal) == alone[1]
     wait = time.monotonic() + 30
     pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
@@ -126,7 +126,7 @@ def test_a_genotype_that_ends_every_worker_ends_the_search(tmp_path: Path, monke
 def test_a_script_without_the_line_that_workers_need_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from glora import workers\nworkers.LOSSES = 2\n"
+        "from glora.searchers import workers\nworkers.LOSSES = 2\n"
         "from glora.searchers import search\nfrom suites.scores import SPACE, score\n"
         "search(score, SPACE, workers=1)\n"
     )
@@ -137,7 +137,7 @@ def test_a_script_without_the_line_that_workers_need_is_told_so(tmp_path: Path) 
     assert "if __name__ == '__main__':" in ended.stderr
 
 
-class Crowded(workers.Team):
+class Crowded(workers.WorkerPool):
     """Room for one worker, which does a job in the time of two deadlines; the others wait for a place."""
 
     class Worker(workers.Worker):
@@ -169,7 +169,7 @@ def test_a_builder_makes_the_score_function_in_every_worker() -> None:
     class Built:
         build = staticmethod(lambda: score)
 
-    assert told(run("suites.scores:build")) == told(run("suites.scores:build", workers=2)) == told(run(Built()))
+    assert plain(run("suites.scores:build")) == plain(run("suites.scores:build", workers=2)) == plain(run(Built()))
 
 
 def test_a_score_function_that_no_other_process_can_find_is_told_at_once() -> None:
@@ -190,6 +190,6 @@ def test_an_unknown_cluster_lists_the_known_ones() -> None:
 
 def test_a_finished_search_starts_no_worker(tmp_path: Path) -> None:
     journal = tmp_path / "search.jsonl"
-    found = told(run(journal=journal))
-    assert told(run(Trouble(tmp_path, "kill", times=99), workers=2, journal=journal)) == found
+    found = plain(run(journal=journal))
+    assert plain(run(Trouble(tmp_path, "kill", times=99), workers=2, journal=journal)) == found
     assert not list(tmp_path.glob("pid-*"))

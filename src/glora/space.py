@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -228,6 +228,7 @@ class BoundSpace:
             raise SpaceError("A search space needs at least one site.")
         self.rules = rules
         self.sites = dict(sites)
+        self.only = only
         options = {site: rules.options(site) for site in set(self.sites.values())}
         self.options = {name: options[site] for name, site in self.sites.items()}
         if only is not None:
@@ -307,6 +308,11 @@ class BoundSpace:
         """The genotype of a genome."""
         chosen = [choices[index] for choices, index in zip(self.genes, genome, strict=True)]
         return Genotype({name: interned(*chosen[5 * k : 5 * k + 5]) for k, name in enumerate(self.sites)})
+
+    def to_json(self) -> list[Any]:
+        """Plain data that says what every genome means: the rules, the sites, and the one genotype that is offered."""
+        only = [] if self.only is None else [self.only.to_json()]
+        return [self.rules.to_json(), [[name, asdict(site)] for name, site in self.sites.items()], *only]
 
     def _wrong_sites(self, genotype: Mapping[str, LayerConfig]) -> None:
         missing = sorted(self.sites.keys() - genotype.keys())

@@ -61,7 +61,7 @@ def legal(space: BoundSpace, budget: int | None, min_budget: int = 0) -> list[Ge
     return [g for g in every if min_budget <= space.count(g) <= (space.count(g) if budget is None else budget)]
 
 
-def told(result: SearchResult) -> list[Any]:
+def plain(result: SearchResult) -> list[Any]:
     """All that a search found, as plain data."""
     best, front = result.best.number, [trial.number for trial in result.front]
     return [best, front, [[list(t.genome), t.parameters, t.score.value, t.generation, t.origin] for t in result.trials]]
@@ -70,7 +70,7 @@ def told(result: SearchResult) -> list[Any]:
 def replay(searcher: str, settings: dict[str, Any]) -> None:
     """Print a search, for the test that compares two processes."""
     space = toy_space(6)
-    print(json.dumps(told(search(toy_score(space), space, searcher=searcher, budget=500, seed=3, settings=settings))))
+    print(json.dumps(plain(search(toy_score(space), space, searcher=searcher, budget=500, seed=3, settings=settings))))
 
 
 class SearcherSuite:
@@ -102,8 +102,8 @@ class SearcherSuite:
 
     def test_the_seed_decides(self) -> None:
         space = toy_space(6)
-        assert told(self.run(space, seed=1)) == told(self.run(space, seed=1))
-        assert told(self.run(space, seed=1)) != told(self.run(space, seed=2))
+        assert plain(self.run(space, seed=1)) == plain(self.run(space, seed=1))
+        assert plain(self.run(space, seed=1)) != plain(self.run(space, seed=2))
 
     def test_does_not_touch_the_global_generator(self) -> None:
         random.seed(0)
@@ -116,7 +116,7 @@ class SearcherSuite:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(SOURCE)]), "PYTHONHASHSEED": "5"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
         here = self.run(toy_space(6), budget=500, seed=3)
-        assert json.loads(done.stdout) == json.loads(json.dumps(told(here)))
+        assert json.loads(done.stdout) == json.loads(json.dumps(plain(here)))
 
     def test_resumes_to_the_same_end_wherever_it_was_killed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,14 +131,14 @@ class SearcherSuite:
             return score(genotype)
 
         whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
-        expected = told(self.run(space, budget=400, journal=whole))
+        expected = plain(self.run(space, budget=400, journal=whole))
         lines = whole.read_bytes().splitlines(keepends=True)
         assert len(lines) == 3 * len(expected[2]) + 1
         for kept, line in enumerate([*lines, b""]):
             for rest in {b"", line[: len(line) // 2], line[:-1]}:
                 part.write_bytes(b"".join(lines[:kept]) + rest)
                 calls = 0
-                assert told(self.run(space, budget=400, journal=part, score=counted)) == expected
+                assert plain(self.run(space, budget=400, journal=part, score=counted)) == expected
                 assert calls == len(expected[2]) - sum(b'"event":"score"' in line for line in lines[:kept])
                 assert _timeless(part) == _timeless(whole)
 
@@ -176,7 +176,7 @@ class SearcherSuite:
             self.run(space, budget=window[0], min_budget=window[1], score=never)
 
     def test_an_unknown_setting_lists_the_allowed_ones(self) -> None:
-        with pytest.raises(ConfigError, match=f"'nonsense'.*Allowed: .*{next(iter(self.few))}"):
+        with pytest.raises(ConfigError, match=f"(?s)nonsense: no such setting.*It has .*{next(iter(self.few))}"):
             self.run(toy_space(1), settings={"nonsense": 1})
 
 

@@ -1,72 +1,72 @@
-"""The paper's evolutionary search (Sec. 2.3; the numbers are in the authors' code only)."""
+"""The paper's evolutionary search (Sec. 2.3; its numbers are in the authors' code only) and its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from glora.errors import ConfigError, whole, within
-from glora.searchers.operators import Genome, Pool, crossover, mutate
-from glora.searchers.trials import Candidate, Origin, Trial
+from pydantic import Field, model_validator
+
+from glora.searchers.operators import Genome, GenomeSampler, crossover, mutate
+from glora.searchers.searcher import Candidate, SearcherSettings
+from glora.searchers.trials import Origin, Trial
 
 __all__ = ["Evolution", "EvolutionSettings"]
 
 TRIES = 10  # per child wanted: 250 for 25, the authors' limit
 
 
-@dataclass(frozen=True)
-class EvolutionSettings:
-    """The settings of `evolution`; the defaults are the paper's: 50 + 20 * 50 = 1,050 scores.
+class EvolutionSettings(SearcherSettings):
+    """The settings of `evolution`; by default, as in the paper, 50 + 20 * 50 = 1,050 genotypes are scored."""
 
-    Attributes:
-        population: Number of genotypes per generation.
-        generations: Number of generations after the first, random one.
-        parents: Number of best genotypes, of all scored so far, that children come from.
-        mutations: Number of mutants per generation; None for half of the population.
-        crossovers: Number of crossovers per generation; None for half of the population.
-        mutation_probability: Of drawing a support tensor's choice anew, in [0, 1].
-        legalize: `"repair"` moves a child into the budget; `"reject"` is the authors' way.
-    """
+    name: Literal["evolution"] = "evolution"
+    population: int = Field(50, ge=1, description="Genotypes per generation.")
+    generations: int = Field(20, ge=0, description="Generations after the first, random one.")
+    parents: int = Field(10, ge=1, description="Best genotypes of all scored so far, from which children are made.")
+    mutations: int | None = Field(None, ge=0, description="Mutants per generation; half the population if not given.")
+    crossovers: int | None = Field(
+        None, ge=0, description="Crossovers per generation; half the population if not given."
+    )
+    mutation_probability: float = Field(0.2, ge=0, le=1, description="Of drawing each gene of a mutant anew.")
+    legalize: Literal["repair", "reject"] = Field(
+        "repair", description="How a budget is kept: 'repair' moves genotypes into it, 'reject' is as published."
+    )
 
-    population: int = 50
-    generations: int = 20
-    parents: int = 10
-    mutations: int | None = None
-    crossovers: int | None = None
-    mutation_probability: float = 0.2
-    legalize: Literal["repair", "reject"] = "repair"
-
-    def __post_init__(self) -> None:
-        whole(self.population, "population", least=1)
-        for name in ("mutations", "crossovers"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, self.population // 2)
-        for name, least in (("generations", 0), ("parents", 1), ("mutations", 0), ("crossovers", 0)):
-            whole(getattr(self, name), name, least=least)
-        if self.children > self.population:
-            raise ConfigError(
-                f"mutations={self.mutations} and crossovers={self.crossovers} exceed population={self.population}.",
-                allowed="Together they are at most the population; random genotypes fill it up.",
+    @model_validator(mode="after")
+    def _children_fit(self) -> EvolutionSettings:
+        mutants, crossed = self.children
+        if mutants + crossed > self.population:
+            raise ValueError(
+                f"mutations={mutants} and crossovers={crossed} exceed population={self.population}; "
+                "together they are at most the population, and random genotypes fill it up"
             )
-        within(self.mutation_probability, "mutation_probability", 0, 1)
-        if self.legalize not in ("repair", "reject"):
-            raise ConfigError(f"legalize={self.legalize!r} is not allowed.", allowed="Allowed: repair, reject.")
+        return self
 
     @property
-    def children(self) -> int:
-        """Number of mutants and crossovers per generation."""
-        return (self.mutations or 0) + (self.crossovers or 0)
+    def children(self) -> tuple[int, int]:
+        """Number of mutants and number of crossovers per generation."""
+        half = self.population // 2
+        return half if self.mutations is None else self.mutations, half if self.crossovers is None else self.crossovers
+
+    @property
+    def candidates(self) -> int:
+        """How many genotypes are scored at most."""
+        return self.population * (1 + self.generations)
+
+    def resolved(self) -> dict[str, Any]:
+        """The values in force; mutations and crossovers are numbers."""
+        mutants, crossed = self.children
+        return super().resolved() | {"mutations": mutants, "crossovers": crossed}
 
 
 class Evolution:
-    """Top parents, mutants, crossovers, filled up with random genotypes; no genotype twice.
+    """Mutants and crossovers of the best genotypes so far, filled up with random ones; no genotype twice.
 
     Departures from the authors' code: a child out of budget is repaired (`legalize="reject"` is theirs), ties go
     to the smaller genotype (theirs: to the older), and every generation is ranked (theirs forgets the last).
 
     Args:
-        pool: Where genomes and randomness come from.
+        sampler: Gives legal genomes and randomness.
         settings: See `EvolutionSettings`.
 
     Source: arXiv 2306.07967, Sec. 2.3, "Evolutionary search".
@@ -74,11 +74,11 @@ class Evolution:
 
     Settings: ClassVar = EvolutionSettings
 
-    def __init__(self, pool: Pool, settings: EvolutionSettings) -> None:
-        self.pool = pool
+    def __init__(self, sampler: GenomeSampler, settings: EvolutionSettings) -> None:
+        self.sampler = sampler
         self.settings = settings
-        self.elite = settings.parents
-        self.top: list[Trial] = []
+        self.top_k = settings.parents
+        self.parents: list[Trial] = []  # the best so far, best first
         self.generation = 0
 
     def ask(self) -> list[Candidate]:
@@ -86,30 +86,34 @@ class Evolution:
         settings, asked = self.settings, list[Candidate]()
         if self.generation > settings.generations:
             return asked
-        if self.top:
-            asked += self._children("mutation", settings.mutations or 0, self._mutant)
-            asked += self._children("crossover", settings.crossovers or 0, self._crossed)
-        while len(asked) < settings.population and (fresh := self.pool.draw()):
+        if self.parents:
+            mutants, crossed = settings.children
+            asked += self._children("mutation", mutants, self._mutant)
+            asked += self._children("crossover", crossed, self._crossed)
+        while len(asked) < settings.population and (fresh := self.sampler.sample()):
             asked.append(Candidate(*fresh))
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Rank the generation among the best so far."""
-        self.top = sorted([*self.top, *trials], key=lambda trial: trial.rank)[: self.settings.parents]
+        self.parents = sorted([*self.parents, *trials], key=lambda trial: trial.rank)[: self.settings.parents]
         self.generation += 1
 
     def _children(self, origin: Origin, wanted: int, make: Callable[[Trial], Genome]) -> list[Candidate]:
+        """So many children that were never asked for; fewer when `TRIES` per child do not find them."""
         children: list[Candidate] = []
         for _ in range(TRIES * wanted):
             if len(children) == wanted:
                 break
-            parent = self.pool.rng.choice(self.top)
-            if fresh := self.pool.admit(make(parent)):
+            parent = self.sampler.rng.choice(self.parents)
+            if fresh := self.sampler.accept(make(parent)):
                 children.append(Candidate(*fresh, origin, parent.number))
         return children
 
     def _mutant(self, parent: Trial) -> Genome:
-        return mutate(parent.genome, self.pool.wheels, self.settings.mutation_probability, self.pool.rng)
+        sampler = self.sampler
+        return mutate(parent.genome, sampler.wheels, self.settings.mutation_probability, sampler.rng)
 
     def _crossed(self, parent: Trial) -> Genome:
-        return crossover(parent.genome, self.pool.rng.choice(self.top).genome, self.pool.rng)
+        rng = self.sampler.rng
+        return crossover(parent.genome, rng.choice(self.parents).genome, rng)

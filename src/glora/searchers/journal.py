@@ -1,55 +1,48 @@
 """The search journal: an append-only file from which a killed search goes on to the same end.
 
-One JSON line each: first the header (the space's hash, the searcher, its settings, the seed, the budget), then an
-`ask` for every candidate, a `start` for every job handed out, a `score` for every job done. A job is one candidate on
-all examples, or on one `piece` of them in a race. A genome is written whole (`"genome"`), or as the genes that differ
-from its parent's (`"changed"`: gene, option, gene, ...). With several workers the order of the lines may differ from
-run to run; the lines do not, up to `seconds`.
+It has one JSON object per line. The first is the header: searcher, settings, budget, seed, the space's hash, racing
+and context. Then come an `ask` for every candidate, a `start` for every job handed out and a `score` for every job
+done. A job is one candidate on all examples, or in a race on one `piece` of them. A genome is written whole
+(`"genome"`) or as the genes that differ from its parent's (`"changed"`: gene, option, gene, option, ...).
+
+A search that goes on runs again from its first candidate: `write` finds the lines that are there and adds only new
+ones, and `recall` gives the scores of before. With several workers the order of the lines may differ from run to run;
+the lines themselves do not, except for `seconds`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from glora.errors import ConfigError, RunError
 from glora.files import append_jsonl, read_jsonl
-from glora.space import BoundSpace
 
-__all__ = ["Journal", "genes", "space_hash"]
+__all__ = ["Journal", "genome_record"]
 
 FORMAT = 2
-AGAIN = "It was written by another version of glora, or edited: start on a new journal."
+START_ANEW = "It was written by another version of glora, or edited: start on a new journal."
 
 
-def space_hash(space: BoundSpace) -> str:
-    """The SHA-256 of the space's rules and sites, as hexadecimal digits."""
-    sites = [[name, asdict(site)] for name, site in space.sites.items()]
-    text = json.dumps([space.rules.to_json(), sites], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def genes(genome: Sequence[int], base: Sequence[int] | None) -> dict[str, list[int]]:
-    """The genome as a journal has it: whole, or what differs from the parent's genome."""
-    if base is None:
+def genome_record(genome: Sequence[int], parent: Sequence[int] | None) -> dict[str, list[int]]:
+    """The genome as an `ask` line has it: whole, or what differs from the parent's genome."""
+    if parent is None:
         return {"genome": list(genome)}
-    pairs = enumerate(zip(genome, base, strict=True))
+    pairs = enumerate(zip(genome, parent, strict=True))
     return {"changed": [number for gene, (new, old) in pairs if new != old for number in (gene, new)]}
 
 
 class Journal:
-    """What a search has said so far, each line once; without a path it forgets.
+    """The journal of one search, open for reading and, while the search runs, for adding lines.
 
     Args:
-        path: The file; made when missing, continued when it is there.
+        path: The file; made when missing, continued when it is there. None keeps no journal.
         header: What the scores belong to: plain data.
-        grows: Whether lines may be added; otherwise it must be that of a finished search, and is only read.
+        writable: Whether lines may be added; otherwise it must be that of a finished search, and is only read.
 
     Raises:
         ConfigError: The header is no plain data.
@@ -57,83 +50,79 @@ class Journal:
             search that is running holds it.
     """
 
-    def __init__(self, path: str | Path | None, header: Mapping[str, Any], *, grows: bool = True) -> None:
+    def __init__(self, path: str | Path | None, header: Mapping[str, Any], *, writable: bool = True) -> None:
         self.path = None if path is None else Path(path)
-        self.grows = grows
+        self.writable = writable
         try:
             plain = json.loads(json.dumps(header, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"context is no plain data: {error}.", allowed="What JSON can hold.") from error
         self.header = {"event": "search", "format": FORMAT, **plain}
-        self._held: BinaryIO | None = None
+        self._locked: BinaryIO | None = None
         self._lines: dict[tuple[str, int, int | None], dict[str, Any]] = {}
         if self.path is None:
             return
-        self._held = _lock(self.path) if grows else None
+        self._locked = _lock(self.path) if writable else None
         try:
-            self._begin(self.path)
+            self._read(self.path)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, path: Path) -> None:
+    def _read(self, path: Path) -> None:
         records = read_jsonl(path)
         if records:
-            self._check(records[0])
-        elif self.grows:
-            self._check_unfinished(path)
+            self._check_header(records[0])
+        elif self.writable:
+            self._check_empty(path)
             append_jsonl(path, self.header)
         for place, record in enumerate(records[1:], start=2):
-            wrong = _wrong(record, raced=self.header.get("racing") is not None)
-            if not wrong and _key(record) in self._lines:
-                wrong = f"trial {record['number']} has a second line {record['event']!r}"
-            if wrong:
-                raise RunError(f"{path}, line {place}, is damaged: {wrong}.", remedy=AGAIN)
+            defect = _defect(record, raced=self.header.get("racing") is not None)
+            if not defect and _key(record) in self._lines:
+                defect = f"trial {record['number']} has a second line {record['event']!r}"
+            if defect:
+                raise RunError(f"{path}, line {place}, is damaged: {defect}.", remedy=START_ANEW)
             self._lines[_key(record)] = record
 
     def close(self) -> None:
-        """Another search may go on with it."""
-        if self._held is not None:
-            self._held.close()
+        """Releases the file, so that another search may go on with it."""
+        if self._locked is not None:
+            self._locked.close()
 
     def recall(self, event: str, number: int, piece: int | None = None) -> dict[str, Any] | None:
-        """The line that the journal began with, or None."""
+        """The line that was in the file when the journal was opened, or None."""
         return self._lines.get((event, number, piece))
 
     def write(self, event: str, number: int, **record: Any) -> None:
-        """The line is in the file, flushed and fsynced, and there only once.
+        """Adds the line, flushed and fsynced, unless it was in the file when the journal was opened.
 
         Raises:
-            RunError: The journal began with another line in its place.
+            RunError: Another line was in its place, or the line is new and the journal is only read.
         """
         if self.path is None:
             return
         line = {"event": event, "number": number, **record}
         found = self._lines.get(_key(line))
-        if found is None and not self.grows:
+        if found is None and not self.writable:
             self.unfinished()
         elif found is None:
             append_jsonl(self.path, line)
         elif found != line:
-            raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=AGAIN)
+            raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=START_ANEW)
 
-    def finish(self, trials: int) -> None:
-        """Nothing when the journal holds no trial beyond the search's end.
-
-        Raises:
-            RunError: It does: it was edited, or written by another version.
-        """
+    def check_end(self, trials: int) -> None:
+        """Raises RunError when the journal has trials beyond the end of the search, which has so many of them."""
         if extra := sorted(number for _, number, _ in self._lines if number >= trials):
-            raise RunError(f"{self.path} has trial {extra[0]}, but the search ends after {trials}.", remedy=AGAIN)
+            raise RunError(f"{self.path} has trial {extra[0]}, but the search ends after {trials}.", remedy=START_ANEW)
 
     def unfinished(self, *_: object) -> NoReturn:
-        """Raises RunError: something is asked of the search that only a finished one has."""
+        """Raises RunError: what is asked for is in the journal of a finished search only."""
         raise RunError(
             f"The search of {self.path} is not finished.",
             remedy="Go on with it first: `glora search RUN`, or from Python with its score function.",
         )
 
-    def _check(self, found: Mapping[str, Any]) -> None:
+    def _check_header(self, found: Mapping[str, Any]) -> None:
         for key in self.header.keys() | found.keys():
             mine, theirs = self.header.get(key), found.get(key)
             if mine != theirs:
@@ -143,8 +132,11 @@ class Journal:
                     remedy="Use those, or another journal path.",
                 )
 
-    def _check_unfinished(self, path: Path) -> None:
-        """A file without a whole line is a header cut short by a kill; anything else is not ours to cut."""
+    def _check_empty(self, path: Path) -> None:
+        """Raises RunError unless a file without a whole line is empty or the beginning of this header.
+
+        A search that is killed while it writes the header leaves its beginning; anything else is not ours to change.
+        """
         begun = path.read_bytes() if path.exists() else b""
         if not json.dumps(self.header, separators=(",", ":")).encode().startswith(begun):
             raise RunError(f"{path} is no search journal.", remedy="Use another journal path.")
@@ -154,15 +146,15 @@ def _key(line: Mapping[str, Any]) -> tuple[str, int, int | None]:
     return line["event"], line["number"], line.get("piece")
 
 
-def _wrong(line: Mapping[str, Any], *, raced: bool) -> str:
-    """What no search writes in a line; empty when it may be one."""
+def _defect(line: Mapping[str, Any], *, raced: bool) -> str:
+    """What is wrong with a line that no search writes; empty when nothing is."""
     event, number, piece = (line.get(name) for name in ("event", "number", "piece"))
     if event not in ("ask", "start", "score"):
         return f"there is no event {event!r}"
     if type(number) is not int or number < 0:
         return f"the number of a trial is {number!r}"
     if event == "ask":
-        return ""  # it is compared with what is asked
+        return ""  # `write` compares it with what is asked now
     if (piece is not None) != raced or type(piece) not in (int, type(None)):
         return f"trial {number} has the piece {piece!r}"
     if event == "start":
@@ -184,7 +176,7 @@ def _finite(value: Any) -> bool:
 
 
 def _lock(path: Path) -> BinaryIO | None:
-    """The file, held for this search until it is closed or its process ends; None where the system has no locks."""
+    """The file, locked for this search until it is closed or the process ends; None where the system has no locks."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""NSGA-II on genomes: one search for the whole front of score against trainable numbers.
+"""NSGA-II and its settings: one search for the whole front of score against trainable numbers.
 
 "Deb" below is Deb, Pratap, Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II",
 IEEE Transactions on Evolutionary Computation 6(2), 2002.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from glora.errors import ConfigError, whole, within
-from glora.searchers.operators import Pool, crossover, mutate
-from glora.searchers.trials import Candidate, Trial
+from pydantic import Field
+
+from glora.searchers.operators import GenomeSampler, crossover, mutate
+from glora.searchers.searcher import Candidate, SearcherSettings
+from glora.searchers.trials import Trial
 
 __all__ = ["NSGA2", "NSGA2Settings", "crowding_distances", "nondominated_fronts"]
 
@@ -24,30 +25,23 @@ CROSSOVER = 0.9  # probability that a child has two parents: Deb's simulations
 TRIES = 10  # per child wanted
 
 
-@dataclass(frozen=True)
-class NSGA2Settings:
-    """The settings of `nsga2`; by default as many scores as `evolution`: 50 + 20 * 50 = 1,050.
+class NSGA2Settings(SearcherSettings):
+    """The settings of `nsga2`; by default as many genotypes are scored as by `evolution`: 50 + 20 * 50 = 1,050."""
 
-    Attributes:
-        population: Number of genotypes that survive a generation, and of children per generation.
-        generations: Number of generations after the first, random one.
-        mutation_probability: Of drawing a support tensor's choice anew, in [0, 1]; None for one over the number
-            of support tensors that have a choice, as in Deb's simulations.
-        legalize: `"repair"` moves a genotype into the budget; `"reject"` refuses it.
-    """
+    name: Literal["nsga2"] = "nsga2"
+    population: int = Field(50, ge=1, description="Survivors of a generation, and children per generation.")
+    generations: int = Field(20, ge=0, description="Generations after the first, random one.")
+    mutation_probability: float | None = Field(
+        None, ge=0, le=1, description="Of drawing each gene anew; 1 / (genes with a choice) if not given."
+    )
+    legalize: Literal["repair", "reject"] = Field(
+        "repair", description="How a budget is kept: 'repair' moves genotypes into it, 'reject' refuses them."
+    )
 
-    population: int = 50
-    generations: int = 20
-    mutation_probability: float | None = None
-    legalize: Literal["repair", "reject"] = "repair"
-
-    def __post_init__(self) -> None:
-        for name, least in (("population", 1), ("generations", 0)):
-            whole(getattr(self, name), name, least=least)
-        if self.mutation_probability is not None:
-            within(self.mutation_probability, "mutation_probability", 0, 1)
-        if self.legalize not in ("repair", "reject"):
-            raise ConfigError(f"legalize={self.legalize!r} is not allowed.", allowed="Allowed: repair, reject.")
+    @property
+    def candidates(self) -> int:
+        """How many genotypes are scored at most."""
+        return self.population * (1 + self.generations)
 
 
 class _Member(NamedTuple):
@@ -65,7 +59,8 @@ class _Member(NamedTuple):
 class NSGA2:
     """The best front of score against trainable numbers survives; its children come from crowded tournaments.
 
-    The budget is no objective: the pool keeps every child inside it, so no constrained domination is needed.
+    The budget is not an objective: the sampler keeps every child inside it, so that constrained domination is not
+    needed.
 
     Departures from Deb: the first generation has the smallest and the largest genotype beside random ones, whose
     sizes are all much alike in a large space; no genotype is scored twice (a child seen before is made again, and
@@ -73,19 +68,19 @@ class NSGA2:
     so that ties crowd nothing out; a diverged trial (score -inf) never survives.
 
     Args:
-        pool: Where genomes and randomness come from.
+        sampler: Gives legal genomes and randomness.
         settings: See `NSGA2Settings`.
 
     Source: Deb, Sec. III.
     """
 
     Settings: ClassVar = NSGA2Settings
-    elite = None  # every size counts
+    top_k = None  # a low score may be the best of its size
 
-    def __init__(self, pool: Pool, settings: NSGA2Settings) -> None:
-        self.pool = pool
+    def __init__(self, sampler: GenomeSampler, settings: NSGA2Settings) -> None:
+        self.sampler = sampler
         self.settings = settings
-        choices = sum(len(options) > 1 for options in pool.window.costs)
+        choices = sum(len(options) > 1 for options in sampler.budget.costs)
         given = settings.mutation_probability
         self.mutation_probability = 1 / max(1, choices) if given is None else given
         self.members: list[_Member] = []
@@ -97,11 +92,11 @@ class NSGA2:
         if self.generation > self.settings.generations:
             return asked
         wanted = self.settings.population
-        for candidate in self._children(TRIES * wanted) if self.members else self._ends():
+        for candidate in self._children(TRIES * wanted) if self.members else self._extremes():
             asked.append(candidate)
             if len(asked) == wanted:
                 break
-        while len(asked) < wanted and (fresh := self.pool.draw()):
+        while len(asked) < wanted and (fresh := self.sampler.sample()):
             asked.append(Candidate(*fresh))
         return asked
 
@@ -110,28 +105,28 @@ class NSGA2:
         self.members = _survivors([*(member.trial for member in self.members), *trials], self.settings.population)
         self.generation += 1
 
-    def _ends(self) -> Iterator[Candidate]:
+    def _extremes(self) -> Iterator[Candidate]:
         """The smallest and the largest genotype, in their legal forms."""
         for end in (min, max):
-            genome = tuple([options.index(end(options)) for options in self.pool.window.costs])
-            if fresh := self.pool.admit(genome):
+            genome = tuple([options.index(end(options)) for options in self.sampler.budget.costs])
+            if fresh := self.sampler.accept(genome):
                 yield Candidate(*fresh)
 
     def _children(self, tries: int) -> Iterator[Candidate]:
-        """Tournament, crossover, mutation (Deb, Sec. III-D); fewer than tries, since none is made that was seen."""
+        """Tournament, crossover, mutation (Deb, Sec. III-D); a try that makes a genome seen before gives no child."""
         for _ in range(tries):
-            parent = self._winner()
+            parent = self._tournament()
             genome = parent.genome
-            crossed = self.pool.rng.random() < CROSSOVER
+            crossed = self.sampler.rng.random() < CROSSOVER
             if crossed:
-                genome = crossover(genome, self._winner().genome, self.pool.rng)
-            genome = mutate(genome, self.pool.wheels, self.mutation_probability, self.pool.rng)
-            if fresh := self.pool.admit(genome):
+                genome = crossover(genome, self._tournament().genome, self.sampler.rng)
+            genome = mutate(genome, self.sampler.wheels, self.mutation_probability, self.sampler.rng)
+            if fresh := self.sampler.accept(genome):
                 yield Candidate(*fresh, "crossover" if crossed else "mutation", parent.number)
 
-    def _winner(self) -> Trial:
+    def _tournament(self) -> Trial:
         """Of two random members the better in the crowded-comparison order (Deb, Sec. III-C and III-D)."""
-        first, second = self.pool.rng.choice(self.members), self.pool.rng.choice(self.members)
+        first, second = self.sampler.rng.choice(self.members), self.sampler.rng.choice(self.members)
         return min(first, second, key=lambda member: member.key).trial
 
 

@@ -1,4 +1,4 @@
-"""Racing: candidates are scored on growing pieces of the examples and leave when they cannot win any more."""
+"""Racing: candidates are scored on growing pieces of the examples and eliminated when they cannot win any more."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from glora.errors import ConfigError, whole, within
-from glora.genotype import Genotype
-from glora.searchers.measure import Job, Measure
+from glora.searchers.jobs import Job, RunJobs
 from glora.searchers.trials import Score
 
-__all__ = ["Outcome", "Race", "Racing", "leaves", "mean_score"]
+__all__ = ["Race", "Raced", "Racing", "is_eliminated", "mean_score"]
+
+GROWTH = 150  # per cent: the examples seen after a piece, of those seen before it
+ORDERED_BY = 10  # candidates, the best so far, whose differences order the examples
+RULE = "examples by spread"  # written in journals: a race by another rule does not go on
 
 
-GROWTH = 150  # of the number of examples seen, in per cent
-KNOWN = 10  # of the best so far, by which the examples are ordered
-RULE = "examples by spread"  # races by another rule do not go on
-
-
-class Outcome(NamedTuple):
-    """What came out for one candidate."""
+class Raced(NamedTuple):
+    """A candidate's score: on the share of the examples that it has seen, which is 1 unless it was eliminated."""
 
     number: int
     score: Score
@@ -34,13 +32,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Racing:
-    """How a race goes.
+    """How candidates race.
 
     Attributes:
         examples: Number of examples that the score function knows.
-        level: In (0, 0.5]: how easily a candidate leaves. The larger, the cheaper. While the examples are shuffled it
-            is the level of a one-sided test; once they are ordered it sets the width of a margin, see `leaves`.
-        first: Number of examples of the first piece; with every further one half as many again are seen.
+        level: In (0, 0.5]: how easily a candidate is eliminated; the larger, the cheaper. While the examples are
+            shuffled it is the level of a one-sided test. Once they are ordered it sets the width of a margin, see
+            `is_eliminated`.
+        first: Number of examples of the first piece; every further piece adds half as many as were seen before.
     """
 
     examples: int
@@ -53,7 +52,9 @@ class Racing:
         within(self.level, "level", 0, 0.5)
         if not self.level:
             raise ConfigError(
-                "level=0 is not allowed.", allowed="A number above 0: at 0 nobody leaves; switch racing off."
+                "level=0 is not allowed.",
+                allowed="A number above 0: at 0 no candidate is eliminated.",
+                remedy="Switch racing off instead.",
             )
 
     def pieces(self, order: Sequence[int]) -> list[tuple[int, ...]]:
@@ -65,92 +66,93 @@ class Racing:
 
 
 class Race:
-    """Scores generation after generation; the best so far run along.
+    """Scores one generation after another; the best candidates of earlier ones are compared with, but not scored again.
 
-    After every piece each candidate is compared with the `elite`-th best of all that is still in, on the examples
-    seen so far, and leaves when the test says that it is behind. Who is still in at the end has seen every example.
-    The candidates of a generation share their pieces. In the first the examples are shuffled; as soon as enough
-    candidates have seen all, those come first on which the best of these differ most: on most examples good candidates
-    agree, and a few decide.
+    After every piece each candidate is compared, on the examples seen so far, with the `top_k`-th best of all that are
+    not eliminated, and is eliminated when it is too far behind. The others see every example. All candidates of a
+    generation see the same pieces. At first the examples are shuffled. As soon as enough candidates have seen all of
+    them, those come first on which the best candidates differ most: good candidates agree on most examples, and a few
+    decide.
 
     Args:
-        racing: How the race goes.
-        elite: Number of best candidates that matter.
+        racing: How candidates race.
+        top_k: Number of best candidates that must not be lost.
         seed: Shuffles the examples.
     """
 
-    def __init__(self, racing: Racing, elite: int, seed: int) -> None:
+    def __init__(self, racing: Racing, top_k: int, seed: int) -> None:
         self.racing = racing
-        self.elite = elite
+        self.top_k = top_k
         self.rng = random.Random(f"race {seed}")
-        self.best: list[dict[int, float]] = []  # of the best that have seen every example, the value of each
-        self.spread: dict[int, float] | None = None  # variance of each example over these; None: not known yet
+        self.best: list[dict[int, float]] = []  # example -> value, of the best that have seen every example
+        self.spread: dict[int, float] | None = None  # example -> variance over these; None while they are too few
 
-    def run(self, genotypes: Mapping[int, Genotype], measure: Measure) -> Iterator[Outcome]:
-        """The outcome of every candidate, as soon as it has left or has seen every example."""
-        rows: dict[int, dict[int, float]] = {number: {} for number in genotypes}
+    def run(self, genotypes: Mapping[int, Any], run_jobs: RunJobs) -> Iterator[Raced]:
+        """The score of every candidate, as soon as it is eliminated or has seen every example."""
+        values: dict[int, dict[int, float]] = {number: {} for number in genotypes}  # of those not eliminated
         seconds = dict.fromkeys(genotypes, 0.0)
         for piece, indices in enumerate(self.racing.pieces(self._order())):
-            for done in measure([Job(number, genotypes[number], piece, indices) for number in rows]):
-                assert isinstance(done.found, list)
-                rows[done.job.number].update(zip(indices, done.found, strict=True))
-                seconds[done.job.number] += done.seconds
-            for number in self._leaving(rows):
-                seen = rows.pop(number).values()
-                yield Outcome(number, mean_score(seen), seconds[number], len(seen) / self.racing.examples)
-        yield from (Outcome(number, mean_score(row.values()), seconds[number]) for number, row in rows.items())
-        ranked = sorted([*self.best, *rows.values()], key=lambda row: _mean(row.values()), reverse=True)
-        self.best = ranked[: max(self.elite, KNOWN)]
+            for job, found, took in run_jobs([Job(number, genotypes[number], piece, indices) for number in values]):
+                assert isinstance(found, list)
+                values[job.number].update(zip(indices, found, strict=True))
+                seconds[job.number] += took
+            for number in self._eliminated(values):
+                seen = values.pop(number).values()
+                yield Raced(number, mean_score(seen), seconds[number], len(seen) / self.racing.examples)
+        yield from (Raced(number, mean_score(row.values()), seconds[number]) for number, row in values.items())
+        ranked = sorted([*self.best, *values.values()], key=lambda row: _mean(row.values()), reverse=True)
+        self.best = ranked[: max(self.top_k, ORDERED_BY)]
 
     def _order(self) -> list[int]:
         """The examples, those first on which the best differ most; shuffled where that is not known."""
         examples = self.rng.sample(range(self.racing.examples), self.racing.examples)
-        known = [row for row in self.best[:KNOWN] if math.isfinite(_mean(row.values()))]
+        known = [row for row in self.best[:ORDERED_BY] if math.isfinite(_mean(row.values()))]
         self.spread = None
-        if len(known) >= KNOWN:
+        if len(known) >= ORDERED_BY:
             spread = {index: _variance([row[index] for row in known]) for index in examples}
             examples.sort(key=lambda index: -spread[index])
             self.spread = spread
         return examples
 
-    def _leaving(self, rows: Mapping[int, dict[int, float]]) -> list[int]:
-        """Who leaves: nobody when all examples are seen, or when there is room for all."""
-        seen = list(next(iter(rows.values()), ()))
-        best = self.best[: self.elite]
-        if len(seen) in (0, self.racing.examples) or len(best) + len(rows) < self.elite:
+    def _eliminated(self, values: Mapping[int, dict[int, float]]) -> list[int]:
+        """The numbers of those that are too far behind; none once all examples are seen, or when all are needed."""
+        seen = list(next(iter(values.values()), ()))
+        best = self.best[: self.top_k]
+        if len(seen) in (0, self.racing.examples) or len(best) + len(values) < self.top_k:
             return []
-        runners = {number: [row[index] for index in seen] for number, row in rows.items()}
-        field = [*([row[index] for index in seen] for row in best), *runners.values()]
-        mark = sorted(field, key=_mean, reverse=True)[self.elite - 1]
+        racers = {number: [row[index] for index in seen] for number, row in values.items()}
+        everyone = [*([row[index] for index in seen] for row in best), *racers.values()]
+        last_needed = sorted(everyone, key=_mean, reverse=True)[self.top_k - 1]
         unseen = None
         if self.spread is not None:
             unseen = math.fsum(self.spread[index] for index in self.spread.keys() - set(seen))
-        return [number for number, row in runners.items() if leaves(row, mark, self.racing, unseen)]
+        return [number for number, row in racers.items() if is_eliminated(row, last_needed, self.racing, unseen)]
 
 
-def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing, unseen: float | None = None) -> bool:
-    """Whether the candidate is too far behind the mark for the examples not seen to give it back.
+def is_eliminated(values: Sequence[float], rival: Sequence[float], racing: Racing, unseen: float | None = None) -> bool:
+    """Whether a candidate is so far behind its rival that the examples not seen cannot be expected to make up for it.
 
-    Where the examples seen are a random part of all, by a one-sided paired test: the standard error of the mean
-    difference is corrected for that part (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where
-    all are seen. Where they are those that good candidates differ on most, nothing is extrapolated from them, and the
-    others are given a margin, z times the root of `unseen`. That is a heuristic and no test: the candidate is not one
-    of those that the variances are of, and its examples are not independent. What it loses docs/racing.md measures.
+    Where the examples seen are a random part of all, this is a one-sided paired test. The standard error of the mean
+    difference is corrected for the share that was seen (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20):
+    it is 0 once all are seen. Where the examples seen are those on which good candidates differ most, nothing is
+    extrapolated from them: the examples not seen get a margin, z times the root of `unseen`. That is a heuristic and
+    no test, since the candidate is not one of those that the variances come from and its examples are not
+    independent. `docs/racing.md` measures what is lost by it.
 
     Args:
-        row: The candidate's values on the examples seen so far, at least 2.
-        mark: The values on the same examples of the one to reach.
+        values: The candidate's values on the examples seen so far, at least 2.
+        rival: The values on the same examples of the candidate that it must reach.
         racing: Level of the test and number of all examples.
         unseen: Variance of the sum over the examples not seen; None where the examples seen are a random part.
     """
-    if math.isinf(_mean(row)):
-        return math.isfinite(_mean(mark))
-    gaps = [theirs - mine for mine, theirs in zip(row, mark, strict=True)]
+    if math.isinf(_mean(values)):
+        return math.isfinite(_mean(rival))
+    gaps = [theirs - own for own, theirs in zip(values, rival, strict=True)]
     gap, error = mean_score(gaps)
     if unseen is None:
-        error *= math.sqrt(1 - len(row) / racing.examples)
+        error *= math.sqrt(1 - len(values) / racing.examples)
     else:
-        error = math.sqrt(unseen) / len(row)
+        error = math.sqrt(unseen) / len(values)
     return gap > NormalDist().inv_cdf(1 - racing.level) * error
 
 
@@ -168,5 +170,5 @@ def _variance(values: Collection[float]) -> float:
 
 
 def _mean(values: Collection[float]) -> float:
-    """Exactly rounded, so that no order of the pieces changes it."""
+    """The mean, exactly rounded: it does not depend on the order of the pieces."""
     return math.fsum(values) / len(values)

@@ -1,53 +1,49 @@
-"""Random search: the control that every other searcher must beat at equal cost."""
+"""Random search and its settings: the control that every other searcher must beat at equal cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from glora.errors import whole
-from glora.searchers.operators import Pool
-from glora.searchers.trials import Candidate, Trial
+from pydantic import Field
+
+from glora.searchers.operators import GenomeSampler
+from glora.searchers.searcher import Candidate, SearcherSettings
+from glora.searchers.trials import Trial
 
 __all__ = ["RandomSearch", "RandomSettings"]
 
-GROUP = 50  # as many as a generation of the paper's evolution
+GENERATION = 50  # as many as in a generation of the paper's evolution
 
 
-@dataclass(frozen=True)
-class RandomSettings:
-    """The settings of `random`.
+class RandomSettings(SearcherSettings):
+    """The settings of `random`; by default it scores as many genotypes as the paper's evolution."""
 
-    Attributes:
-        candidates: Number of genotypes; the default is as many as the paper's evolution scores.
-    """
-
-    candidates: int = 1_050
-
-    def __post_init__(self) -> None:
-        whole(self.candidates, "candidates", least=1)
+    name: Literal["random"] = "random"
+    candidates: int = Field(1_050, ge=1, description="Genotypes scored at most.")
 
 
 class RandomSearch:
-    """Random genotypes within the budget, none twice, in groups: the later ones race against what is known by then.
+    """Random genotypes within the budget, none twice.
+
+    They come in generations only because of racing: later ones race against the best of the earlier ones.
 
     Args:
-        pool: Where genomes and randomness come from.
+        sampler: Gives legal genomes.
         settings: See `RandomSettings`.
     """
 
     Settings: ClassVar = RandomSettings
-    elite = 10  # the best few may be scored again
+    top_k = 10  # nothing is learned, but the best few may be scored again after the search
 
-    def __init__(self, pool: Pool, settings: RandomSettings) -> None:
-        self.pool = pool
+    def __init__(self, sampler: GenomeSampler, settings: RandomSettings) -> None:
+        self.sampler = sampler
         self.left = settings.candidates
 
     def ask(self) -> list[Candidate]:
-        """The next group, smaller at the end or when the space has fewer; empty when there is none."""
+        """The next generation, smaller when fewer genotypes are left; empty when there is none."""
         asked: list[Candidate] = []
-        while len(asked) < min(GROUP, self.left) and (fresh := self.pool.draw()):
+        while len(asked) < min(GENERATION, self.left) and (fresh := self.sampler.sample()):
             asked.append(Candidate(*fresh))
         self.left -= len(asked)
         return asked

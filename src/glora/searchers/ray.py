@@ -1,4 +1,4 @@
-"""The same team on a Ray cluster: every worker is an actor with one CPU; Ray is imported on use (no torch)."""
+"""Workers on a Ray cluster: each is an actor with one CPU. Ray is imported when the pool is made."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from glora.registry import optional_import
-from glora.searchers.workers import Build, Message, Team, Worker, one_thread, timed
+from glora.searchers.workers import BuildScore, Message, Worker, WorkerPool, timed, use_one_thread
 
-__all__ = ["RayTeam"]
+__all__ = ["RayPool"]
 
 
-class RayTeam(Team):
-    """Workers on the Ray cluster that this process is connected to, that RAY_ADDRESS names, or a new one here.
+class RayPool(WorkerPool):
+    """Workers on the Ray cluster that this process is connected to, that RAY_ADDRESS names, or else a new local one.
 
     Args:
         build: Makes the score function, in every worker; what it imports must be installed on every node.
@@ -20,55 +20,55 @@ class RayTeam(Team):
         limit: Seconds that a worker may take to start or for one job.
     """
 
-    def __init__(self, build: Build, size: int, limit: float) -> None:
+    def __init__(self, build: BuildScore, size: int, limit: float) -> None:
         super().__init__(build, size, limit)
         self.ray: Any = optional_import("ray", extra="cluster", purpose="A search on a Ray cluster")
-        self.mine = not self.ray.is_initialized()
-        if self.mine:
+        self.shuts_down = not self.ray.is_initialized()  # a connection made by somebody else stays
+        if self.shuts_down:
             self.ray.init(include_dashboard=False, log_to_driver=False)
         self.actor = self.ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
-        self.shared = self.ray.put(build)
+        self.shared_build = self.ray.put(build)  # once for all workers
 
     def start(self) -> Worker:
-        return _Remote(self.ray, self.actor.remote(), self.shared)
+        return _RayWorker(self.ray, self.actor.remote(), self.shared_build)
 
     def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message]]:
-        remotes = {worker.answer: worker for worker in workers if isinstance(worker, _Remote)}
-        ready, _ = self.ray.wait(list(remotes), num_returns=1, timeout=seconds)
-        return [(remotes[answer], remotes[answer].receive()) for answer in ready]
+        by_answer = {worker.answer: worker for worker in workers if isinstance(worker, _RayWorker)}
+        ready, _ = self.ray.wait(list(by_answer), num_returns=1, timeout=seconds)
+        return [(by_answer[answer], by_answer[answer].receive()) for answer in ready]
 
     def close(self) -> None:
         super().close()
-        if self.mine:
+        if self.shuts_down:
             self.ray.shutdown()
 
 
 class _Actor:
     """What runs on the cluster."""
 
-    def here(self) -> None:
+    def ping(self) -> None:
         """Answers as soon as the actor has its CPU."""
 
-    def ready(self, build: Build) -> Message:
+    def ready(self, build: BuildScore) -> Message:
         self.score = build()
         return Message("ready")
 
     def work(self, arguments: tuple[Any, ...]) -> Message:
-        one_thread()
+        use_one_thread()
         return Message("done", *timed(self.score, arguments))
 
 
-class _Remote(Worker):
+class _RayWorker(Worker):
     def __init__(self, ray: Any, actor: Any, build: Any) -> None:
         self.ray = ray
         self.actor = actor
-        self.here = actor.here.remote()
-        self.placed = False
-        self.answer = actor.ready.remote(build)  # what it says next
+        self.pong = actor.ping.remote()
+        self.has_cpu = False
+        self.answer = actor.ready.remote(build)  # its next message
 
     @property
     def waiting(self) -> bool:  # type: ignore[override]
-        before, self.placed = self.placed, bool(self.ray.wait([self.here], timeout=0)[0])
+        before, self.has_cpu = self.has_cpu, bool(self.ray.wait([self.pong], timeout=0)[0])
         return not before
 
     def send(self, arguments: tuple[Any, ...]) -> None:

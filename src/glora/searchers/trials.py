@@ -1,16 +1,15 @@
-"""The nouns of a search: what is asked for, how it scored, what was found; and what a searcher is."""
+"""What a search produces: trials with their scores, the best of them, and the front of score against size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from glora.genotype import Genotype
-from glora.space import BoundSpace
+from glora.searchers.space import Space
 
-__all__ = ["Candidate", "Origin", "Score", "SearchResult", "Searcher", "Trial", "pareto_front"]
+__all__ = ["Origin", "Score", "SearchResult", "Trial", "pareto_front"]
 
 Origin = Literal["random", "mutation", "crossover"]
 
@@ -27,37 +26,21 @@ class Score(NamedTuple):
     standard_error: float = 0.0
 
 
-class Candidate(NamedTuple):
-    """What a searcher asks for.
-
-    Attributes:
-        genome: The index of every support tensor's choice among its options.
-        parameters: Trainable numbers.
-        origin: How it was made.
-        parent: Number of the trial it was made from; None for a random one.
-    """
-
-    genome: tuple[int, ...]
-    parameters: int
-    origin: Origin = "random"
-    parent: int | None = None
-
-
 @dataclass(frozen=True)
 class Trial:
     """One scored genotype.
 
     Attributes:
         number: Its place in the order of asking, from 0.
-        genome: The index of every support tensor's choice among its options.
+        genome: The option index of every gene.
         parameters: Trainable numbers, without the head.
         score: Its score, on the examples it has seen.
-        generation: The ask it came from, from 0.
+        generation: The generation it was asked in, from 0.
         origin: `"random"`, `"mutation"` or `"crossover"`.
         parent: Number of the trial it was made from, or None.
         space: The space that the genome belongs to.
         seconds: Time that its score took.
-        seen: Share of the examples it was scored on; below 1 it has left a race.
+        seen: Share of the examples it was scored on, in (0, 1]; below 1 it was eliminated from a race.
     """
 
     number: int
@@ -67,44 +50,22 @@ class Trial:
     generation: int
     origin: Origin
     parent: int | None
-    space: BoundSpace = field(repr=False, compare=False)
+    space: Space = field(repr=False, compare=False)
     seconds: float = field(default=0.0, compare=False)
     seen: float = 1.0
 
     @property
-    def genotype(self) -> Genotype:
-        """Site name -> LayerConfig; decoded on every call, since a large search has many."""
+    def genotype(self) -> Any:
+        """What the score function was called with; decoded on every call, since a large search has many trials."""
         return self.space.decode(self.genome)
 
     @property
     def rank(self) -> tuple[bool, float, int, int]:
         """The sort key that puts the best first: ties go to the smaller genotype, then to the older.
 
-        What has left a race is behind all that was scored on every example.
+        A trial that was eliminated from a race comes after all that were scored on every example.
         """
         return self.seen < 1, -self.score.value, self.parameters, self.number
-
-
-class Searcher(Protocol):
-    """Asks for the genomes of the next generation and is told their scores.
-
-    It is built as `cls(pool, cls.Settings(...))`; `Settings` is a frozen dataclass that checks itself. The same
-    generator in the pool and the same scores give the same asks.
-
-    Attributes:
-        elite: Number of best trials that it looks at; None when others matter too, so that none may leave a race.
-    """
-
-    Settings: ClassVar[type[Any]]
-    elite: int | None
-
-    def ask(self) -> list[Candidate]:
-        """The next generation, none seen before; empty when the search is done."""
-        ...
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        """Take in the trials of all that was asked last."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +86,7 @@ class SearchResult:
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     """The trials that no other beats in both score and trainable numbers, smallest first; of equals the oldest.
 
-    A trial that diverged or has left a race is never among them.
+    Trials that diverged or were eliminated from a race are left out.
     """
     front, best = list[Trial](), -math.inf
     for trial in sorted(trials, key=lambda trial: (trial.parameters, *trial.rank)):

@@ -1,12 +1,11 @@
-"""Worker processes that do jobs and are replaced when they die or hang (no torch).
+"""Worker processes that call the score function for jobs, and are replaced when they die or hang.
 
-A job is anything with `arguments`, what the score function is called with. Every worker makes its own score function
-and uses one thread, so that a score does not depend on who made it.
+A job is anything with `arguments`, what the score function is called with. Every worker makes a score function of its
+own and uses one thread, so that a score does not depend on the worker it comes from.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -24,11 +23,11 @@ from typing import Any, NamedTuple, Protocol
 
 from glora.errors import ConfigError, RunError
 
-__all__ = ["Build", "LocalTeam", "Message", "Team", "Worker", "one_thread", "timed"]
+__all__ = ["BuildScore", "Message", "ProcessPool", "Worker", "WorkerPool", "timed", "use_one_thread"]
 
-LOSSES = 10  # workers lost over one job, or in a row before one is ready: then it is no accident
+LOSSES = 10  # workers lost over one job, or in a row while starting, after which the search gives up
 
-Build = Callable[[], Callable[..., Any]]  # makes the score function
+BuildScore = Callable[[], Callable[..., Any]]  # makes the score function
 
 log = logging.getLogger("glora")
 
@@ -44,14 +43,21 @@ def timed(score: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, f
     return score(*arguments), time.perf_counter() - start
 
 
-def one_thread() -> None:
-    """From now on torch, where it is loaded, uses one thread."""
+def use_one_thread() -> None:
+    """Lets torch use one thread from now on, if the score function has loaded it."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
 
 class Message(NamedTuple):
-    """What a worker says: it is `ready`, a job is `done`, the score function has `failed`, the worker is `lost`."""
+    """What a worker says, or what is said of it.
+
+    Attributes:
+        kind: `"ready"` for jobs; `"done"` with a job; `"failed"`, when the score function raised; `"lost"`, when the
+            worker died or hangs.
+        result: What the score function returned, its traceback, or how the worker was lost.
+        seconds: Time that the job took.
+    """
 
     kind: str
     result: Any = None
@@ -59,11 +65,11 @@ class Message(NamedTuple):
 
 
 class Worker(ABC):
-    """One worker. Made, it builds its score function and says that it is ready.
+    """One worker. As soon as it is made it builds its score function, and then says that it is ready.
 
     Attributes:
-        deadline: When it must have said something, on the monotonic clock.
-        waiting: Whether it had no place to start at when this was last asked.
+        deadline: When it counts as lost unless it has said something, on the monotonic clock.
+        waiting: Whether it had no CPU to start on when this was last asked.
     """
 
     deadline = 0.0
@@ -71,15 +77,15 @@ class Worker(ABC):
 
     @abstractmethod
     def send(self, arguments: tuple[Any, ...]) -> None:
-        """Hands it a job; a worker that is lost is heard of later."""
+        """Hands it a job. If the worker is lost, `listen` will tell."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends it, whatever it is doing."""
+        """Ends it at once, whatever it is doing."""
 
 
-class Team(ABC):
-    """Workers side by side. What one of them has lost, another does again.
+class WorkerPool(ABC):
+    """Several workers side by side. The job of a lost worker is done by another one.
 
     Args:
         build: Makes the score function, in every worker.
@@ -87,14 +93,15 @@ class Team(ABC):
         limit: Seconds that a worker may take to start or for one job.
     """
 
-    def __init__(self, build: Build, size: int, limit: float) -> None:
+    def __init__(self, build: BuildScore, size: int, limit: float) -> None:
         self.build = build
         self.size = size
         self.limit = limit
         self.starting: list[Worker] = []
-        self.free: list[Worker] = []
+        self.idle: list[Worker] = []
         self.busy: dict[Worker, _Job] = {}
-        self.unready = 0  # workers lost in a row before one was ready
+        self.failed_starts = 0  # in a row
+        self.losses = Counter[_Job]()
 
     @abstractmethod
     def start(self) -> Worker:
@@ -102,69 +109,75 @@ class Team(ABC):
 
     @abstractmethod
     def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message]]:
-        """What they have said, at most one message of each; waits for the first, but not longer than that."""
+        """Their messages, at most one of each worker; waits for the first one, but no longer than these seconds."""
 
     def run(self, jobs: Iterator[Any]) -> Iterator[tuple[Any, Any, float]]:
-        """The jobs with their results and seconds, as they are done.
+        """The jobs with their results and seconds, in the order in which they end. Without a job no worker is started.
 
         Raises:
             ConfigError: The score function cannot be sent to another process.
             RunError: It fails, or one job or the start has ended too many workers.
         """
-        todo, losses, done = list[_Job](), Counter[_Job](), list[tuple[_Job, Any, float]]()
-        while done or todo or self.busy or (todo := list(islice(jobs, 1))):  # without a job nobody starts
-            while len(self.starting) + len(self.free) + len(self.busy) < self.size:
-                self.starting.append(self._from_now(self.start()))
-            while self.free and (todo or (todo := list(islice(jobs, 1)))):
-                worker = self._from_now(self.free.pop())
+        todo, done = list[_Job](), list[tuple[_Job, Any, float]]()  # todo: not sent yet, or lost with a worker
+        while done or todo or self.busy or (todo := list(islice(jobs, 1))):
+            while len(self.starting) + len(self.idle) + len(self.busy) < self.size:
+                self.starting.append(self._with_deadline(self.start()))
+            while self.idle and (todo or (todo := list(islice(jobs, 1)))):
+                worker = self._with_deadline(self.idle.pop())
                 self.busy[worker] = todo.pop()
                 worker.send(self.busy[worker].arguments)
-            yield from done  # while the others work
+            yield from done  # while the workers work
             done = []
-            for worker, (kind, result, seconds) in self._heard() if todo or self.busy else ():
-                if kind == "failed":
-                    raise RunError(f"The score function failed in a worker:\n{result}")
-                job = self.busy.pop(worker, None)
-                if job is None:
-                    self.starting.remove(worker)
-                if kind == "lost":
-                    worker.stop()
-                    self._count(job, losses, result)
-                    todo += [] if job is None else [job]
-                    continue
-                self.free.append(worker)
-                if job is None:
-                    self.unready = 0
-                else:
-                    done.append((job, result, seconds))
+            for worker, message in self._messages() if todo or self.busy else ():
+                job = self._freed(worker, message)
+                if job is not None and message.kind == "lost":
+                    todo.append(job)
+                elif job is not None:
+                    done.append((job, message.result, message.seconds))
 
-    def _from_now(self, worker: Worker) -> Worker:
+    def _freed(self, worker: Worker, message: Message) -> _Job | None:
+        """The job that the worker had, if any. The worker is idle now, or ended if it was lost."""
+        if message.kind == "failed":
+            raise RunError(f"The score function failed in a worker:\n{message.result}")
+        job = self.busy.pop(worker, None)
+        if job is None:
+            self.starting.remove(worker)
+        if message.kind == "lost":
+            worker.stop()
+            self._count_loss(job, message.result)
+            return job
+        if job is None:
+            self.failed_starts = 0
+        self.idle.append(worker)
+        return job
+
+    def _with_deadline(self, worker: Worker) -> Worker:
         worker.deadline = time.monotonic() + self.limit
         return worker
 
-    def _heard(self) -> list[tuple[Worker, Message]]:
-        """The messages of those at work, and for those who are silent beyond their deadline that they are lost."""
+    def _messages(self) -> list[tuple[Worker, Message]]:
+        """The messages of those that start or work; a worker that is silent beyond its deadline counts as lost."""
         working = [*self.starting, *self.busy]
         first = min(worker.deadline for worker in working)
-        heard = self.listen(working, max(0.0, first - time.monotonic()))
-        told, now = {worker for worker, _ in heard}, time.monotonic()
-        late = Message("lost", f"it said nothing for {self.limit:g} seconds")
-        for worker in (each for each in working if each not in told and each.deadline <= now):
+        messages = self.listen(working, max(0.0, first - time.monotonic()))
+        heard, now = {worker for worker, _ in messages}, time.monotonic()
+        lost = Message("lost", f"it said nothing for {self.limit:g} seconds")
+        for worker in (each for each in working if each not in heard and each.deadline <= now):
             if worker in self.starting and worker.waiting:
                 log.warning("A worker waits for a free CPU on the cluster: ask for fewer, or let it grow.")
-                self._from_now(worker)
+                self._with_deadline(worker)
             else:
-                heard.append((worker, late))
-        return heard
+                messages.append((worker, lost))
+        return messages
 
-    def _count(self, job: _Job | None, losses: Counter[_Job], reason: str) -> None:
-        """One more loss; raises RunError when it is one too many."""
+    def _count_loss(self, job: _Job | None, reason: str) -> None:
+        """Counts one more loss; raises RunError when it is one too many."""
         log.warning("A worker was lost: %s. Another takes its place.", reason)
         if job is None:
-            self.unready += 1
+            self.failed_starts += 1
         else:
-            losses[job] += 1
-        if max(self.unready, *losses.values(), 0) >= LOSSES:
+            self.losses[job] += 1
+        if max(self.failed_starts, *self.losses.values(), 0) >= LOSSES:
             raise RunError(
                 f"{LOSSES} workers were lost {'before one was ready' if job is None else 'over one job'}: {reason}.",
                 remedy="Read what they wrote above. A script that searches with workers needs the line "
@@ -173,12 +186,12 @@ class Team(ABC):
 
     def close(self) -> None:
         """Ends all workers."""
-        for worker in (*self.starting, *self.free, *self.busy):
+        for worker in (*self.starting, *self.idle, *self.busy):
             worker.stop()
-        self.starting, self.free, self.busy = [], [], {}
+        self.starting, self.idle, self.busy = [], [], {}
 
 
-class LocalTeam(Team):
+class ProcessPool(WorkerPool):
     """Processes on this machine, started afresh (`spawn`)."""
 
     def start(self) -> Worker:
@@ -195,10 +208,10 @@ class LocalTeam(Team):
 
 
 class _Process(Worker):
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: BuildScore) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, build), daemon=True)
+        self.connection, worker_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(worker_end, build), daemon=True)
         try:
             self.process.start()
         except OSError:
@@ -209,11 +222,18 @@ class _Process(Worker):
                 allowed="A function at the top of a module, or an object that can be pickled.",
                 remedy="Or give 'module:function', which every worker calls to make its own score function.",
             ) from error
-        theirs.close()
+        worker_end.close()
 
     def send(self, arguments: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self.connection.send(arguments)
+        except OSError:
+            pass  # lost: `receive` tells
+        except Exception as error:  # as above
+            raise ConfigError(
+                f"A genotype cannot be sent to a worker process: {error}.",
+                allowed="`space.decode` returns what can be pickled.",
+            ) from error
 
     def receive(self) -> Message:
         try:
@@ -230,16 +250,16 @@ class _Process(Worker):
         self.connection.close()
 
 
-def _work(connection: Connection, build: Build) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the searching process's, which ends this one
+def _work(connection: Connection, build: BuildScore) -> None:
+    """What runs in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the searching process, which ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         score = build()
         connection.send(Message("ready"))
         while True:
             arguments = connection.recv()
-            one_thread()
+            use_one_thread()
             connection.send(Message("done", *timed(score, arguments)))
     except EOFError:
         return
@@ -248,7 +268,7 @@ def _work(connection: Connection, build: Build) -> None:
 
 
 def _end_with_parent() -> None:
-    """A search that was killed leaves no process behind, not even one that hangs."""
+    """Ends this process when the search is killed, even if its score function hangs."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
