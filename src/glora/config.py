@@ -278,7 +278,13 @@ def _kind(group: str, data: Mapping[str, Any]) -> type[Settings]:
         find: Callable[[Mapping[str, Any]], type[Settings]] = load("glora.tasks.task:source_class")
         kind = find(data) if "source" in data else load("glora.tasks.task:DataSettings")
     else:
-        kind = lookup(load(TABLES[group]), str(data.get("name")), kind=KINDS[group])
+        kind = _settings_of(lookup(load(TABLES[group]), str(data.get("name")), kind=KINDS[group]))
+    return kind
+
+
+def _settings_of(row: Any) -> type[Settings]:
+    """The settings that a row of a table brings: itself, or those of what it makes."""
+    kind: type[Settings] = getattr(row, "Settings", row)
     return kind
 
 
@@ -310,7 +316,7 @@ def describe() -> list[str]:
             lines.append(line)
     for group, table in TABLES.items():
         for name, place in load(table).items():
-            own = texts.describe(load(place), f"{group}.")
+            own = texts.describe(_settings_of(load(place)), f"{group}.")
             own = [line for line in own if line not in lines]
             lines += [f"{KINDS[group]} {name}:", *(f"  {line}" for line in own)]
     return lines

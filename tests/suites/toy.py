@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from glora.config import Experiment, build_experiment
+from glora.settings import merged
 from glora.searchers import Trial
 from glora.training.trainer import Progress
 
@@ -19,9 +20,9 @@ MODEL = {
     "name": "test_vit",
     "pretrained": False,
     "image_size": 32,
-    "targets": ["blocks.0.attn.qkv", "blocks.1.mlp.fc1"],
 }
-SEARCH = {"population": 4, "generations": 2, "parents": 2}
+TARGETS = ["blocks.0.attn.qkv", "blocks.1.mlp.fc1"]
+SEARCHER = {"population": 4, "generations": 2, "parents": 2}
 
 
 def image_folder(root: Path, *, per_class: int = 20, classes: tuple[str, ...] = ("dark", "light")) -> Path:
@@ -39,14 +40,15 @@ def image_folder(root: Path, *, per_class: int = 20, classes: tuple[str, ...] = 
 def tiny(folder: Path, **changes: Any) -> Experiment:
     """An experiment of a second: a randomly initialised tiny transformer, two layers adapted."""
     settings: dict[str, Any] = {
+        "method": {"name": "glora", "targets": TARGETS},
         "model": MODEL,
         "data": {"source": str(folder)},
         "train": {"epochs": 3, "batch_size": 8},
-        "search": SEARCH,
+        "search": {"searcher": {"name": "evolution", **SEARCHER}},
     }
-    for key, value in changes.items():
-        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
-    return build_experiment(settings)
+    if changes.get("method") in ("lora", "bitfit"):
+        changes["method"] = {"name": changes["method"], "targets": TARGETS}
+    return build_experiment(merged(settings, changes))
 
 
 def free_port() -> int:
@@ -77,7 +79,7 @@ class Recorder:
         if self.kill_step is not None and progress.step >= self.kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None, **_: Any) -> None:
         self.trials.append(trial)
         if trial.number == self.kill_trial:
             os.kill(os.getpid(), signal.SIGKILL)

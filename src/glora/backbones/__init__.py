@@ -36,24 +36,24 @@ class Backbone:
     Attributes:
         name: The name it was loaded by.
         model: Images `(b, 3, h, w)` to logits `(b, num_classes)`.
-        preprocess: How it wants its images.
+        preprocess: How it wants its images; None where a program gives its inputs ready.
         head: Names of the modules to train whole.
-        spec: Plain JSON that rebuilds it, the head apart.
+        spec: Plain JSON that rebuilds it, the head apart; None where a program gave the model.
         notes: What a user should be told, such as a classifier of the checkpoint that was left out.
     """
 
     name: str
     model: nn.Module
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     head: tuple[str, ...]
-    spec: Spec
+    spec: Spec | None
     notes: tuple[str, ...] = ()
 
 
 def load_backbone(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None,
     image_size: int | None = None,
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
@@ -66,7 +66,7 @@ def load_backbone(
 
     Args:
         name: A name in `PACKAGED` or any timm model's.
-        num_classes: Outputs of the head.
+        num_classes: Outputs of the head; what an objective without outputs of its own leaves open (None) is refused.
         image_size: Side of the square input in pixels; None is the backbone's own.
         checkpoint: A `.safetensors` file of weights to use instead of the pretrained ones.
         pretrained: Whether to load pretrained weights; no hub is asked when False or with a checkpoint.
@@ -78,7 +78,7 @@ def load_backbone(
         MissingExtraError: timm, or the package of the packaged weights, is not installed.
         UnknownNameError: There is no such model; lists the nearest names.
     """
-    if num_classes < 1:
+    if num_classes is None or num_classes < 1:
         raise BackboneError(f"num_classes={num_classes} leaves no output.", allowed="At least 1.")
     if image_size is not None and image_size < 1:
         raise BackboneError(f"image_size={image_size} is no size.", allowed="A number of pixels, at least 1.")

@@ -69,6 +69,7 @@ def dinov2_vits14(
     if packaged is not None:
         _resample_positions(backbone.model, packaged, side // 14)
     given = None if checkpoint is None else str(checkpoint)
+    assert backbone.spec is not None  # it has a name
     spec: Spec = {**backbone.spec, "name": _NAME, "image_size": side, "checkpoint": given}
     return replace(backbone, name=_NAME, spec=spec)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
 from torch import Tensor
 
 from glora.methods.method import Tuned
@@ -33,7 +31,7 @@ def temperatures(session: Session, tuned: Tuned, examples: Examples) -> tuple[fl
 
     def output() -> Tensor:
         some = range(min(2, len(examples)))
-        found: Any = next(outputs(tuned.model, examples, indices=some, **session.how))[0]
+        found: Tensor = next(outputs(tuned.model, examples, indices=some, **session.how))[0]
         return found
 
     return possible_temperatures(tuned.model, tuned.head, session.objective, output)

@@ -18,13 +18,19 @@ DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
     "data": {"source": "digits", "train": 400, "val": 200},
     "train": {"epochs": 20, "batch_size": 32},
-    "search": {"population": 20, "generations": 4, "parents": 5, "mutations": 10, "crossovers": 10, "budget": "0.5M"},
+    "search": {
+        "searcher": {"population": 20, "generations": 4, "parents": 5, "mutations": 10, "crossovers": 10},
+        "budget": "0.5M",
+    },
 }
 QUICK: dict[str, Any] = {
     **DEMO,
     "data": {"source": "digits", "train": 64, "val": 40},
     "train": {"epochs": 1, "batch_size": 32},
-    "search": {"population": 4, "generations": 1, "parents": 2, "mutations": 2, "crossovers": 2, "budget": "0.5M"},
+    "search": {
+        "searcher": {"population": 4, "generations": 1, "parents": 2, "mutations": 2, "crossovers": 2},
+        "budget": "0.5M",
+    },
 }
 
 
@@ -51,13 +57,16 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     glora = demo_experiment(quick=quick, seed=seed)
     reporter.say("GLoRA: train the supernet, search on val, test once")
     run = Run(glora, folder / "glora", reporter)
-    sites = tuple(run.adapter.adapted.sites.values())
     winner = run.fit()
+    space = run.tuned.space
+    assert winner is not None and space is not None  # one process
+    sites = tuple(space.sites.values())
     rank = lora_rank(winner.parameters, sites)
     reporter.say(f"LoRA, rank {rank}: the smallest with at least the winner's numbers")
-    lora = Run(glora.with_(method="lora", rank=rank), folder / "lora", reporter).fit()
+    lora = Run(glora.with_(method={"name": "lora", "rank": rank}), folder / "lora", reporter).fit()
     reporter.say("Linear probe")
     linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
+    assert lora is not None and linear is not None
     return [linear, lora, winner]
 
 

@@ -112,13 +112,13 @@ class LoadedRun:
         if isinstance(inputs, (str, Path)):
             inputs = [inputs]
         if isinstance(inputs, Tensor):
-            yield from (Batch(part, None) for part in inputs.split(size))
+            yield from (Batch(part, None) for part in torch.split(inputs, size))
             return
         if isinstance(inputs, tuple) and all(isinstance(each, Tensor) for each in inputs):
-            yield from (Batch(parts, None) for parts in zip(*(each.split(size) for each in inputs), strict=True))
+            yield from (Batch(each, None) for each in zip(*(torch.split(part, size) for part in inputs), strict=True))
             return
         if isinstance(inputs, dict):
-            parts = [value.split(size) for value in inputs.values()]
+            parts = [torch.split(value, size) for value in inputs.values()]
             yield from (Batch(dict(zip(inputs, each, strict=True)), None) for each in zip(*parts, strict=True))
             return
         items = _Items(inputs)

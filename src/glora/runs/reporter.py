@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from glora.methods.method import Tuned
+from glora.report.metrics import MetricInfo
 from glora.runs.resolve import search_arguments
 from glora.searchers import Trial
 from glora.tasks.task import Task
@@ -26,7 +26,7 @@ class Reporter(Protocol):
         """Called a few times a second at most."""
 
     def trial(
-        self, trial: Trial, best: Trial, total: int, saved: float | None = None, *, metric: Mapping[str, Any]
+        self, trial: Trial, best: Trial, total: int, saved: float | None = None, *, metric: MetricInfo
     ) -> None:
         """Called after every scored genotype.
 
@@ -35,7 +35,7 @@ class Reporter(Protocol):
             best: The best so far.
             total: How many there will be at most.
             saved: Share of the forward passes that racing has saved so far.
-            metric: What the score is of: `name`, `higher` and `show` of the objective's metric.
+            metric: What the score is of.
         """
 
 

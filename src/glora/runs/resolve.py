@@ -11,7 +11,7 @@ from glora import searchers
 from glora.config import Experiment, SearchSettings
 from glora.errors import BudgetError
 from glora.methods.method import Method
-from glora.searchers.operators import Pool, Window
+from glora.searchers.operators import Budget, GenomeSampler
 from glora.space import BoundSpace
 from glora.tasks.data import SOURCES
 
@@ -57,18 +57,18 @@ def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, A
 def _wants_one_size(how: dict[str, Any], space: BoundSpace) -> bool:
     """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
     as_published = getattr(how["settings"], "legalize", "repair") == "reject"
-    return not as_published and searchers.new_searcher(space, seed=0, **how).elite is not None
+    return not as_published and searchers.new_searcher(space, seed=0, **how).top_k is not None
 
 
 def _near(settings: SearchSettings, space: BoundSpace) -> int:
     """Nine tenths of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
-    window = Window(space.costs, settings.budget)
-    least = math.floor(NEAR * min(window.high, window.largest))
+    budget = Budget(space.costs, settings.budget)
+    least = math.floor(NEAR * min(budget.high, budget.largest))
     try:
-        pool = Pool(space.costs, settings.budget, least, random.Random(0))
+        sampler = GenomeSampler(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
         return 0
-    return least if pool.has(cast(Any, settings.searcher).candidates) else 0
+    return least if sampler.can_sample(cast(Any, settings.searcher).candidates) else 0
 
 
 def polish_info(settings: SearchSettings) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def choose_calibration(
     def losses(strength: float, temperature: float) -> Tensor:
         return _losses(tried[strength], objective, temperature)
 
-    found = {each: lowest_loss(lambda t, each=each: losses(each, t), temperatures) for each in STRENGTHS}
+    found = {each: lowest_loss(partial(losses, each), temperatures) for each in STRENGTHS}
     best = min(found, key=lambda each: (found[each][0], abs(each - 1)))
     plain, better = (losses(*each).double().view(-1, examples).mean(0) for each in ((1.0, 1.0), (best, found[best][1])))
     gain = plain - better  # per example: another genotype is no other example

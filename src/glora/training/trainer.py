@@ -242,7 +242,7 @@ class Trainer:
         )
 
     def _step(self, batch: Tensor, step: int, rng: random.Random) -> Tensor:
-        """One optimizer step on the examples of these indices; sums over them: loss, first metric, loss without PACE."""
+        """One optimizer step on these examples; sums over them: loss, first metric, loss without PACE's part."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
         places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]

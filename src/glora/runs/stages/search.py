@@ -12,6 +12,7 @@ from glora.files import sha256
 from glora.genotype import TENSORS
 from glora.methods.method import Tuned
 from glora.report import plots
+from glora.report.metrics import MetricInfo, find_metric
 from glora.report.outcome import Outcome, Row, digest
 from glora.runs.calibration import temperatures
 from glora.runs.comparison import (
@@ -74,6 +75,10 @@ class Search:
         header = {"event": "examples", **self.context, "winner": self.weights}
         self.values = ExampleValues(folder.values, header, self.session.objective, self._measured)
 
+    @property
+    def _metrics(self) -> tuple[MetricInfo, ...]:
+        return tuple(MetricInfo(**metric.to_json()) for metric in self.session.objective.metrics)
+
     def _scorer(self, parts: Sequence[Part]) -> ValScorer:
         return ValScorer(parts, fitness=self.settings.fitness, **self.session.how)
 
@@ -106,7 +111,7 @@ class Search:
         best: list[Trial] = []
         seen: list[float] = []
         total = self.how["settings"].candidates
-        metric = self.session.objective.metric(self.settings.fitness).to_json()
+        metric = find_metric(self._metrics, self.settings.fitness)
 
         def report(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
@@ -264,7 +269,7 @@ class Search:
             parameters=winner.parameters,
             sites=sites,
             fitness=self.settings.fitness,
-            metrics_info=[metric.to_json() for metric in self.session.objective.metrics],
+            metrics_info=self._metrics,
             unit=self.session.data.val.unit,
             score=winner.score.value,
             standard_error=winner.score.standard_error,
@@ -297,8 +302,8 @@ class Search:
 
     def _draw(self, outcome: Outcome, trials: Sequence[Trial], front: Sequence[Trial], winner: Trial) -> None:
         folder = self.session.folder.plots
-        metric = self.session.objective.metric(self.settings.fitness).to_json()
-        facts: dict[str, Any] = {"metric": metric, "budget": outcome.budget, "controls": outcome.rows}
+        facts: dict[str, Any] = {"budget": outcome.budget, "controls": outcome.rows, "unit": outcome.unit}
+        facts |= {"fitness": outcome.fitness, "metrics_info": self._metrics}
         plots.search_plot(trials, front, winner, folder / "search.svg", **facts)
         plots.layer_plot(winner.genotype, self.space, folder / "layers.svg")
         plots.parameters_plot(winner.genotype, self.space, folder / "parameters.svg")
