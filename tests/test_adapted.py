@@ -352,6 +352,9 @@ def test_training_with_nothing_active_warns_once(vit, images, caplog):
         model.train()
         model(images)
     assert not of_nothing(caplog), "something is active, or nothing is trained"
+    with adapted.hold(adapted.space.largest, train=True):
+        model(images)
+    assert not of_nothing(caplog), "something else is held"
     model(images)
     (message,) = of_nothing(caplog)
     assert "the head alone" in message

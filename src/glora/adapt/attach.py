@@ -127,16 +127,17 @@ def holding(
         shared: What `effective` takes.
     """
     adapters = list(adapters_of(layer).values())
-    kept = [(adapter.plays, adapter.held) for adapter in adapters]
+    kept = [(adapter.plays, adapter.held, adapter.nothing_active) for adapter in adapters]
     for adapter, config in zip(adapters, configs, strict=True):
         adapter.play([config])
+        adapter.nothing_active = None
     try:
         if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
             _hold(layer, effective(layer, train=train, shared=shared))
         yield
     finally:
-        for adapter, (plays, held) in zip(adapters, kept, strict=True):
-            adapter.plays, adapter.held = plays, held
+        for adapter, (plays, held, nothing_active) in zip(adapters, kept, strict=True):
+            adapter.plays, adapter.held, adapter.nothing_active = plays, held, nothing_active
 
 
 def effective(

@@ -1,8 +1,9 @@
 """Whether the layers of a model keep the samples of a batch apart, which one genotype per sample needs.
 
-The shape of a layer's input does not show it: `(l, n, i)`, or the tokens that an expert gets, may have a first dimension
-that is a multiple of n by chance. So the model is run on n copies of one sample. Where every sample has rows of its
-own, next to each other, the layer's input is n equal parts then, and of the same length whichever sample is copied.
+The shape of a layer's input does not show it: `(l, n, i)`, or the tokens that an expert gets, may have a first
+dimension that is a multiple of n by chance. So the model is run on n copies of one sample. Where every sample has rows
+of its own, next to each other, the layer's input is n equal parts then, and of the same length whichever sample is
+copied.
 """
 
 from __future__ import annotations

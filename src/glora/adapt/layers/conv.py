@@ -1,7 +1,7 @@
 """Convolutions and transposed convolutions over one, two or three axes: `(n, c, ...)` to `(n, o, ...)`.
 
-Every output sees the c / groups channels of its group at the positions of the kernel: these are the `i` inputs of a row of
-the `(o, i)` matrix, channel by channel. A matrix-product A mixes the c / groups channels alike at every position and
+Every output sees the c / groups channels of its group at the positions of the kernel: these are the `i` inputs of a row
+of the `(o, i)` matrix, channel by channel. A matrix-product A mixes the c / groups channels alike at every position and
 in every group: a 1x1 convolution of the input, which merges exactly, padding or not.
 
 C is a constant per output channel, `W_flat c`: what the weight gives for one constant patch c of its i inputs, the same

@@ -36,7 +36,8 @@ class View(ABC):
             and merging a change of the weight makes it floating-point.
         packed: Whether the layer's own code reads the quantised bytes: the parameter then always shows the frozen
             weight, and no change of it can be merged.
-        last: Whether features are last in x and y and the layer is nothing but `W x + b`: its gradients are written by hand (`layers/factored.py`).
+        last: Whether features are last in x and y and the layer is nothing but `W x + b`: its gradients are written
+            by hand then (`layers/factored.py`).
     """
 
     kind: ClassVar[str]
