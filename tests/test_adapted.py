@@ -88,6 +88,14 @@ def test_targets_and_skip_are_a_word_an_expression_or_a_list(vit, targets, skip,
     assert len(glora.inject(vit(), PAPER, targets=targets, skip=skip).sites) == count
 
 
+def test_an_attention_is_named_like_any_other_layer():
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    assert list(glora.inject(model, PAPER, targets=["0"], head=None).sites) == ["0.in_proj"]
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, kdim=4, vdim=6), "mlp": nn.Linear(8, 8)})
+    sites = glora.inject(model, PAPER, targets="linear", skip=["attn"], head=None).sites
+    assert list(sites) == ["attn.out_proj", "mlp"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -344,6 +352,9 @@ def test_training_with_nothing_active_warns_once(vit, images, caplog):
         model.train()
         model(images)
     assert not of_nothing(caplog), "something is active, or nothing is trained"
+    with adapted.hold(adapted.space.largest, train=True):
+        model(images)
+    assert not of_nothing(caplog), "something else is held"
     model(images)
     (message,) = of_nothing(caplog)
     assert "the head alone" in message

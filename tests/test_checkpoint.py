@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -188,6 +189,8 @@ def test_the_merged_model_is_an_ordinary_state_dict(vit, images, tmp_path):
     merged = adapted.merge()
     out = merged(images)
     checkpoint.save_merged(merged, tmp_path / "merged.safetensors")
+    with safe_open(tmp_path / "merged.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt", "transformers refuses a file without"
     plain = vit(seed=9)
     assert list(plain.state_dict()) == list(merged.state_dict())
     plain.load_state_dict(load_file(tmp_path / "merged.safetensors"))

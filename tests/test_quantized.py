@@ -120,7 +120,7 @@ def test_the_base_is_dequantised_for_an_elementwise_lora_a_alone(how, product, m
     net = make(how)
     adapted = inject(net, product)
     calls: list[int] = []
-    kind = type(adapted._places["fc1"][0].weight)
+    kind = type(net.fc1.parametrizations.weight.original)
     plain = kind.dequantize
 
     def counting(self, *args, **kwargs):

@@ -96,8 +96,9 @@ def load_supernet(adapted: Adapted, path: str | Path, *, base_fingerprint: str |
 
 def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
     """Writes the state dict of a plain (merged) model as safetensors, tied weights once, with plain JSON beside it."""
+    metadata = {"glora": json.dumps(dict(info or {})), "format": "pt"}  # transformers refuses files without a format
     with atomic(path) as temporary:
-        save_model(model, str(temporary), metadata={"glora": json.dumps(dict(info or {}))})
+        save_model(model, str(temporary), metadata=metadata)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

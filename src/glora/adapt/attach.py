@@ -1,8 +1,8 @@
-"""Which layers can be adapted, and attach, detach and merge of ONE of them.
+"""Attach, hold, merge and detach for ONE layer; `adapted.py` does it for a model.
 
-A layer type is one row of `TABLE` (`table.py`) and one class that says how it shows its weight as a matrix (`View`).
-The effective weight is attached with `torch.nn.utils.parametrize`, so that whoever reads `layer.weight` sees it,
-and the layer's own `forward` takes the factored way where that is cheaper.
+The effective weight is attached with `torch.nn.utils.parametrize`, so that whoever reads `layer.weight` sees it, and
+the layer's own `forward` is replaced by one that computes the factored product where that is cheaper. The
+parametrization of a weight is an `Adapter`, which owns the support tensors and knows what plays.
 """
 
 from __future__ import annotations
@@ -18,49 +18,323 @@ from torch.nn.utils import parametrize
 
 from glora.adapt.layers import factored
 from glora.adapt.layers.quantized import is_quantized
-from glora.adapt.layers.table import TABLE, WORDS, row_of, views_of
+from glora.adapt.layers.table import row_of, views_of
 from glora.adapt.layers.view import View
 from glora.adapt.support import Support
 from glora.errors import GloraError, StateError
 from glora.genotype import LayerConfig
 
 __all__ = [
-    "TABLE",
-    "WORDS",
     "Adapter",
     "BiasAdapter",
-    "View",
+    "WarnOnce",
     "adapters_of",
     "attach",
     "base_of",
     "broken",
     "dequantized",
     "detach",
+    "drops_out",
     "effective",
+    "holding",
     "is_attached",
+    "is_new_bias",
     "merge",
+    "new_keys",
     "owned",
+    "plain_parameter",
     "put_back",
-    "row_of",
     "state_of",
-    "views_of",
 ]
 
 
 log = logging.getLogger("glora")
 
 
-class WarnOnce:
-    """Logs a warning the first time that it is called."""
+def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = ()) -> None:
+    """Makes the layer show its effective weights and biases.
 
-    def __init__(self, message: str) -> None:
-        self.message = message
-        self.given = False
+    Args:
+        layer: A layer of the table, not attached yet. Its parameters stay the same objects, inside.
+        supports: The support tensors of its sites in the order of `views_of`; None leaves a weight as it is.
+        names: Names of the sites, for messages.
 
-    def __call__(self) -> None:
-        if not self.given:
-            self.given = True
-            log.warning(self.message)
+    Raises:
+        StateError: The layer is parametrized already.
+    """
+    if parametrize.is_parametrized(layer):
+        raise StateError(
+            f"A {type(layer).__name__} is parametrized already.", remedy="Detach or remove that parametrization first."
+        )
+    row, order = row_of(layer), tuple(layer._parameters)
+    assert row is not None
+    layer_type: Any = type(layer)
+    own_forward = layer_type.forward is row[1].forward
+    biases: dict[str, dict[Adapter, parametrize.ParametrizationList]] = {}
+    called = True
+    for number, ((slot, view), support) in enumerate(zip(views_of(layer).items(), supports, strict=True)):
+        if support is None:
+            continue
+        adapter = Adapter(names[number] if names else "", slot, view, support, order)
+        weights = _parametrize(layer, view.weight, adapter)
+        if getattr(layer, view.bias, None) is None and support.site.new_bias:  # bias=None cannot be parametrized
+            adapter.new_bias = True
+            w0 = weights.original
+            fresh = torch.zeros(support.site.out_features, dtype=w0.dtype, device=w0.device)
+            setattr(layer, view.bias, nn.Parameter(fresh, requires_grad=False))
+        if getattr(layer, view.bias, None) is not None and (support.site.bias or adapter.new_bias):
+            biases.setdefault(view.bias, {})[adapter] = weights
+        called = view.called
+    for name, parts in biases.items():
+        _parametrize(layer, name, BiasAdapter(parts))
+    for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
+        parametrizations.train(layer.training)
+    if own_forward:  # a subclass with its own forward reads `weight` itself
+        type(layer).forward = _forward if called else _forward_reading
+
+
+def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> Any:
+    parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
+    return layer.parametrizations[name]  # type: ignore[index]
+
+
+def detach(layer: nn.Module) -> None:
+    """Gives the layer back as it was before `attach`: class, parameter objects and their order.
+
+    By hand: `parametrize.remove_parametrizations` changes the class, which a deepcopy of the layer shares, and its
+    `leave_parametrized=True` would write into W0.
+    """
+    adapters = list(adapters_of(layer).values())
+    lists: Any = layer.parametrizations
+    parameters = layer._parameters | {name: each.original for name, each in lists.items()}
+    parameters |= {adapter.view.bias: None for adapter in adapters if adapter.new_bias}
+    layer.__class__ = type(layer).__bases__[0]
+    del layer.parametrizations
+    layer._parameters.clear()
+    layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
+
+
+@contextmanager
+def holding(
+    layer: nn.Module, *configs: LayerConfig, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
+) -> Iterator[None]:
+    """Within it the layer plays these configurations, one per slot, with its effective weights built once.
+
+    Args:
+        layer: An attached layer.
+        configs: What its weights play.
+        train: Gradients reach the support tensors in one backward pass.
+        shared: What `effective` takes.
+    """
+    adapters = list(adapters_of(layer).values())
+    kept = [(adapter.plays, adapter.held, adapter.nothing_active) for adapter in adapters]
+    for adapter, config in zip(adapters, configs, strict=True):
+        adapter.play([config])
+        adapter.nothing_active = None
+    try:
+        if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
+            _hold(layer, effective(layer, train=train, shared=shared))
+        yield
+    finally:
+        for adapter, (plays, held, nothing_active) in zip(adapters, kept, strict=True):
+            adapter.plays, adapter.held, adapter.nothing_active = plays, held, nothing_active
+
+
+def effective(
+    layer: nn.Module, *, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
+) -> dict[str, Tensor | None]:
+    """The weights and biases that the layer plays by name; None for a new bias that is not played.
+
+    Computed in at least float32 and rounded once, without gradient.
+
+    Args:
+        layer: An attached layer.
+        train: All of them have a gradient, and a new bias that is not played is zero, so that every configuration
+            looks the same to a compiler.
+        shared: Base parameters and what is played for them: one that several layers share is computed once.
+    """
+    lists: Any = layer.parametrizations
+    shared = {} if shared is None else shared
+    played: dict[str, Tensor | None] = {}
+    with torch.set_grad_enabled(train):
+        for name, each in lists.items():
+            if each.original not in shared:
+                shared[each.original] = getattr(layer, name)
+            played[name] = shared[each.original]
+        if train:
+            return {name: _with_grad(value) for name, value in played.items()}
+        for slot, adapter in adapters_of(layer).items():
+            support, config = adapter.plays[0]
+            if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
+                played[adapter.view.bias] = None
+    return played
+
+
+def _with_grad(value: Any) -> Tensor:
+    grown: Tensor = value if value.requires_grad else value.detach().requires_grad_()
+    return grown
+
+
+def _hold(layer: Any, shown: Mapping[str, Tensor | None]) -> None:
+    """Makes the adapters show these weights and biases."""
+    for adapter in adapters_of(layer).values():
+        adapter.held = _shown(adapter, layer, shown)
+
+
+def _shown(adapter: Adapter, layer: Any, shown: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """An adapter's weight and its part of the bias, out of a layer's by name."""
+    name, part = adapter.view.bias, adapter.view.part
+    weight, bias = shown[adapter.view.weight], shown.get(name, layer._parameters.get(name))
+    assert weight is not None
+    return weight, bias if bias is None or part is None else bias[part]
+
+
+def merge(
+    layer: nn.Module,
+    played: Mapping[str, Tensor | None] | None = None,
+    shared: dict[nn.Parameter, nn.Parameter] | None = None,
+) -> dict[str, nn.Parameter | None]:
+    """Writes the effective weights and biases into the plain layer, computed in at least float32, rounded once.
+
+    Args:
+        layer: An attached layer.
+        played: What `effective` gave, checked to be finite already, as `owned`; None computes and checks it.
+        shared: Base parameters merged so far and what they became: one that several layers share is merged once.
+
+    Returns:
+        The base parameters by name; put back, they restore the plain layer bit for bit.
+
+    Raises:
+        GloraError: The effective weight or bias has a number that is not finite.
+    """
+    shared = {} if shared is None else shared
+    if played is None:
+        played = effective(layer)
+        if broken(layer, played):
+            raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
+        played = owned(layer, played, {})
+    detach(layer)
+    base = dict(layer._parameters)
+    for name, value in played.items():
+        plain = base[name]
+        if value is not None:
+            flag = plain is not None and plain.requires_grad
+            merged = None if plain is None else shared.get(plain)
+            if merged is None:  # nothing changed a quantised one, and nothing can train it
+                merged = plain if is_quantized(value) else nn.Parameter(value.detach(), requires_grad=flag)
+            layer._parameters[name] = merged
+            if plain is not None and merged is not None:
+                shared[plain] = merged
+    return base
+
+
+def owned(
+    layer: nn.Module, played: Mapping[str, Tensor | None], copies: dict[nn.Parameter, Tensor]
+) -> dict[str, Tensor | None]:
+    """What `effective` gave as tensors that can be merged: not the base's, which keeps its numbers, nor inference's.
+
+    Args:
+        layer: An attached layer.
+        played: What `effective` gave.
+        copies: Base parameters copied so far and their copies: one that several layers share is copied once.
+    """
+    found = dict(played)
+    for name, value in played.items():
+        plain = plain_parameter(layer, name)
+        kept = value is None or is_quantized(value)
+        if value is not None and not kept and (value.data_ptr() == plain.data_ptr() or value.is_inference()):
+            copies[plain] = found[name] = copies[plain] if plain in copies else value.detach().clone()
+    return found
+
+
+def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
+    """Names of the sites of an attached layer whose effective weight or bias has a number that is not finite."""
+    names = []
+    for adapter in adapters_of(layer).values():
+        weight, bias = _shown(adapter, layer, played)
+        floats = [value for value in (weight, bias) if value is not None and not is_quantized(value)]
+        # a sum is one pass and finite where every number is, unless it overflows
+        if not all(bool(value.sum().isfinite()) or bool(value.isfinite().all()) for value in floats):
+            names.append(adapter.name)
+    return names
+
+
+def dequantized(layer: nn.Module, *, packed: bool = False) -> list[str]:
+    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point.
+
+    Args:
+        layer: An attached layer.
+        packed: Only those that the layer cannot hold then.
+    """
+    quantized = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
+    adapters = [adapter for adapter in quantized if adapter.view.packed or not packed]
+    return [each.name for each in adapters if {each.plays[0][1].A.kind, each.plays[0][1].B.kind} != {"none"}]
+
+
+def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
+    """Undoes `merge`: the base parameters in their order, with the device and type that the layer has now."""
+    for name, parameter in base.items():
+        now = layer._parameters[name]
+        if parameter is None or now is None:
+            continue
+        if not is_quantized(parameter):
+            parameter.data = parameter.data.to(now)
+        elif parameter.device != now.device:  # its type is its own
+            parameter.data = parameter.data.to(now.device)
+    layer._parameters.clear()
+    layer._parameters.update(base)
+
+
+def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str]:
+    """Parameters that the merged layer has and the base, as `merge` returned it, has not."""
+    return [name for name, value in layer._parameters.items() if value is not None and base.get(name) is None]
+
+
+def is_attached(layer: nn.Module) -> bool:
+    """Whether the layer has an adapter."""
+    lists = layer._modules.get("parametrizations")
+    return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
+
+
+def adapters_of(layer: nn.Module) -> dict[str, Adapter]:
+    """The adapters of an attached layer by slot."""
+    lists: Any = layer.parametrizations
+    return {each[0].slot: each[0] for each in lists.values() if isinstance(each[0], Adapter)}
+
+
+def state_of(layer: Any, slot: str = "") -> Adapter:
+    """The adapter of one weight of an attached layer."""
+    lists = layer.parametrizations
+    if slot or "weight" not in lists:
+        return adapters_of(layer)[slot]
+    adapter: Adapter = lists.weight[0]
+    return adapter
+
+
+def base_of(layer: Any, slot: str = "") -> tuple[Tensor, Tensor | None]:
+    """The frozen weight and bias, `(o,)`, of an attached layer; the bias is None where the plain layer has none."""
+    adapter = state_of(layer, slot)
+    view = adapter.view
+    weight, bias = plain_parameter(layer, view.weight), plain_parameter(layer, view.bias)
+    bias = None if adapter.new_bias or bias is None else bias.flatten()
+    return weight, bias if bias is None or view.part is None else bias[view.part]
+
+
+def plain_parameter(layer: Any, name: str) -> Any:
+    """A parameter of a layer, attached or not, as the plain layer has it; None where it has none."""
+    lists = layer._modules.get("parametrizations", {})
+    return lists[name].original if name in lists else layer._parameters.get(name)
+
+
+def is_new_bias(layer: nn.Module, name: str) -> bool:
+    """Whether the parameter of this name is a bias that attaching created."""
+    return any(adapter.new_bias and adapter.view.bias == name for adapter in adapters_of(layer).values())
+
+
+def drops_out(layer: nn.Module) -> bool:
+    """Whether `Support.dropout` has an effect: the attached layer computes the factored product when it is called."""
+    forward: Any = type(layer).forward
+    return forward is _forward and type(state_of(layer).view).output is View.output
 
 
 class Adapter(nn.Module):
@@ -248,286 +522,14 @@ def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:
             adapter.held = held
 
 
-def _hold(layer: Any, shown: Mapping[str, Tensor | None]) -> None:
-    """Makes the adapters show these weights and biases."""
-    for adapter in adapters_of(layer).values():
-        adapter.held = _shown(adapter, layer, shown)
+class WarnOnce:
+    """Logs a warning the first time that it is called."""
 
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.given = False
 
-def _shown(adapter: Adapter, layer: Any, shown: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    """An adapter's weight and its part of the bias, out of a layer's by name."""
-    name, part = adapter.view.bias, adapter.view.part
-    weight, bias = shown[adapter.view.weight], shown.get(name, layer._parameters.get(name))
-    assert weight is not None
-    return weight, bias if bias is None or part is None else bias[part]
-
-
-def is_attached(layer: nn.Module) -> bool:
-    """Whether the layer has an adapter."""
-    lists = layer._modules.get("parametrizations")
-    return lists is not None and any(isinstance(each[0], Adapter) for each in lists.values())  # type: ignore[operator]
-
-
-def drops_out(layer: nn.Module) -> bool:
-    """Whether `Support.dropout` has an effect: the attached layer computes the factored product when it is called."""
-    forward: Any = type(layer).forward
-    return forward is _forward and type(state_of(layer).view).output is View.output
-
-
-def is_new_bias(layer: nn.Module, name: str) -> bool:
-    """Whether the parameter of this name is a bias that attaching created."""
-    return any(adapter.new_bias and adapter.view.bias == name for adapter in adapters_of(layer).values())
-
-
-def adapters_of(layer: nn.Module) -> dict[str, Adapter]:
-    """The adapters of an attached layer by slot."""
-    lists: Any = layer.parametrizations
-    return {each[0].slot: each[0] for each in lists.values() if isinstance(each[0], Adapter)}
-
-
-def state_of(layer: Any, slot: str = "") -> Adapter:
-    """The adapter of one weight of an attached layer."""
-    lists = layer.parametrizations
-    if slot or "weight" not in lists:
-        return adapters_of(layer)[slot]
-    adapter: Adapter = lists.weight[0]
-    return adapter
-
-
-def plain_parameter(layer: Any, name: str) -> Any:
-    """A parameter of a layer, attached or not, as the plain layer has it; None where it has none."""
-    lists = layer._modules.get("parametrizations", {})
-    return lists[name].original if name in lists else layer._parameters.get(name)
-
-
-def base_of(layer: Any, slot: str = "") -> tuple[Tensor, Tensor | None]:
-    """The frozen weight and bias, `(o,)`, of an attached layer; the bias is None where the plain layer has none."""
-    adapter = state_of(layer, slot)
-    view = adapter.view
-    weight, bias = plain_parameter(layer, view.weight), plain_parameter(layer, view.bias)
-    bias = None if adapter.new_bias or bias is None else bias.flatten()
-    return weight, bias if bias is None or view.part is None else bias[view.part]
-
-
-def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = ()) -> None:
-    """Makes the layer show its effective weights and biases.
-
-    Args:
-        layer: A layer of the table, not attached yet. Its parameters stay the same objects, inside.
-        supports: The support tensors of its sites in the order of `views_of`; None leaves a weight as it is.
-        names: Names of the sites, for messages.
-
-    Raises:
-        StateError: The layer is parametrized already.
-    """
-    if parametrize.is_parametrized(layer):
-        raise StateError(
-            f"A {type(layer).__name__} is parametrized already.", remedy="Detach or remove that parametrization first."
-        )
-    row, order = row_of(layer), tuple(layer._parameters)
-    assert row is not None
-    layer_type: Any = type(layer)
-    own_forward = layer_type.forward is row[1].forward
-    biases: dict[str, dict[Adapter, parametrize.ParametrizationList]] = {}
-    called = True
-    for place, ((slot, view), support) in enumerate(zip(views_of(layer).items(), supports, strict=True)):
-        if support is None:
-            continue
-        adapter = Adapter(names[place] if names else "", slot, view, support, order)
-        weights = _parametrize(layer, view.weight, adapter)
-        if getattr(layer, view.bias, None) is None and support.site.new_bias:  # bias=None cannot be parametrized
-            adapter.new_bias = True
-            w0 = weights.original
-            fresh = torch.zeros(support.site.out_features, dtype=w0.dtype, device=w0.device)
-            setattr(layer, view.bias, nn.Parameter(fresh, requires_grad=False))
-        if getattr(layer, view.bias, None) is not None and (support.site.bias or adapter.new_bias):
-            biases.setdefault(view.bias, {})[adapter] = weights
-        called = view.called
-    for name, parts in biases.items():
-        _parametrize(layer, name, BiasAdapter(parts))
-    for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
-        parametrizations.train(layer.training)
-    if own_forward:  # a subclass with its own forward reads `weight` itself
-        type(layer).forward = _forward if called else _forward_reading
-
-
-def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> Any:
-    parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
-    return layer.parametrizations[name]  # type: ignore[index]
-
-
-def detach(layer: nn.Module) -> None:
-    """Gives the layer back as it was before `attach`: class, parameter objects and their order.
-
-    By hand: `parametrize.remove_parametrizations` changes the class, which a deepcopy of the layer shares, and its
-    `leave_parametrized=True` would write into W0.
-    """
-    adapters = list(adapters_of(layer).values())
-    lists: Any = layer.parametrizations
-    parameters = layer._parameters | {name: each.original for name, each in lists.items()}
-    parameters |= {adapter.view.bias: None for adapter in adapters if adapter.new_bias}
-    layer.__class__ = type(layer).__bases__[0]
-    del layer.parametrizations
-    layer._parameters.clear()
-    layer._parameters.update({name: parameters[name] for name in (*adapters[0].order, *parameters)})
-
-
-def effective(
-    layer: nn.Module, *, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
-) -> dict[str, Tensor | None]:
-    """The weights and biases that the layer plays by name; None for a new bias that is not played.
-
-    Computed in at least float32 and rounded once, without gradient.
-
-    Args:
-        layer: An attached layer.
-        train: All of them have a gradient, and a new bias that is not played is zero, so that every configuration
-            looks the same to a compiler.
-        shared: Base parameters and what is played for them: one that several layers share is computed once.
-    """
-    lists: Any = layer.parametrizations
-    shared = {} if shared is None else shared
-    played: dict[str, Tensor | None] = {}
-    with torch.set_grad_enabled(train):
-        for name, each in lists.items():
-            if each.original not in shared:
-                shared[each.original] = getattr(layer, name)
-            played[name] = shared[each.original]
-        if train:
-            return {name: _with_grad(value) for name, value in played.items()}
-        for slot, adapter in adapters_of(layer).items():
-            support, config = adapter.plays[0]
-            if adapter.new_bias and support.bias(adapter.view, *base_of(layer, slot), config) is None:
-                played[adapter.view.bias] = None
-    return played
-
-
-def dequantized(layer: nn.Module, *, packed: bool = False) -> list[str]:
-    """Names of the sites of an attached layer whose quantised weight a merge would make floating-point.
-
-    Args:
-        layer: An attached layer.
-        packed: Only those that the layer cannot hold then.
-    """
-    quantized = [adapter for adapter in adapters_of(layer).values() if adapter.view.quantized]
-    adapters = [adapter for adapter in quantized if adapter.view.packed or not packed]
-    return [each.name for each in adapters if {each.plays[0][1].A.kind, each.plays[0][1].B.kind} != {"none"}]
-
-
-def broken(layer: nn.Module, played: Mapping[str, Tensor | None]) -> list[str]:
-    """Names of the sites of an attached layer whose effective weight or bias has a number that is not finite."""
-    names = []
-    for adapter in adapters_of(layer).values():
-        weight, bias = _shown(adapter, layer, played)
-        floats = [value for value in (weight, bias) if value is not None and not is_quantized(value)]
-        # a sum is one pass and finite where every number is, unless it overflows
-        if not all(bool(value.sum().isfinite()) or bool(value.isfinite().all()) for value in floats):
-            names.append(adapter.name)
-    return names
-
-
-def _with_grad(value: Any) -> Tensor:
-    grown: Tensor = value if value.requires_grad else value.detach().requires_grad_()
-    return grown
-
-
-def owned(
-    layer: nn.Module, played: Mapping[str, Tensor | None], copies: dict[nn.Parameter, Tensor]
-) -> dict[str, Tensor | None]:
-    """What `effective` gave as tensors that can be merged: not the base's, which keeps its numbers, nor inference's.
-
-    Args:
-        layer: An attached layer.
-        played: What `effective` gave.
-        copies: Base parameters copied so far and their copies: one that several layers share is copied once.
-    """
-    found = dict(played)
-    for name, value in played.items():
-        plain = plain_parameter(layer, name)
-        kept = value is None or is_quantized(value)
-        if value is not None and not kept and (value.data_ptr() == plain.data_ptr() or value.is_inference()):
-            copies[plain] = found[name] = copies[plain] if plain in copies else value.detach().clone()
-    return found
-
-
-def merge(
-    layer: nn.Module,
-    played: Mapping[str, Tensor | None] | None = None,
-    shared: dict[nn.Parameter, nn.Parameter] | None = None,
-) -> dict[str, nn.Parameter | None]:
-    """Writes the effective weights and biases into the plain layer, computed in at least float32, rounded once.
-
-    Args:
-        layer: An attached layer.
-        played: What `effective` gave, checked to be finite already, as `owned`; None computes and checks it.
-        shared: Base parameters merged so far and what they became: one that several layers share is merged once.
-
-    Returns:
-        The base parameters by name; put back, they restore the plain layer bit for bit.
-
-    Raises:
-        GloraError: The effective weight or bias has a number that is not finite.
-    """
-    shared = {} if shared is None else shared
-    if played is None:
-        played = effective(layer)
-        if broken(layer, played):
-            raise GloraError("An effective weight or bias is NaN or infinite.", remedy="Use a lower lr.")
-        played = owned(layer, played, {})
-    detach(layer)
-    base = dict(layer._parameters)
-    for name, value in played.items():
-        plain = base[name]
-        if value is not None:
-            flag = plain is not None and plain.requires_grad
-            merged = None if plain is None else shared.get(plain)
-            if merged is None:  # nothing changed a quantised one, and nothing can train it
-                merged = plain if is_quantized(value) else nn.Parameter(value.detach(), requires_grad=flag)
-            layer._parameters[name] = merged
-            if plain is not None and merged is not None:
-                shared[plain] = merged
-    return base
-
-
-def put_back(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> None:
-    """Undoes `merge`: the base parameters in their order, with the device and type that the layer has now."""
-    for name, parameter in base.items():
-        now = layer._parameters[name]
-        if parameter is None or now is None:
-            continue
-        if not is_quantized(parameter):
-            parameter.data = parameter.data.to(now)
-        elif parameter.device != now.device:  # its type is its own
-            parameter.data = parameter.data.to(now.device)
-    layer._parameters.clear()
-    layer._parameters.update(base)
-
-
-def new_keys(layer: nn.Module, base: dict[str, nn.Parameter | None]) -> list[str]:
-    """Parameters that the merged layer has and the base, as `merge` returned it, has not."""
-    return [name for name, value in layer._parameters.items() if value is not None and base.get(name) is None]
-
-
-@contextmanager
-def holding(
-    layer: nn.Module, *configs: LayerConfig, train: bool = False, shared: dict[nn.Parameter, Tensor] | None = None
-) -> Iterator[None]:
-    """Within it the layer plays these configurations, one per slot, with its effective weights built once.
-
-    Args:
-        layer: An attached layer.
-        configs: What its weights play.
-        train: Gradients reach the support tensors in one backward pass.
-        shared: What `effective` takes.
-    """
-    adapters = list(adapters_of(layer).values())
-    kept = [(adapter.plays, adapter.held) for adapter in adapters]
-    for adapter, config in zip(adapters, configs, strict=True):
-        adapter.play([config])
-    try:
-        if not any(adapter.view.quantized for adapter in adapters):  # their base stays quantised
-            _hold(layer, effective(layer, train=train, shared=shared))
-        yield
-    finally:
-        for adapter, (plays, held) in zip(adapters, kept, strict=True):
-            adapter.plays, adapter.held = plays, held
+    def __call__(self) -> None:
+        if not self.given:
+            self.given = True
+            log.warning(self.message)

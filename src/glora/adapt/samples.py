@@ -1,8 +1,9 @@
 """Whether the layers of a model keep the samples of a batch apart, which one genotype per sample needs.
 
-The shape of an input does not tell: `(l, n, i)`, or tokens chosen by an expert, may have a first dimension that is a
-multiple of n by chance. So the model is run on n copies of one sample: where every sample has rows of its own, next to
-each other, the input of a layer is n copies then; and as many for every sample.
+The shape of a layer's input does not show it: `(l, n, i)`, or the tokens that an expert gets, may have a first
+dimension that is a multiple of n by chance. So the model is run on n copies of one sample. Where every sample has rows
+of its own, next to each other, the layer's input is n equal parts then, and of the same length whichever sample is
+copied.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["guard_batch", "refuse_sequence_first"]
 
 
 def refuse_sequence_first(model: nn.Module) -> None:
-    """Nothing, unless a layer says that its first dimension is not the batch; raises StateError then."""
+    """Raises StateError when a layer takes sequences first (`batch_first=False`)."""
     for name, module in model.named_modules():
         if getattr(module, "batch_first", True) is False:
             kind = type(module).__name__
@@ -68,7 +69,7 @@ def _check(model: nn.Module, adapters: list[Adapter], n: int, args: Any, kwargs:
 def _run(
     model: nn.Module, adapters: list[Adapter], n: int, sample: int, args: Any, kwargs: Any
 ) -> dict[Adapter, list[tuple[int, bool | None]]]:
-    """What every adapter notes on n copies of a sample, without a trace in the model."""
+    """What every adapter records of its inputs on n copies of a sample; the model is as before afterwards."""
 
     def copies(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -294,7 +294,11 @@ def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequenc
             except re.error as error:
                 raise TargetError(f"{argument}={expression!r} is no regular expression: {error}.") from error
         else:
-            found = {name for name in every if any(f".{p.name}".endswith(f".{expression}") for p in at[name])}
+            ending = f".{expression}"  # of a weight's name, or of its layer's: an attention has several weights
+            names = {
+                name: [f".{each}" for weight in at[name] for each in (weight.name, weight.module)] for name in every
+            }
+            found = {name for name in every if any(each.endswith(ending) for each in names[name])}
         if not found:
             raise _nothing_matches(model, every, expression, argument)
         matched |= found

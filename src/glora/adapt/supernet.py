@@ -83,7 +83,7 @@ class Supernet:
             return
         large = round(share * of)
         drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
-        rng.shuffle(drawn)  # a process may have every second place
+        rng.shuffle(drawn)  # a process may have every second sample
         self.adapted.activate([drawn[place] for place in places])
 
     def scale(self, strength: float) -> None:

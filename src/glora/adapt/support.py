@@ -205,11 +205,11 @@ class Support(nn.Module):
         if index is not None:  # one number per row, unless one for all
             a = a[index] if a is not None and not self.is_matrix and config.A.kind != "scalar" else a
             b = b[index] if b is not None and config.B.kind != "scalar" else b
-        if a is not None and self.is_matrix:  # (W0 A_down) A_up, or W0 diag(a), for every place of a kernel
+        if a is not None and self.is_matrix:  # (W0 A_down) A_up, or W0 diag(a), at every position of a kernel
             w = w0.to(torch.promote_types(w0.dtype, torch.float32))
-            places = w.reshape(len(w), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
+            positions = w.reshape(len(w), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
             a = a.to(w.dtype)
-            change = places * a.T if a_up is None else (places @ a) @ a_up.to(w.dtype)
+            change = positions * a.T if a_up is None else (positions @ a) @ a_up.to(w.dtype)
             w = changed(w + change.transpose(1, 2).flatten(1), None, None, b, b_up).to(w0.dtype)
         else:
             w = changed(w0, a, a_up, b, b_up)

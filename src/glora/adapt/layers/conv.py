@@ -1,11 +1,11 @@
 """Convolutions and transposed convolutions over one, two or three axes: `(n, c, ...)` to `(n, o, ...)`.
 
-Every output sees the c / groups channels of its group at the places of the kernel: these are the `i` inputs of a row of
-the `(o, i)` matrix, channel by channel. A matrix-product A mixes the c / groups channels alike at every place and in
-every group: a 1x1 convolution of the input, which merges exactly, padding or not.
+Every output sees the c / groups channels of its group at the positions of the kernel: these are the `i` inputs of a row
+of the `(o, i)` matrix, channel by channel. A matrix-product A mixes the c / groups channels alike at every position and
+in every group: a 1x1 convolution of the input, which merges exactly, padding or not.
 
 C is a constant per output channel, `W_flat c`: what the weight gives for one constant patch c of its i inputs, the same
-at every place. It is not the input shifted by a constant per channel: with zero padding the kernel would see zeros
+at every position. It is not the input shifted by a constant per channel: with zero padding the kernel would see zeros
 beyond the border instead of the constant, and the outputs there would differ.
 """
 
@@ -38,7 +38,7 @@ class Conv(View):
         self.size: tuple[int, ...] = tuple(layer.weight.shape[2:])
         self.groups: int = layer.groups
         self.site = self._site(layer.weight.shape, layer.bias is not None)
-        self.places = (math.prod(layer.stride), 1)  # of the input and of the output for every place of the kernel
+        self.positions = (math.prod(layer.stride), 1)  # of the input and of the output per position of the kernel
         own = getattr(nn, f"Conv{self.axes}d")._conv_forward
         self.called = getattr(type(layer), "_conv_forward", own) is own  # a subclass's own reads the weight its way
 
@@ -63,15 +63,15 @@ class Conv(View):
         return x.dim() == 2 + self.axes and super().tells_apart(x, samples)
 
     def builds(self, config: LayerConfig, is_matrix: bool) -> bool:
-        """Whether the effective weight is the cheaper way, by multiply-adds at every place that the kernel visits.
+        """Whether the effective weight is the cheaper way, by multiply-adds at every position that the kernel visits.
 
         Building it costs a gradient of its size, `o i`. The factored way costs three times its forward (for itself,
-        for the gradient of the input, for that of the factors). What does not grow with the places is left out.
+        for the gradient of the input, for that of the factors). What does not grow with the positions is left out.
         """
         if config.A.kind == "lora" and not is_matrix:
             return True
         o, i, g = self.site.out_features, self.site.in_features, self.groups
-        inputs, outputs = g * self.site.mixed * self.places[0], o * self.places[1]
+        inputs, outputs = g * self.site.mixed * self.positions[0], o * self.positions[1]
         forward = 0
         if config.A.kind == "lora":
             forward += 2 * config.A.rank * inputs
@@ -128,7 +128,7 @@ class ConvTranspose(Conv):
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
-        self.places, self.called = self.places[::-1], True
+        self.positions, self.called = self.positions[::-1], True
 
     def _site(self, shape: torch.Size, bias: bool) -> Site:
         mixed, o = shape[0] // self.groups, shape[1] * self.groups

@@ -1,17 +1,16 @@
-"""The factored product: the adapted layer's output without building its weight. The other way is in `support.py`.
+"""The factored product: the adapted layer's output without building its weight. `support.py` builds it.
 
     y = W0 (x + A x) + B x + b           a matrix-product A
     y = (1 + A) (W0 x + b0) + B x + ...  an elementwise vector or scalar A
 
 No gradient of the size of W0 is formed. An elementwise LoRA A alone needs the effective weight.
 
-Layers with features last have their gradients written by hand (`product` and below): fewer passes, and little is
-saved. Where the batch has more rows than a weight has numbers per feature, adding the low-rank part to the weight is
-cheaper than adding it to the output, so their forward computes what the merged layer computes; backward is factored
-either way. Saved is x at most, or what is needed instead. Narrow factors are multiplied lying, `(r, n)`: standing ones
-cost up to seven times as much.
+Layers with features last have their gradients written by hand (`product` and below), which takes fewer passes and keeps
+less for the backward pass: x, or what is smaller. With many rows in the batch it is cheaper to add the low-rank part to
+the weight than to the output; the forward then computes what the merged layer computes, and the backward is factored
+all the same. Narrow factors are kept as `(r, n)`: as `(n, r)` their products cost up to seven times as much.
 
-Shapes: `n` samples or rows of the batch, `o` out, `i` in, `r` rank. In the part by hand `down` lies too, `(r, o)`.
+Shapes: `n` samples or rows of the batch, `o` out, `i` in, `r` rank. From `product` on `down` is `(r, o)`.
 """
 
 from __future__ import annotations
@@ -189,7 +188,7 @@ def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = Non
         return None
     nothing = torch.zeros_like(next(iter(read.values())))
     table = torch.stack([nothing if key is None else read[key] for key in distinct])
-    return table, _places(distinct, wanted)
+    return table, _row_numbers(distinct, wanted)
 
 
 def _columns(
@@ -216,8 +215,8 @@ def _columns(
     return downs, ups, mask.to(downs.device)
 
 
-def _places(distinct: Sequence[Any], wanted: Sequence[Any]) -> list[int]:
-    """Where each is among the distinct ones; `list.index` does not compile."""
+def _row_numbers(distinct: Sequence[Any], wanted: Sequence[Any]) -> list[int]:
+    """The row of each among the distinct ones; `list.index` does not compile."""
     rows = {key: row for row, key in enumerate(distinct)}
     return [rows[key] for key in wanted]
 
@@ -265,11 +264,11 @@ def _shifts(plays: Sequence[Play], view: View, w0: Tensor, b0: Tensor | None) ->
     wanted = [(support, LayerConfig(C=config.C, D=config.D, E=config.E)) for support, config in plays]
     distinct = list(dict.fromkeys(wanted))
     shifts = [support.shift(view, w0, b0, config) for support, config in distinct]
-    known = next((shift for shift in shifts if shift is not None), None)
-    if known is None:
+    some = next((shift for shift in shifts if shift is not None), None)
+    if some is None:
         return None
-    table = torch.stack([torch.zeros_like(known) if shift is None else shift for shift in shifts])
-    return table, _places(distinct, wanted)
+    table = torch.stack([torch.zeros_like(some) if shift is None else shift for shift in shifts])
+    return table, _row_numbers(distinct, wanted)
 
 
 def product(

@@ -103,7 +103,7 @@ class LayerNorm2d(GroupNorm):
 
 
 class BatchNorm(GroupNorm):
-    """`nn.BatchNorm1d`, `2d`, `3d`: `(n, o, ...)`; `statistics.py` tells what becomes of the running ones."""
+    """`nn.BatchNorm1d`, `2d`, `3d`: `(n, o, ...)`; see `statistics.py` for the running statistics."""
 
     def plain(self, layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         layer._check_input_dim(x)

@@ -96,7 +96,7 @@ class Packed(Quantized):
 
     @classmethod
     def of(cls, layer: Any, floats: Collection[str]) -> dict[str, View]:
-        own = type(layer).__module__.startswith("bitsandbytes.")  # who overrides its forward would not see us
+        own = type(layer).__module__.startswith("bitsandbytes.")  # a subclass's own forward would bypass the adapter
         return {"": cls(layer)} if own and cls.ready(layer._parameters["weight"]) else {}
 
     @staticmethod
@@ -111,8 +111,8 @@ class Packed(Quantized):
 class Linear4bit(Packed):
     """bitsandbytes' `Linear4bit`: NF4 and FP4.
 
-    On some CPUs the plain layer packs, and rounds, its weight anew at its first forward in eval mode. We never do; a
-    layer that is packed so already is left out.
+    On some CPUs the plain layer packs its weight anew, with rounding, at its first forward in eval mode. The adapted
+    layer does not; one that is packed so already is not adapted.
     """
 
     @staticmethod
@@ -161,4 +161,4 @@ class Linear8bitLt(Packed):
 
 
 def _bitsandbytes() -> Any:
-    return importlib.import_module("bitsandbytes")  # there, for the layer is one of its
+    return importlib.import_module("bitsandbytes")  # installed, since the layer is one of its

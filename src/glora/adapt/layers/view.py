@@ -19,9 +19,9 @@ Play = tuple[Support, LayerConfig]  # support tensors, and what to read of them
 class View(ABC):
     """One affine weight of a layer. A layer type is a subclass and a line in `TABLE`.
 
-    The first half says where the weight is and how it is a matrix; with it alone the layer plays through its
-    effective weight. The second half are the pieces of the factored product (`layers/factored.py`), for layers whose
-    own `forward` may be replaced by it (`called`).
+    The first methods say where the weight is and how it is a matrix; with them alone the layer plays through its
+    effective weight. From `builds` on they are the pieces of the factored product (`layers/factored.py`), needed by
+    layers whose own `forward` it may replace (`called`).
 
     Shapes: x is the layer's input of n samples, y its output, `o` out, `i` in, `r` rank.
 
@@ -31,12 +31,13 @@ class View(ABC):
         bias: Name of its bias; empty where the layer type knows none.
         new_bias: Whether a layer without a bias may get one: its forward adds whatever `bias` is.
         part: Which numbers of the bias belong to this weight; None for all.
-        called: Whether the layer's own `forward` may take the factored way, for which the second half is needed.
+        called: Whether the factored product may replace the layer's own `forward`.
         quantized: Whether the frozen weight is quantised: a held genotype then does not build the effective weight,
             and merging a change of the weight makes it floating-point.
-        packed: Whether it is so in a form that the layer's own code reads: the parameter then always shows the frozen
-            one, and no change of it can be merged.
-        last: Whether features are last in x and y and the layer is nothing but `W x + b` (`layers/product.py`).
+        packed: Whether the layer's own code reads the quantised bytes: the parameter then always shows the frozen
+            weight, and no change of it can be merged.
+        last: Whether features are last in x and y and the layer is nothing but `W x + b`: its gradients are written
+            by hand then (`layers/factored.py`).
     """
 
     kind: ClassVar[str]
