@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pty
@@ -19,14 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from rich.console import Console
 
 from glora.cli import app as cli
-from glora.cli.console import ConsoleReporter
 from glora.cli.listing import listing
 from glora.files import read_jsonl
-from glora.searchers import Score, Trial
-from glora.training.trainer import Progress
 from suites.toy import MODEL, image_folder
 
 VERBS = ("fit", "train", "search", "eval", "merge", "ls", "check", "table", "demo")
@@ -425,82 +420,6 @@ def test_ctrl_c_on_a_terminal_ends_with_a_line_and_the_same_command_goes_on(
     assert_one_error(told, "train.batch_size is 32 there, 16 here")
     epochs = len([r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["stage"] == "train"])
     assert 1 <= epochs < 400
-
-
-def progress(step: int, steps: int = 1000) -> Progress:
-    return Progress(step, steps, 1, 20, 2.3025, 0.125, 1e-3, 312.4, 3725.0)
-
-
-@pytest.mark.parametrize("width", [30, 60, 80, 200])
-def test_the_bar_is_one_line_that_fits(width: int) -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
-    with ConsoleReporter(console) as reporter:
-        for step in (1, 500, 1000):
-            reporter.training(progress(step))
-            reporter.training(progress(step))  # too soon after the last: not drawn
-            time.sleep(0.15)
-        reporter.say("A sentence that is quite a bit longer than thirty characters [not markup].")
-    lines = [line for line in re.split(r"[\r\n]+", ANSI.sub("", file.getvalue())) if line.strip()]
-    assert all(len(line.rstrip()) <= width for line in lines), lines
-    bars = [line for line in lines if line.startswith("train")]
-    assert {"1/1000", "500/1000", "1000/1000"} <= {word for line in bars for word in line.split()}
-    assert ("312 img/s" in file.getvalue()) == (width >= 100)
-    assert ("1:02:05 left" in file.getvalue()) == (width >= 60)
-    assert "[not markup]" in " ".join(lines)
-
-
-def test_elsewhere_there_are_plain_lines_and_not_too_many() -> None:
-    file = io.StringIO()
-    with ConsoleReporter(Console(file=file, width=80)) as reporter:
-        reporter.say("x" * 100)
-        for step in range(1, 1001):
-            reporter.training(progress(step))
-    lines = file.getvalue().splitlines()
-    assert lines[0] == "x" * 100
-    assert lines[1:] == [
-        "train 1/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
-        "train 1000/1000  loss 2.303  accuracy 0.125  1:02:05 left  epoch 1/20  312 img/s",
-    ]
-    assert "\x1b" not in file.getvalue()
-
-
-def made_trials(n: int, generation_size: int) -> list[Trial]:
-    space: Any = None
-    scores = [Score(-1.0 / (1 + k), 0.01) for k in range(n)]
-    return [
-        Trial(k, (), 1000 - k, score, k // generation_size, "random", None, space, 1.0)
-        for k, score in enumerate(scores)
-    ]
-
-
-@pytest.mark.parametrize("width", [45, 80])
-def test_the_search_is_a_table_with_a_row_per_generation(width: int) -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
-    trials = made_trials(60, 5)
-    with ConsoleReporter(console) as reporter:
-        for k, trial in enumerate(trials):
-            reporter.trial(trial, trial, 60, saved=k / 100)
-            time.sleep(0.01)
-    lines = [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", file.getvalue())) if line.strip()]
-    assert all(len(line) <= width for line in lines), lines
-    *table, spinner = lines[-10:]
-    assert spinner.endswith("working")
-    assert table[0].split() == ["gen", "best", "val", "loss", "median", "front", "saved"]
-    assert [int(line.split()[0]) for line in table[1:]] == list(range(4, 12)), "the last eight"
-    assert table[-1].split()[1:] == ["0.0167", "±", "0.0100", "0.0172", "1", "59", "%"]
-
-
-def test_elsewhere_a_search_is_a_few_plain_lines() -> None:
-    file = io.StringIO()
-    with ConsoleReporter(Console(file=file, width=80)) as reporter:
-        for trial in made_trials(60, 5):
-            reporter.trial(trial, trial, 60)
-    first, last = file.getvalue().splitlines()
-    assert first.startswith("search 1/60  generation 0  best val loss 1.0000 ± 0.0100  median 1.0000  front 1  ")
-    assert last.startswith("search 60/60  generation 11  best val loss 0.0167 ± 0.0100  median 0.0172  front 1  ")
-    assert last.endswith(" left")
 
 
 def test_check_tells_wrong_names_with_wrong_values(glora: Any, tmp_path: Path) -> None:

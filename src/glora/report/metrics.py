@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from pydantic import ConfigDict, field_validator
-from pydantic.dataclasses import dataclass
+from dataclasses import dataclass
 
 __all__ = ["RAW_SCORE", "MetricInfo", "find_metric"]
 
 PERCENT = "percent"
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class MetricInfo:
     """One metric, for tables, sentences and plots.
 
@@ -27,12 +25,9 @@ class MetricInfo:
     higher: bool
     show: str
 
-    @field_validator("show")
-    @classmethod
-    def _is_a_format(cls, show: str) -> str:
-        if show != PERCENT:
-            format(0.0, show)  # raises ValueError
-        return show
+    def __post_init__(self) -> None:
+        """Raises ValueError where `show` is no format."""
+        format(0.0, self._format)
 
     @property
     def percent(self) -> bool:
