@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from glora.cli.console import ConsoleReporter
+from glora.runs.console import ConsoleReporter
 from glora.report.result import Result
 from glora.runs.demo import demo_experiment
 from glora.runs.run import Run

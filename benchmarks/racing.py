@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glora.cli.console import ConsoleReporter
+from glora.runs.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
 from glora.files import read_jsonl
 from glora.genotype import Genotype

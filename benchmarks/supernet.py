@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glora.cli.console import ConsoleReporter
+from glora.runs.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
 from glora.genotype import Genotype
 from glora.methods import get_method

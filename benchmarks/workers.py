@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from glora.cli.console import ConsoleReporter
+from glora.runs.console import ConsoleReporter
 from glora.genotype import Genotype, Site
 from glora.report.result import Result
 from glora.runs.demo import demo_experiment

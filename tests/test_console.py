@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from glora.cli.console import ConsoleReporter, SearchView
+from glora.runs.console import ConsoleReporter, SearchView
 from glora.report.metrics import MetricInfo
 from glora.searchers import Score, Trial
 

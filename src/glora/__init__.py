@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glora.registry import load
+from glora import registry
 
 if TYPE_CHECKING:
     from glora.adapt.adapted import Adapted, inject
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from glora.errors import GloraError
     from glora.genotype import Choice, Genotype, LayerConfig, Site
     from glora.report.result import Result
+    from glora.runs.fit import FitResult, fit, load
+    from glora.runs.loaded import LoadedRun
     from glora.searchers import Racing, Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "Adapted": "glora.adapt.adapted:Adapted",
     "BoundSpace": "glora.space:BoundSpace",
     "Choice": "glora.genotype:Choice",
+    "FitResult": "glora.runs.fit:FitResult",
     "Genotype": "glora.genotype:Genotype",
     "GloraError": "glora.errors:GloraError",
     "LayerConfig": "glora.genotype:LayerConfig",
+    "LoadedRun": "glora.runs.loaded:LoadedRun",
     "Racing": "glora.searchers:Racing",
     "Result": "glora.report.result:Result",
     "Score": "glora.searchers:Score",
@@ -36,7 +40,9 @@ _WHERE = {
     "Site": "glora.genotype:Site",
     "Supernet": "glora.adapt.supernet:Supernet",
     "Trial": "glora.searchers:Trial",
+    "fit": "glora.runs.fit:fit",
     "inject": "glora.adapt.adapted:inject",
+    "load": "glora.runs.fit:load",
     "load_adapter": "glora.adapt.adapter_file:load_adapter",
     "save_adapter": "glora.adapt.adapter_file:save_adapter",
     "search": "glora.searchers:search",
@@ -46,9 +52,11 @@ __all__ = [
     "Adapted",
     "BoundSpace",
     "Choice",
+    "FitResult",
     "Genotype",
     "GloraError",
     "LayerConfig",
+    "LoadedRun",
     "Racing",
     "Result",
     "Score",
@@ -57,7 +65,9 @@ __all__ = [
     "Site",
     "Supernet",
     "Trial",
+    "fit",
     "inject",
+    "load",
     "load_adapter",
     "save_adapter",
     "search",
@@ -67,7 +77,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'glora' has no attribute {name!r}")
-    value = globals()[name] = load(_WHERE[name])
+    value = globals()[name] = registry.load(_WHERE[name])
     return value
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "TrainSettings",
     "build_experiment",
     "describe",
+    "group_fields",
     "load_experiment",
 ]
 
@@ -304,6 +305,18 @@ def _experiment_class(
     fields: dict[str, Any] = {name: (kind, ...) for name, kind in groups.items()}
     made: type[Experiment] = create_model("Experiment", __base__=Experiment, **fields)
     return made
+
+
+def group_fields(data: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Group -> the names of its settings, the groups being of the kinds that the plain data names."""
+    kinds, _ = _kinds(merged(_DEFAULTS, _opened(data)))
+    every: dict[str, type[Settings]] = {
+        **kinds,
+        "train": TrainSettings,
+        "search": SearchSettings,
+        "model": ModelSettings,
+    }
+    return {group: set(kind.model_fields) for group, kind in every.items()}
 
 
 def describe() -> list[str]:

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from glora.config import Experiment, build_experiment
-from glora.settings import merged
+from glora.report.metrics import MetricInfo
 from glora.searchers import Trial
+from glora.settings import merged
 from glora.training.trainer import Progress
 
 MODEL = {
@@ -79,7 +80,10 @@ class Recorder:
         if self.kill_step is not None and progress.step >= self.kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None, **_: Any) -> None:
+    def search_begins(self, metric: MetricInfo) -> None:
+        self.metric = metric
+
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
         self.trials.append(trial)
         if trial.number == self.kill_trial:
             os.kill(os.getpid(), signal.SIGKILL)

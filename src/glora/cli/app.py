@@ -179,18 +179,18 @@ def evaluate(
     """
     with reporting() as reporter:
         from glora.runs.folder import RunFolder
+        from glora.runs.loaded import load_run
+        from glora.runs.run import Run
 
-        result: Any = RunFolder(run).shown() if data is None else None
+        result: Any = RunFolder(run).current_result() if data is None else None
         if result:
-            reporter.say("The test images were read once already; this is the result of then.")
+            reporter.say("The test examples were read once already; this is the result of then.")
+        elif data is None:
+            result = Run.open(run, reporter).evaluate()
         else:
-            from glora.runs.run import Run
-            from glora.runs.winner import load_winner
-
-            if data is None:
-                result = Run.open(run, reporter).evaluate()
-            else:
-                result = load_winner(RunFolder(run)).evaluate_on(data, reporter)
+            result, notes = load_run(run).evaluate_on(data)
+            for note in notes:
+                reporter.say(note)
     if data is None:
         print_results(result, as_json=as_json)
     else:
@@ -207,10 +207,9 @@ def merge(
     Example: glora merge run --out merged.safetensors
     """
     with reporting() as reporter:
-        from glora.runs.folder import RunFolder
-        from glora.runs.winner import load_winner
+        from glora.runs.loaded import load_run
 
-        reporter.say(load_winner(RunFolder(run)).save(out))
+        reporter.say(load_run(run).save(out))
     typer.echo(out)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from glora.genotype import Site
 from glora.methods import METHODS
 from glora.searchers import SEARCHERS
 from glora.settings import read_settings
-from glora.tasks.task import DATASETS
+from glora.tasks.data import SOURCES
+from glora.tasks.objectives import OBJECTIVES
 
 __all__ = ["check", "listing"]
 
-KINDS = ("models", "methods", "data", "layers", "searchers", "settings")
+KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "settings")
 
 
 def listing(what: str, model: str | None = None, *, image_size: int | None = None) -> list[str]:
@@ -45,7 +46,7 @@ def listing(what: str, model: str | None = None, *, image_size: int | None = Non
             f"{name}  {site.kind} {_size(site)}{'' if site.bias else ', no bias'}"
             for name, site in adaptable(backbone.model, backbone.head).items()
         ]
-    tables = {"methods": METHODS, "data": DATASETS, "searchers": SEARCHERS}
+    tables = {"methods": METHODS, "objectives": OBJECTIVES, "data": SOURCES, "searchers": SEARCHERS}
     if what not in tables:
         near = nearest(what, KINDS, n=1)
         raise UnknownNameError(
@@ -71,26 +72,14 @@ def check(path: Path) -> Experiment:
 
 
 def _unknown_names(data: Mapping[str, Any]) -> list[str]:
-    def given(key: str) -> Any:
-        group, _, leaf = key.rpartition(".")
-        inner = data.get(group, {}) if group else data
-        return inner.get(leaf) if isinstance(inner, Mapping) else None
-
-    model = given("model.name")
-    asked: list[tuple[str, Any, Iterable[str]]] = [
-        ("method", given("method"), METHODS),
-        ("search.searcher", given("search.searcher"), SEARCHERS),
-    ]
-    source = given("data.source")
-    if isinstance(source, str) and not Path(source).expanduser().exists():
-        asked.append(("data.source", source, DATASETS))
-    if isinstance(model, str) and not model.startswith("hf-hub:"):
-        asked.append(("model.name", model.partition(".")[0], backbones.names()))
-    unknown = [
-        (key, name, nearest(name, names)) for key, name, names in asked if isinstance(name, str) and name not in names
-    ]
-    return [f"{key}: there is no {name!r}." + _hint(near) for key, name, near in unknown]
-
-
-def _hint(near: list[str]) -> str:
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    """The model's name is looked up in timm, which the experiment itself does not load."""
+    model = data.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else None
+    if not isinstance(name, str) or name.startswith("hf-hub:"):
+        return []
+    names = backbones.names()
+    if name.partition(".")[0] in names:
+        return []
+    near = nearest(name.partition(".")[0], names)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return [f"model.name: there is no {name!r}.{hint}"]

@@ -18,7 +18,7 @@ __all__ = ["print_evaluation", "print_results", "reporting", "search_or_pick", "
 def reporting() -> Iterator[Any]:
     """A reporter on stderr for the time of a command."""
     logging.getLogger("glora").addHandler(logging.NullHandler())
-    from glora.cli.console import ConsoleReporter
+    from glora.runs.console import ConsoleReporter
 
     with ConsoleReporter() as reporter:
         yield reporter
@@ -90,7 +90,7 @@ def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:
     wanted = experiment.with_(search={**experiment.search.model_dump(), **changes}).search
     own = experiment.search
     another = (wanted.budget, wanted.min_budget) != (own.budget, own.min_budget)
-    if folder.searched and another:
+    if folder.done("searched") is not None and another:
         rest = {name: value for name, value in changes.items() if name not in ("budget", "min_budget")}
         return Run.open(run, reporter, search=rest).pick(budget=wanted.budget, min_budget=wanted.min_budget)
     return Run.open(run, reporter, search=dict(changes)).search()

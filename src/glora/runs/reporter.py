@@ -25,9 +25,10 @@ class Reporter(Protocol):
     def training(self, progress: Progress) -> None:
         """Called a few times a second at most."""
 
-    def trial(
-        self, trial: Trial, best: Trial, total: int, saved: float | None = None, *, metric: MetricInfo
-    ) -> None:
+    def search_begins(self, metric: MetricInfo) -> None:
+        """A search begins, or goes on from its journal; this is the metric that its scores are made of."""
+
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None:
         """Called after every scored genotype.
 
         Args:
@@ -35,7 +36,6 @@ class Reporter(Protocol):
             best: The best so far.
             total: How many there will be at most.
             saved: Share of the forward passes that racing has saved so far.
-            metric: What the score is of.
         """
 
 
@@ -44,7 +44,8 @@ class Silent:
 
     def say(self, text: str) -> None: ...
     def training(self, progress: Progress) -> None: ...
-    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None, **_: Any) -> None: ...
+    def search_begins(self, metric: MetricInfo) -> None: ...
+    def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None: ...
 
 
 def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: Tuned, *, lr: float) -> list[str]:

@@ -111,13 +111,13 @@ class Search:
         best: list[Trial] = []
         seen: list[float] = []
         total = self.how["settings"].candidates
-        metric = find_metric(self._metrics, self.settings.fitness)
+        reporter.search_begins(find_metric(self._metrics, self.settings.fitness))
 
         def report(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
             seen.append(trial.seen)
             saved = 1 - sum(seen) / len(seen) if self.settings.racing else None
-            reporter.trial(trial, best[0], total, saved, metric=metric)
+            reporter.trial(trial, best[0], total, saved)
 
         found = self._search(self.scorer, report, workers=self.settings.workers)
         winner, rescored = self._chosen(found)
