@@ -1,7 +1,7 @@
 """What one step of Adam on each choice changes: the layer's output, relative to its size.
 
     python benchmarks/conditioning.py            # run the models and scalings that results/conditioning lacks
-    python benchmarks/conditioning.py --table    # docs/conditioning.md from results/conditioning
+    python benchmarks/conditioning.py --table    # docs/background/conditioning.md from results/conditioning
 
 From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
 rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
@@ -31,7 +31,7 @@ from glora.tasks.task import load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "conditioning"
-PAGE = ROOT / "docs" / "conditioning.md"
+PAGE = ROOT / "docs" / "background" / "conditioning.md"
 LR = 1e-3
 RANK = 8
 LEFT_STEPS = 10
@@ -193,7 +193,7 @@ def cell(result: Result, key: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/conditioning.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/conditioning.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page(Result.read_all(sorted(FOLDER.glob("*.json")))), encoding="utf-8")
         return

@@ -1,10 +1,10 @@
 """Which learning rate LoRA and the linear probe get: every cell on the same images; test is never read.
 
     python benchmarks/defaults.py            # run the cells that results/defaults lacks
-    python benchmarks/defaults.py --table    # docs/defaults.md from results/defaults
+    python benchmarks/defaults.py --table    # docs/background/learning-rates.md from results/defaults
 
 Task and image-steps are the demo's; one seed, the 200 images of val. Seconds were measured beside other load. GLoRA's
-learning rates, on three other tasks, are in docs/supernet-measured.md.
+learning rates, on three other tasks, are in docs/background/supernet-measured.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from glora.tasks.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "defaults"
-PAGE = ROOT / "docs" / "defaults.md"
+PAGE = ROOT / "docs" / "background" / "learning-rates.md"
 CELLS = {  # name -> method, learning rate
     **{f"lora-{lr:g}": ("lora", lr) for lr in (1e-3, 3e-3, 1e-2)},
     **{f"linear-{lr:g}": ("linear", lr) for lr in (3e-3, 1e-2, 3e-2, 1e-1)},
@@ -75,7 +75,7 @@ def page(results: dict[str, Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/defaults.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/learning-rates.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page({path.stem: Result.read(path) for path in FOLDER.glob("*.json")}), encoding="utf-8")
         return

@@ -1,7 +1,7 @@
 """By which score on few images a search finds good subnets: the loss, the accuracy, or the loss at a temperature.
 
     python benchmarks/fitness.py            # read the trained supernets of benchmarks/supernet.py that are in runs/
-    python benchmarks/fitness.py --table    # docs/fitness.md from results/fitness
+    python benchmarks/fitness.py --table    # docs/background/fitness.md from results/fitness
 
 Of every supernet that `benchmarks/supernet.py` tests, 24 random subnets of any size within the budget and 36 of nine
 tenths of it or more look at 600 images that did not train it. Then 300 times 100 of them score the subnets, and the
@@ -35,7 +35,7 @@ from glora.tasks.task import ImageSet, load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "fitness"
-PAGE = ROOT / "docs" / "fitness.md"
+PAGE = ROOT / "docs" / "background" / "fitness.md"
 SUBNETS = {"any": 24, "near": 36}
 IMAGES, SCORING, DRAWS = 600, 100, 300
 TEMPERATURES = np.geomspace(0.3, 10, 36)
@@ -173,7 +173,7 @@ def rows(results: list[Result]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/fitness.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/fitness.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page(), encoding="utf-8")
         return

@@ -2,7 +2,7 @@
 
     python benchmarks/racing.py              # run the seeds that results/racing lacks; a killed one goes on
     python benchmarks/racing.py --seeds 1    # only that one
-    python benchmarks/racing.py --table      # docs/racing.md from results/racing
+    python benchmarks/racing.py --table      # docs/background/racing.md from results/racing
     python benchmarks/racing.py --record     # the first seed's full search: the table that the tests race on
 
 Per seed: one supernet is trained, searched with racing, and searched in full. Then every genotype of the raced search
@@ -40,7 +40,7 @@ from glora.searchers.racing import Race
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "racing"
 RUNS = ROOT / "runs" / "racing"
-PAGE = ROOT / "docs" / "racing.md"
+PAGE = ROOT / "docs" / "background" / "racing.md"
 TABLE = ROOT / "tests" / "data" / "digits_losses.npz"
 SEEDS = (0, 1, 2)
 
@@ -254,7 +254,7 @@ def record() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/racing.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/racing.md and stop")
     parser.add_argument("--record", action="store_true", help="write the tests' table and stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args()

@@ -3,7 +3,7 @@
     python benchmarks/supernet.py                 # run the cells that results/supernet lacks; a killed one goes on
     python benchmarks/supernet.py --task textile  # those of one task
     python benchmarks/supernet.py --task textile --seed 7  # what was tested, with another seed; also of another task
-    python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
+    python benchmarks/supernet_page.py            # the page and its pictures in docs/background from results/supernet
 
 DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
 for every cell, bfloat16 autocast. Learning rates are run once, on val alone: three, or after 30 epochs the best of the

@@ -1,4 +1,4 @@
-"""The page and the pictures of what benchmarks/supernet.py has measured: docs/supernet-measured.md.
+"""The page and the pictures of what benchmarks/supernet.py has measured: docs/background/supernet-measured.md.
 
 python benchmarks/supernet_page.py
 """
@@ -41,8 +41,8 @@ from supernet import (
 from glora.report.plots.figures import FRONT, INK, figure, save
 from glora.report.result import Result
 
-PAGE = ROOT / "docs" / "supernet-measured.md"
-FIGURES = ROOT / "docs" / "figures"
+PAGE = ROOT / "docs" / "background" / "supernet-measured.md"
+FIGURES = ROOT / "docs" / "background" / "figures"
 LINES = {  # colour and marker
     "LoRA": ("#0072B2", "o"),
     "random subnets of LoRA's size": (FRONT, "s"),

@@ -1,7 +1,7 @@
 """What a candidate and a message cost, and what more workers would give.
 
     python benchmarks/workers.py            # measure what results/workers lacks; wants two quiet cores
-    python benchmarks/workers.py --table    # docs/workers.md from results/workers
+    python benchmarks/workers.py --table    # docs/background/workers.md from results/workers
 
 A candidate: one genotype of the demo's supernet (ViT-S/14, 56 px) on 200 images by one worker, one thread. A message:
 a whole search by one worker whose score is a constant, journal and fsync included, over its number of candidates; at
@@ -26,7 +26,7 @@ from glora.space import BoundSpace, SearchSpace
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "workers"
-PAGE = ROOT / "docs" / "workers.md"
+PAGE = ROOT / "docs" / "background" / "workers.md"
 POPULATION = 50
 CANDIDATES = 40
 PASSES = {  # model -> sites, parameters, tokens per example: 2 x parameters x tokens FLOPs, 200 examples a candidate
@@ -187,7 +187,7 @@ def page(local: Result, ray: Result | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/workers.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/workers.md and stop")
     paths = {None: FOLDER / "local.json", "ray": FOLDER / "ray.json"}
     if parser.parse_args().table:
         ray = Result.read(paths["ray"]) if paths["ray"].is_file() else None

@@ -19,7 +19,7 @@ from glora.tasks.task import DATASETS
 __all__ = ["method_of", "search_arguments", "settled", "unused"]
 
 POLISH = 1 / 3  # of the supernet's learning rate: the start is trained already
-NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/fitness.md
+NEAR = 0.9  # of the most trainable numbers: few val images prefer small subnets, docs/background/fitness.md
 
 
 def settled(experiment: Experiment, method: Method) -> Experiment:

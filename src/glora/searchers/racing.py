@@ -135,7 +135,7 @@ def leaves(row: Sequence[float], mark: Sequence[float], racing: Racing, unseen: 
     difference is corrected for that part (Cochran, "Sampling Techniques", 3rd edition, 1977, Eq. 2.20), and is 0 where
     all are seen. Where they are those that good candidates differ on most, nothing is extrapolated from them, and the
     others are given a margin, z times the root of `unseen`. That is a heuristic and no test: the candidate is not one
-    of those that the variances are of, and its examples are not independent. What it loses docs/racing.md measures.
+    of those that the variances are of, and its examples are not independent (measured: docs/background/racing.md).
 
     Args:
         row: The candidate's values on the examples seen so far, at least 2.
