@@ -1,0 +1,153 @@
+"""What MkDocs fills in when it builds the site: settings, commands, and the picture of the house, from the code."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from typer.main import get_command
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "glora"
+sys.path.insert(0, str(SOURCE.parent))  # the code beside this page, not another version that is installed
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Adds the generated pages."""
+    for path, text in (("reference/settings.md", settings()), ("reference/cli.md", commands())):
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the picture and the table of packages where a page asks for them."""
+    if "<!-- house -->" in markdown:
+        markdown = markdown.replace("<!-- house -->", house()).replace("<!-- packages -->", packages())
+    return markdown
+
+
+def settings() -> str:
+    """The page of all settings: what `glora ls settings` prints, a table for each group."""
+    from glora.config import describe
+
+    groups: dict[str, list[str]] = {}
+    for line in describe():
+        named, _, told = line.partition("  ")  # `name = default  what it means`
+        name, _, default = named.partition(" = ")
+        shown = f"`{code(default)}`" if default else "required"
+        groups.setdefault(name.rpartition(".")[0], []).append(f"| `{name}` | {shown} | {cell(told)} |")
+    text = [
+        "# Settings",
+        "",
+        "Every setting is a key of an experiment's YAML file and of `--set key=value`. `glora ls settings` prints the",
+        "same list, and `glora check FILE.yaml` reports every mistake in a file at once.",
+    ]
+    for group, rows in groups.items():
+        heading = f"`{group}`" if group else "Top level"
+        text += ["", f"## {heading}", "", "| setting | default | meaning |", "|---|---|---|", *rows]
+    return "\n".join(text) + "\n"
+
+
+def commands() -> str:
+    """The page of all commands: what `--help` says of each."""
+    from glora.cli.app import app
+
+    text = ["# Command line", ""]
+    text += ["Results go to stdout, progress to stderr. The exit code is 0, 2 for a mistake in what was asked, 1 for"]
+    text += ["anything else, and 130 after Ctrl-C. `python -m glora` does the same as `glora`."]
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        text += ["", *section(f"glora {name}", command)]
+    return "\n".join(text) + "\n"
+
+
+def section(name: str, command: Any) -> Iterator[str]:
+    """One command: usage, help, and a table of arguments and options."""
+    context = command.make_context(name, [], resilient_parsing=True)
+    usage = " ".join(command.get_usage(context).split()).removeprefix("Usage: ")
+    yield from (f"## {name}", "", "```sh", usage, "```")
+    for paragraph in (command.help or "").split("\n\n"):
+        words = " ".join(paragraph.split())
+        example = words.removeprefix("Example: ")
+        yield from ("", *(("```sh", example, "```") if words != example else (words,)))
+    yield from ("", "| argument or option | meaning |", "|---|---|")
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    yield from (f"| `{code(names)}` | {cell(told)} |" for names, told in filter(None, records))
+
+
+def code(text: str) -> str:
+    """The text as a code span in a cell of a Markdown table."""
+    return text.replace("|", "\\|").strip()
+
+
+def cell(text: str) -> str:
+    """The text as a cell of a Markdown table."""
+    return code(text).replace("<", "&lt;")
+
+
+def floors() -> dict[str, int]:
+    """Package -> floor, as the test of the floors has it."""
+    for node in ast.parse((ROOT / "tests" / "test_floors.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS":
+            found: dict[str, int] = ast.literal_eval(node.value)
+            return found
+    raise LookupError("tests/test_floors.py has no FLOORS")
+
+
+def files_of(package: str) -> list[Path]:
+    """The Python files of a package, or of a module that stands alone."""
+    folder = SOURCE / package
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [SOURCE / f"{package}.py"]
+
+
+def arrows(on: dict[str, int]) -> dict[str, set[str]]:
+    """Package -> the packages that it imports."""
+    found: dict[str, set[str]] = {}
+    for package in on:
+        for file in (file for file in files_of(package) if file.exists()):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                parts = [name.split(".")[1] for name in names if name.startswith("glora.")]
+                found.setdefault(package, set()).update(part for part in parts if part in on and part != package)
+    return found
+
+
+def direct(arrow: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    """The arrows that no longer way replaces: what a picture needs."""
+
+    def reached(start: str) -> set[str]:
+        return {start}.union(*(reached(other) for other in arrow.get(start, ())))
+
+    for package, others in arrow.items():
+        for other in sorted(others):
+            if not any(other in reached(between) for between in others - {other}):
+                yield package, other
+
+
+def house() -> str:
+    """The packages on their floors with the imports between them, as a Mermaid diagram."""
+    on = {name: floor for name, floor in floors().items() if not name.startswith("__")}
+    text = ["```mermaid", "flowchart BT"]
+    for floor in sorted(set(on.values())):
+        text.append(f'  subgraph floor{floor}["floor {floor}"]')
+        text += [f"    {name}" for name in on if on[name] == floor]
+        text.append("  end")
+    text += [f"  {other} --> {package}" for package, other in direct(arrows(on))]
+    return "\n".join([*text, "```"])
+
+
+def packages() -> str:
+    """A table of the packages, from the first lines of their docstrings."""
+    rows = ["| floor | package | what it is |", "|---:|---|---|"]
+    for name, floor in sorted(floors().items(), key=lambda item: item[1]):
+        file = next((file for file in files_of(name) if file.name in ("__init__.py", f"{name}.py")), None)
+        if name.startswith("__") or file is None or not file.exists():
+            continue
+        told = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()
+        rows.append(f"| {floor} | `{name}` | {cell(told[0] if told else '')} |")
+    return "\n".join(rows)
