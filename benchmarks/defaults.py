@@ -3,8 +3,8 @@
     python benchmarks/defaults.py            # run the cells that results/defaults lacks
     python benchmarks/defaults.py --table    # docs/background/learning-rates.md from results/defaults
 
-Task and image-steps are the demo's; one seed, the 200 images of val. Seconds were measured beside other load. GLoRA's
-learning rates, on three other tasks, are in docs/background/supernet-measured.md.
+Task and number of image-steps are the demo's, with one seed and the 200 images of val. The seconds were measured while
+the machine had other work. GLoRA's learning rates, on three other tasks, are in supernet-measured.md beside this page.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def page(results: dict[str, Result]) -> str:
         f"| {result.metrics['val_loss']:.3f} | {result.seconds['train']:.0f} |"
         for result in (results[name] for name in CELLS if name in results)
     ]
-    intro = (__doc__ or "").split("\n\n")[2]
+    link = "[the supernet's table](supernet-measured.md#learning-rates)"
+    intro = (__doc__ or "").split("\n\n")[2].replace("supernet-measured.md beside this page", link)
     return "\n".join(
         [
             "# Learning rates of LoRA and the linear probe",
             "",
-            "Made by `python benchmarks/defaults.py --table` from `results/defaults/`; do not edit.",
+            "This page is made by `python benchmarks/defaults.py --table` from `results/defaults/`; do not edit it.",
             "",
             *intro.strip().splitlines(),
             "",

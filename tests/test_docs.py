@@ -24,7 +24,9 @@ def relative(page: Path) -> str:
     return str(page.relative_to(DOCS))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e .[docs]")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e .[docs]"
+)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
@@ -76,7 +78,9 @@ def test_every_python_block_of_the_guide_is_run_or_says_why_not() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if page.parent.name == "guide":
-            assert len(FENCE.findall(text)) == text.count("```python"), f"{relative(page)}: a fence is not at the margin"
+            assert len(FENCE.findall(text)) == text.count("```python"), (
+                f"{relative(page)}: a fence is not at the margin"
+            )
     assert GUIDE
 
 
