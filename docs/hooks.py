@@ -35,19 +35,24 @@ def settings() -> str:
     from glora.config import describe
 
     groups: dict[str, list[str]] = {}
+    kind = ""
     for line in describe():
-        named, _, told = line.partition("  ")  # `name = default  what it means`
+        if line.endswith(":") and "  " not in line:  # `method lora:`, and below it its own settings
+            kind = line.removesuffix(":")
+            continue
+        named, _, told = line.strip().partition("  ")  # `name = default  what it means`
         name, _, default = named.partition(" = ")
         shown = f"`{code(default)}`" if default else "required"
-        groups.setdefault(name.rpartition(".")[0], []).append(f"| `{name}` | {shown} | {cell(told)} |")
+        group = name.rpartition(".")[0]
+        heading = kind if line.startswith(" ") else f"`{group}`" if group else "Top level"
+        groups.setdefault(heading, []).append(f"| `{name}` | {shown} | {cell(told)} |")
     text = [
         "# Settings",
         "",
         "Every setting is a key of an experiment's YAML file and of `--set key=value`. `glora ls settings` prints the",
         "same list, and `glora check FILE.yaml` reports every mistake in a file at once.",
     ]
-    for group, rows in groups.items():
-        heading = f"`{group}`" if group else "Top level"
+    for heading, rows in groups.items():
         text += ["", f"## {heading}", "", "| setting | default | meaning |", "|---|---|---|", *rows]
     return "\n".join(text) + "\n"
 
