@@ -134,16 +134,41 @@ def direct(arrow: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
                 yield package, other
 
 
+WIDTH, FLOOR, BOX = 760, 86, (104, 34)  # of the picture, in pixels: its width, the height of a floor, a package's box
+
+
 def house() -> str:
-    """The packages on their floors with the imports between them, as a Mermaid diagram."""
+    """The packages on their floors with the imports between them, as an SVG that needs no script and no network."""
     on = {name: floor for name, floor in floors().items() if not name.startswith("__")}
-    text = ["```mermaid", "flowchart BT"]
-    for floor in sorted(set(on.values())):
-        text.append(f'  subgraph floor{floor}["floor {floor}"]')
-        text += [f"    {name}" for name in on if on[name] == floor]
-        text.append("  end")
-    text += [f"  {other} --> {package}" for package, other in direct(arrows(on))]
-    return "\n".join([*text, "```"])
+    top = max(on.values())
+    at: dict[str, tuple[float, float]] = {}  # package -> centre of its box
+    for floor in range(top + 1):
+        row = [name for name in on if on[name] == floor]
+        for place, name in enumerate(row):
+            at[name] = (70 + (WIDTH - 70) * (place + 0.5) / len(row), FLOOR * (top - floor + 0.5))
+    parts = [
+        f'<svg class="house" viewBox="0 0 {WIDTH} {FLOOR * (top + 1)}" role="img" aria-label="Packages on floors">'
+    ]
+    for floor in range(top + 1):
+        y = FLOOR * (top - floor)
+        parts.append(f'<line class="floor" x1="0" x2="{WIDTH}" y1="{y + FLOOR}" y2="{y + FLOOR}"/>')
+        parts.append(f'<text class="number" x="4" y="{y + FLOOR / 2 + 4}">floor {floor}</text>')
+    for package, other in direct(arrows(on)):
+        (x, y), (u, v) = at[package], at[other]
+        if on[package] == on[other]:
+            bend = f"Q {(x + u) / 2:.0f} {y + BOX[1] * 1.6:.0f}"
+            parts.append(f'<path d="M {x:.0f} {y + BOX[1] / 2:.0f} {bend} {u:.0f} {v + BOX[1] / 2:.0f}"/>')
+        else:
+            start, end = y + BOX[1] / 2, v - BOX[1] / 2
+            parts.append(
+                f'<path d="M {x:.0f} {start:.0f} C {x:.0f} {start + 40:.0f} {u:.0f} {end - 40:.0f} {u:.0f} {end:.0f}"/>'
+            )
+    for name, (x, y) in at.items():
+        parts.append(
+            f'<rect x="{x - BOX[0] / 2:.0f}" y="{y - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="4"/>'
+        )
+        parts.append(f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle">{name}</text>')
+    return "".join([*parts, "</svg>"])
 
 
 def packages() -> str:
