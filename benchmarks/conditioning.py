@@ -1,14 +1,15 @@
 """What one step of Adam on each choice changes: the layer's output, relative to its size.
 
     python benchmarks/conditioning.py            # run the models and scalings that results/conditioning lacks
-    python benchmarks/conditioning.py --table    # docs/conditioning.md from results/conditioning
+    python benchmarks/conditioning.py --table    # docs/background/conditioning.md from results/conditioning
 
-From a fresh injection every layer plays one choice alone. The first step of Adam moves every number by the learning
-rate, 1e-3 here, against the sign of its gradient. The figure is the root mean square of what that adds to the layer's
-output over that of the plain output, both at the inputs that the plain model gives it: in thousandths, the median over
-the layers, and the tenth and ninetieth percentile. The gradient is of the loss on 64 images or 16
-texts. "Right" is one such step of LoRA's right factors alone, after ten of its left ones, which start at zero. Only the
-images and the ViT's weights are real; the others are drawn at random, as torch or transformers initialises them.
+From a fresh injection, every layer plays one choice alone. The first step of Adam moves every parameter by the
+learning rate, here 1e-3, against the sign of its gradient. Each figure is the root mean square of what this adds to
+the layer's output, over that of the plain output, both at the inputs that the plain model gives the layer. It is in
+thousandths: the median over the layers, with the tenth and ninetieth percentile in brackets. The gradient is that of
+the loss on 64 images or 16 texts. "Right" is one such step of LoRA's right factors alone, after ten steps of its left
+ones, which start at zero. Only the images and the ViT's weights are real; all else is drawn at random, as torch or
+transformers initialises it. Why this matters: [Training the supernet](supernet.md#what-one-step-means).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from glora.tasks.task import load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "conditioning"
-PAGE = ROOT / "docs" / "conditioning.md"
+PAGE = ROOT / "docs" / "background" / "conditioning.md"
 LR = 1e-3
 RANK = 8
 LEFT_STEPS = 10
@@ -161,7 +162,8 @@ def measure(model: str, product: str, scaling: str) -> Result:
 
 def page(results: list[Result]) -> str:
     """The Markdown page of the committed results."""
-    lines = ["# What one step changes", "", "Made by `python benchmarks/conditioning.py --table`; do not edit.", ""]
+    lines = ["# What one optimizer step changes", ""]
+    lines += ["This page is made by `python benchmarks/conditioning.py --table`; do not edit it.", ""]
     lines += [*(__doc__ or "").split("\n\n")[2].splitlines(), ""]
     for model, build in MODELS.items():
         mine = [each for each in results if each.model == model]
@@ -193,7 +195,7 @@ def cell(result: Result, key: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/conditioning.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/conditioning.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page(Result.read_all(sorted(FOLDER.glob("*.json")))), encoding="utf-8")
         return

@@ -1,10 +1,10 @@
 """Which learning rate LoRA and the linear probe get: every cell on the same images; test is never read.
 
     python benchmarks/defaults.py            # run the cells that results/defaults lacks
-    python benchmarks/defaults.py --table    # docs/defaults.md from results/defaults
+    python benchmarks/defaults.py --table    # docs/background/learning-rates.md from results/defaults
 
-Task and image-steps are the demo's; one seed, the 200 images of val. Seconds were measured beside other load. GLoRA's
-learning rates, on three other tasks, are in docs/supernet-measured.md.
+Task and number of image-steps are the demo's, with one seed and the 200 images of val. The seconds were measured while
+the machine had other work. GLoRA's learning rates, on three other tasks, are in supernet-measured.md beside this page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from glora.tasks.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "defaults"
-PAGE = ROOT / "docs" / "defaults.md"
+PAGE = ROOT / "docs" / "background" / "learning-rates.md"
 CELLS = {  # name -> method, learning rate
     **{f"lora-{lr:g}": ("lora", lr) for lr in (1e-3, 3e-3, 1e-2)},
     **{f"linear-{lr:g}": ("linear", lr) for lr in (3e-3, 1e-2, 3e-2, 1e-1)},
@@ -56,12 +56,13 @@ def page(results: dict[str, Result]) -> str:
         f"| {result.metrics['val_loss']:.3f} | {result.seconds['train']:.0f} |"
         for result in (results[name] for name in CELLS if name in results)
     ]
-    intro = (__doc__ or "").split("\n\n")[2]
+    link = "[the supernet's table](supernet-measured.md#learning-rates)"
+    intro = (__doc__ or "").split("\n\n")[2].replace("supernet-measured.md beside this page", link)
     return "\n".join(
         [
             "# Learning rates of LoRA and the linear probe",
             "",
-            "Made by `python benchmarks/defaults.py --table` from `results/defaults/`; do not edit.",
+            "This page is made by `python benchmarks/defaults.py --table` from `results/defaults/`; do not edit it.",
             "",
             *intro.strip().splitlines(),
             "",
@@ -75,7 +76,7 @@ def page(results: dict[str, Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/defaults.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/learning-rates.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page({path.stem: Result.read(path) for path in FOLDER.glob("*.json")}), encoding="utf-8")
         return

@@ -1,16 +1,18 @@
 """By which score on few images a search finds good subnets: the loss, the accuracy, or the loss at a temperature.
 
     python benchmarks/fitness.py            # read the trained supernets of benchmarks/supernet.py that are in runs/
-    python benchmarks/fitness.py --table    # docs/fitness.md from results/fitness
+    python benchmarks/fitness.py --table    # docs/background/fitness.md from results/fitness
 
-Of every supernet that `benchmarks/supernet.py` tests, 24 random subnets of any size within the budget and 36 of nine
-tenths of it or more look at 600 images that did not train it. Then 300 times 100 of them score the subnets, and the
-accuracy on the others says how good they are. "Rank" is Spearman's correlation of the two, over all 60 subnets or the
-36 near the budget; "gain" how many points of accuracy on the others the best by the score is above the mean subnet. The
-temperature is one number for all subnets by which logits are divided, that of the least mean loss of the scoring
-images. The supernets are of an earlier schedule: a quarter of the images played the largest subnet throughout. Textile
-and dsprites_ori are cut from one pool: two thirds of the 600 are test images of `benchmarks/supernet.py` there, so that
-a search near its budget by default was decided with some of them.
+For every supernet that `benchmarks/supernet.py` tests, 24 random subnets of any size within the budget and 36 of nine
+tenths of it or more are run on 600 images that did not train it. Then, 300 times, 100 of these images score the
+subnets, and the accuracy on the others says how good they are. "Rank" is Spearman's correlation of the two, over all
+60 subnets or the 36 near the budget. "Gain" says by how many points of accuracy, on the others, the best by the score
+is above the mean subnet. The temperature is one number for all subnets by which the logits are divided: the one with
+the lowest mean loss on the scoring images.
+
+The supernets are of an earlier schedule, in which a quarter of the images played the largest subnet throughout. Textile
+and dsprites_ori are cut from one pool each: two thirds of the 600 images there are test images of
+`benchmarks/supernet.py`, so the decision to search near the budget by default was made with some of them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from glora.tasks.task import ImageSet, load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "fitness"
-PAGE = ROOT / "docs" / "fitness.md"
+PAGE = ROOT / "docs" / "background" / "fitness.md"
 SUBNETS = {"any": 24, "near": 36}
 IMAGES, SCORING, DRAWS = 600, 100, 300
 TEMPERATURES = np.geomspace(0.3, 10, 36)
@@ -124,26 +126,26 @@ def page() -> str:
     results = Result.read_all(sorted(FOLDER.glob("*.json")))
     return "\n".join(
         [
-            "# By which score to search",
+            "# Which score to search by",
             "",
-            "Made by `python benchmarks/fitness.py --table` from `results/fitness/`; do not edit.",
+            "This page is made by `python benchmarks/fitness.py --table` from `results/fitness/`; do not edit it.",
             "",
-            *(__doc__ or "").split("\n\n")[2].splitlines(),
+            *"\n\n".join((__doc__ or "").strip().split("\n\n")[2:]).splitlines(),
             "",
-            "Means of the seeds; in brackets the seeds.",
+            "Each figure is the mean of the seeds, with the seeds in brackets.",
             "",
-            "| task | subnets | score | rank | gain, points | numbers of the chosen |",
+            "| task | subnets | score | rank | gain, points | parameters of the chosen |",
             "|---|---|---|---:|---:|---:|",
             *rows(results),
             "",
             f"Best temperatures: {', '.join(f'{task} {warm:.1f}' for task, warm in temperatures(results).items())}.",
             "",
-            "A temperature above 1 says that the supernet is overconfident. Larger subnets then are so more than",
-            "smaller ones, which the loss holds against them, and a search by loss over all sizes takes small",
-            "ones though larger ones are right more often; at one temperature for all it does not. Near the",
-            "budget subnets are alike in size and confidence, and no score of 100 images tells much: so a run",
-            "searches there by default, by loss. A search over all sizes, such as `nsga2`, ranks no worse by",
-            "`search.fitness=accuracy` on any of these tasks.",
+            "A temperature above 1 says that the supernet is overconfident. Larger subnets are then more so than",
+            "smaller ones. The loss holds this against them, so a search by loss over all sizes takes small subnets",
+            "although larger ones are right more often; with one temperature for all it does not. Near the budget,",
+            "subnets are alike in size and confidence, and no score on 100 images tells much. That is why a run",
+            "searches near the budget by default, and by loss. A search over all sizes, such as `nsga2`, ranks no",
+            "worse by `search.fitness=accuracy` on any of these tasks.",
             "",
         ]
     )
@@ -173,7 +175,7 @@ def rows(results: list[Result]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/fitness.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/fitness.md and stop")
     if parser.parse_args().table:
         PAGE.write_text(page(), encoding="utf-8")
         return

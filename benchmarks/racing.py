@@ -2,13 +2,13 @@
 
     python benchmarks/racing.py              # run the seeds that results/racing lacks; a killed one goes on
     python benchmarks/racing.py --seeds 1    # only that one
-    python benchmarks/racing.py --table      # docs/racing.md from results/racing
+    python benchmarks/racing.py --table      # docs/background/racing.md from results/racing
     python benchmarks/racing.py --record     # the first seed's full search: the table that the tests race on
 
-Per seed: one supernet is trained, searched with racing, and searched in full. Then every genotype of the raced search
-is scored in full too, which gives the ranking that its winner is looked up in. The rule of the race and its two
-settings were chosen on full searches of seeds 0 and 1 and on the table of the tests; seed 2 had no part in that. The
-supernets are of an earlier schedule: a quarter of the images played the largest subnet throughout.
+For each seed, one supernet is trained, searched with racing, and searched in full. Then every genotype of the raced
+search is scored in full too, which gives the ranking in which its winner is looked up. The rule of the race and its two
+settings were chosen on full searches of seeds 0 and 1 and on the table that the tests use; seed 2 had no part in that.
+The supernets are of an earlier schedule, in which a quarter of the images played the largest subnet throughout.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from glora.searchers.racing import Race
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "racing"
 RUNS = ROOT / "runs" / "racing"
-PAGE = ROOT / "docs" / "racing.md"
+PAGE = ROOT / "docs" / "background" / "racing.md"
 TABLE = ROOT / "tests" / "data" / "digits_losses.npz"
 SEEDS = (0, 1, 2)
 
@@ -202,7 +202,7 @@ def page(results: list[Result]) -> str:
         [
             "# What racing saves",
             "",
-            "Made by `python benchmarks/racing.py --table` from `results/racing/`; do not edit.",
+            "This page is made by `python benchmarks/racing.py --table` from `results/racing/`; do not edit it.",
             "",
             *(__doc__ or "").split("\n\n")[2].splitlines(),
             "",
@@ -211,13 +211,16 @@ def page(results: list[Result]) -> str:
             "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            "Fewer images: of the full search over those of the raced one, racing's own share. Gaps: mean loss on the",
-            "same images ± its paired standard error; negative: the raced winner is better. tau: Kendall's, between",
-            "the scores at which candidates left or finished and their full scores; who left has a score on the images",
-            "that good candidates differ on most, so that it need not be high. Holding: time of scoring with the",
-            "genotype only activated over that with it held. Sharing a pass: time of one genotype after the other over",
-            "that of four in one batch; below 1 it costs time, so that the search does not do it. Overhead: time of",
-            "the raced search outside of the score function.",
+            "- *Fewer images*: the images of the full search over those of the raced one; this is what racing saves.",
+            "- *Behind*: the gap in mean loss on the same images ± its paired standard error. Where it is negative,",
+            "  the raced winner is better.",
+            "- *tau*: Kendall's, between the scores at which candidates dropped out or finished and their full",
+            "  scores. A candidate that dropped out has a score on the images that good candidates differ on most,",
+            "  so tau need not be high.",
+            "- *Holding*: the time of scoring with the genotype only activated over that with it held.",
+            "- *Sharing a pass*: the time of one genotype after the other over that of four in one batch. Below 1 it",
+            "  costs time, so the search does not do it.",
+            "- *Overhead*: the share of the raced search's time outside of the score function.",
             "",
         ]
     )
@@ -254,7 +257,7 @@ def record() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/racing.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/racing.md and stop")
     parser.add_argument("--record", action="store_true", help="write the tests' table and stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args()

@@ -3,22 +3,28 @@
     python benchmarks/supernet.py                 # run the cells that results/supernet lacks; a killed one goes on
     python benchmarks/supernet.py --task textile  # those of one task
     python benchmarks/supernet.py --task textile --seed 7  # what was tested, with another seed; also of another task
-    python benchmarks/supernet_page.py            # docs/supernet-measured.md and its pictures from results/supernet
+    python benchmarks/supernet_page.py            # the page and its pictures in docs/background from results/supernet
 
-DINOv2 ViT-S/14 at 56 px, 800 training and 200 val images, 10 epochs, and 30, the default: 8,000 and 24,000 image-steps
-for every cell, bfloat16 autocast. Learning rates are run once, on val alone: three, or after 30 epochs the best of the
-short trainings, and a third of the best and three times it until both are run. The best of each method then with three
-seeds, and with those on 2,000 test images, or all where there are fewer; after 30 epochs on others where there are as
-many more (Fashion-MNIST), and LoRA of 10 epochs on those too. So are a third of the best rate and three times it after
-30 epochs, with the same seeds, search and images, when all is chosen. GLoRA's rate is chosen by random subnets of
-LoRA's size, which is what its search looks at. The budget is the numbers of LoRA of rank 8. Random subnets: for every
-seed 4 others drawn within it, and 4 of its size, with at least nine tenths of it, as they were trained; those of its
-size also calibrated, as the search plays them. The search scores 500 genotypes of its size with racing, and is
-otherwise as by default: on half of val, the best ten scored again on the other half. LoRA, calibrated: the same two
-factors set for it, on all of val. Ablations: one seed, val alone, 8 subnets of each kind, not calibrated. Polished,
-after 30 epochs: 3 more of the winner alone, on the training images, at a third of the learning rate; 2,400 image-steps
-more than any other. Other tasks, on which nothing is chosen: three seeds at the rates that glora gives the methods
-itself.
+A DINOv2 ViT-S/14 at 56 px learns from 800 training and 200 val images, in bfloat16 autocast, for 10 epochs and for 30
+(the default): 8,000 and 24,000 image-steps for every cell.
+
+- **Learning rates** are run once, on val alone: three of them; after 30 epochs the best of the short trainings, then
+  a third of the best and three times the best until both are run. GLoRA's is chosen by random subnets of LoRA's size,
+  which is what its search looks at.
+- **Test:** the best rate of each method is run with three seeds and tested on 2,000 images, or on all where there are
+  fewer. After 30 epochs these are other images where there are enough (Fashion-MNIST), and LoRA of 10 epochs is
+  tested on them too. So are a third of the best rate and three times it after 30 epochs, with the same seeds, search
+  and images, once everything is chosen.
+- **Budget:** the number of parameters of LoRA of rank 8.
+- **Random subnets:** for every seed, 4 others drawn within the budget, and 4 "of LoRA's size", with at least nine
+  tenths of it, as they were trained; those of its size also calibrated, as the search plays them.
+- **Search:** 500 genotypes of LoRA's size with racing, and otherwise the defaults: on half of val, with the best ten
+  scored again on the other half.
+- **LoRA, calibrated:** the same two factors chosen for LoRA, on all of val.
+- **Ablations:** one seed, val alone, 8 subnets of each kind, not calibrated.
+- **Polished**, after 30 epochs: 3 more epochs of the winner alone, on the training images, at a third of the learning
+  rate; 2,400 image-steps more than any other.
+- **Other tasks**, on which nothing is chosen: three seeds at the learning rates that glora itself gives the methods.
 """
 
 from __future__ import annotations

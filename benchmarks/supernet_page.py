@@ -1,4 +1,4 @@
-"""The page and the pictures of what benchmarks/supernet.py has measured: docs/supernet-measured.md.
+"""The page and the pictures of what benchmarks/supernet.py has measured: docs/background/supernet-measured.md.
 
 python benchmarks/supernet_page.py
 """
@@ -41,8 +41,8 @@ from supernet import (
 from glora.report.plots.figures import FRONT, INK, figure, save
 from glora.report.result import Result
 
-PAGE = ROOT / "docs" / "supernet-measured.md"
-FIGURES = ROOT / "docs" / "figures"
+PAGE = ROOT / "docs" / "background" / "supernet-measured.md"
+FIGURES = ROOT / "docs" / "background" / "figures"
 LINES = {  # colour and marker
     "LoRA": ("#0072B2", "o"),
     "random subnets of LoRA's size": (FRONT, "s"),
@@ -149,9 +149,9 @@ def page() -> str:
         [
             "# What the supernet is worth, measured",
             "",
-            "Made by `python benchmarks/supernet_page.py` from `results/supernet/`; do not edit.",
+            "This page is made by `python benchmarks/supernet_page.py` from `results/supernet/`; do not edit it.",
             "",
-            *(supernet.__doc__ or "").split("\n\n")[2].splitlines(),
+            *"\n\n".join((supernet.__doc__ or "").strip().split("\n\n")[2:]).splitlines(),
             "",
             *([f"Not run yet, and in no figure below: {', '.join(missing)}.", ""] if missing else []),
             *bars(),
@@ -170,10 +170,10 @@ def stamps() -> Iterator[str]:
     every = [result for path in sorted(FOLDER.glob("*.json")) if (result := Result.read(path)).seed in SEEDS]
     found = Counter(str(result.commit)[:7] for result in every)
     told = ", ".join(f"{commit} ({count})" for commit, count in found.most_common())
-    yield from ("", "## Code", "", f"Commits that the cells were trained at: {told}.")
-    yield "A cell is kept where later changes have no say in its training; what of those at 32d1cfe is calibrated,"
-    yield "searched or tested was so by later code. Learning rates of textile below 3e-5 were run on val after tests at"
-    yield "1e-5, as a third of the best, had shown that the rates ended too early."
+    yield from ("", "## Code", "", f"The cells were trained at these commits: {told}.")
+    yield "A cell is kept as long as later changes do not affect its training. Calibration, search and test of"
+    yield "those at 32d1cfe were done by later code. The learning rates of textile below 3e-5 were run on val only"
+    yield "after tests at 1e-5, a third of the best, had shown that the grid ended too early."
 
 
 def ready(epochs: int) -> dict[str, dict[str, np.ndarray]]:
@@ -190,11 +190,11 @@ def lengths() -> list[int]:
 def bars() -> Iterator[str]:
     """What GLoRA is ahead, pooled."""
     yield from ("## Bars", "", "![Differences of test accuracy with their intervals](figures/supernet-bars.svg)", "")
-    yield "GLoRA minus the other, points of test accuracy, pooled over tasks and seeds, with the 95%"
-    yield "interval of a paired bootstrap over seeds and images; of three seeds it is rather too narrow. The random"
-    yield "subnets are others for every seed. The largest has more numbers than LoRA. Asked: what this project set out"
-    yield f"for, of all tasks. {DULL} is told apart: at 56 px one class of three, a quarter of its images, is hardly"
-    yield "ever found, by whatever subnet."
+    yield "GLoRA minus the other, in points of test accuracy, pooled over tasks and seeds, with the 95% interval of"
+    yield "a paired bootstrap over seeds and images. With three seeds this interval is rather too narrow. Every"
+    yield "seed has its own random subnets. The largest subnet has more parameters than LoRA. *Asked* is what this"
+    yield f"project set out for, over all tasks. The last two columns leave out {DULL}: at 56 px, one of its three"
+    yield "classes, a quarter of its images, is hardly ever recognised by any subnet."
     for epochs in lengths():
         yield from ("", f"### After {epochs} epochs", "")
         yield from (
@@ -228,8 +228,9 @@ def judged(label: str, found: tuple[float, float, float]) -> str:
 def by_task() -> Iterator[str]:
     """Test accuracy and loss task by task."""
     yield from ("", "## Tasks", "")
-    yield "On test, at the learning rate that was best on val: mean of the seeds, and each. A search goes by the loss."
-    yield "The largest is as trained. Calibrated losses are those at one temperature: compare them with such alone."
+    yield "On test, at the learning rate that was best on val: the mean of the seeds, and each seed. A search goes"
+    yield "by the loss. The largest is as trained. Calibrated losses are at one temperature: compare them only with"
+    yield "each other."
     columns = {"LoRA": LORA, "calibrated": ("lora", "calibrated"), "mean random subnet": ("glora", "random")}
     columns |= {"of LoRA's size": ("glora", "sized"), "these calibrated": ("glora", "calibrated")}
     columns |= {"winner": ("glora", "winner"), "polished": ("polished", "polished"), "largest": ("glora", "largest")}
@@ -245,7 +246,7 @@ def by_task() -> Iterator[str]:
             yield f"| {' | '.join(row)} |"
     yield from (
         "",
-        "Learning rates of LoRA and of GLoRA, and trainable numbers of the winners, mean of the seeds:",
+        "Learning rates of LoRA and of GLoRA, and trainable parameters of the winners, mean of the seeds:",
         "",
     )
     for task, epochs in ((task, epochs) for task, epochs in product(finished(), lengths()) if task in finished(epochs)):
@@ -264,8 +265,9 @@ def figures(task: str, variant: str, name: str, epochs: int) -> list[float]:
 def by_rate() -> Iterator[str]:
     """Val accuracy over the learning rates."""
     yield from ("", "## Learning rates", "", "![Accuracy over learning rates](figures/supernet-rates.svg)", "")
-    yield "Val accuracy in %, one seed; of GLoRA the mean random subnet of LoRA's size, and the largest, as trained."
-    yield "Starred: collapsed, and begun anew at a third of the rate ([supernet.md](supernet.md#when-it-collapses))."
+    yield "Val accuracy in %, one seed. For GLoRA: the mean random subnet of LoRA's size, and the largest, as trained."
+    yield "A star marks a training that collapsed and started again at a third of the rate"
+    yield "([more](supernet.md#when-it-collapses))."
     rows = {
         (task, epochs, variant): {cell.lr: val(Result.read(cell.path)) for cell in ran(task, variant, epochs)}
         for task, epochs, variant in product(measured(), lengths(), BOTH)
@@ -286,9 +288,9 @@ def beside_the_best() -> Iterator[str]:
         return
     yield from (
         "",
-        f"Points of test accuracy lost after {LONG} epochs by a learning rate that is not the one of the tests",
+        f"Points of test accuracy lost after {LONG} epochs by a learning rate that is {' or '.join(BESIDE.values())}",
     )
-    yield f"above but {' or '.join(BESIDE.values())}, pooled as there; in brackets {', '.join(finished(LONG))}:"
+    yield f"instead of the rate of the tests above, pooled as there; in brackets {', '.join(finished(LONG))}:"
     heads = " | ".join(f"{told} | interval" for told in BESIDE.values())
     asked = f"the worse of both, asked: under {MOST}"
     yield from ("", f"| | seeds | {heads} | {asked} |", f"|---|---:|{'---:|' * (2 * len(BESIDE) + 1)}")
@@ -300,7 +302,7 @@ def beside_the_best() -> Iterator[str]:
         worse = [max(each[task].mean() for each in by) for task in by[0]]
         met = "met" if np.mean(worse) < MOST else "missed"
         yield f"| {label} | {' | '.join(row)} | {np.mean(worse):+.1f} ({own(worse)}): {met} |"
-    yield from ("", f"Collapsed and begun anew, and so at rates nearer the best: {', '.join(anew()) or 'none'}.")
+    yield from ("", f"Collapsed and started again, so at rates nearer the best: {', '.join(anew()) or 'none'}.")
 
 
 def anew() -> Iterator[str]:
@@ -322,8 +324,9 @@ def at_own_rates() -> Iterator[str]:
     ready = {task: [seed for seed in SEEDS if all(map(on_file, pair(task, seed)))] for task in (*OTHERS, *TASKS)}
     yield from ("", "## At glora's own learning rates", "")
     rates = " and ".join(f"{untuned(OTHERS[0], variant, 0).lr:g}" for variant in BOTH)
-    yield f"Test accuracy in % after {LONG} epochs at the rates that glora gives LoRA and GLoRA itself, {rates}: mean"
-    yield f"of the seeds, and each; starred as above. On the first {len(OTHERS)} tasks nothing was chosen."
+    yield f"Test accuracy in % after {LONG} epochs at the learning rates that glora itself gives LoRA and GLoRA,"
+    yield f"{rates}: the mean of the seeds, and each seed; stars as above. On the first {len(OTHERS)} tasks nothing"
+    yield "was chosen."
     heads = {"LoRA": LORA, "calibrated": ("lora", "calibrated"), "winner": ("glora", "winner")}
     heads |= {"mean random subnet of its size": ("glora", "calibrated")}
     yield from ("", f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}")
@@ -363,10 +366,10 @@ def ablations() -> Iterator[str]:
         "",
         f"## Ablations on {ABLATED}",
         "",
-        "As above, and the mean random subnet of any size within the budget. One seed and",
+        "The columns are as above, with the mean random subnet of any size within the budget. With one seed and 200",
     )
-    yield "200 images: a difference below 3 points says little."
-    yield from ("", "| | settings | lr | of LoRA's size, largest | any size | any size: numbers | val loss |")
+    yield "images, a difference below 3 points says little."
+    yield from ("", "| | settings | lr | of LoRA's size, largest | any size | any size: parameters | val loss |")
     yield "|---|---|---:|---:|---:|---:|---:|"
     for variant, lr in (*((variant, lr) for variant in BOTH for lr in RATES), *ABLATIONS):
         if not (path := Cell(ABLATED, variant, lr).path).is_file():

@@ -1,11 +1,12 @@
 """What a candidate and a message cost, and what more workers would give.
 
     python benchmarks/workers.py            # measure what results/workers lacks; wants two quiet cores
-    python benchmarks/workers.py --table    # docs/workers.md from results/workers
+    python benchmarks/workers.py --table    # docs/background/workers.md from results/workers
 
-A candidate: one genotype of the demo's supernet (ViT-S/14, 56 px) on 200 images by one worker, one thread. A message:
-a whole search by one worker whose score is a constant, journal and fsync included, over its number of candidates; at
-the 48 sites of a ViT and at the 224 linear layers of a 7B language model.
+A *candidate* is one genotype of the demo's supernet (ViT-S/14, 56 px), scored on 200 images by one worker with one
+thread. A *message* is what the search itself costs per candidate: the time of a whole search by one worker whose
+score is a constant, journal and fsync included, over its number of candidates. It is measured at the 48 sites of a
+ViT and at the 224 linear layers of a 7B language model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from glora.space import BoundSpace, SearchSpace
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "workers"
-PAGE = ROOT / "docs" / "workers.md"
+PAGE = ROOT / "docs" / "background" / "workers.md"
 POPULATION = 50
 CANDIDATES = 40
 PASSES = {  # model -> sites, parameters, tokens per example: 2 x parameters x tokens FLOPs, 200 examples a candidate
@@ -152,7 +153,7 @@ def page(local: Result, ray: Result | None) -> str:
         [
             "# What more workers give",
             "",
-            "Made by `python benchmarks/workers.py --table` from `results/workers/`; do not edit.",
+            "This page is made by `python benchmarks/workers.py --table` from `results/workers/`; do not edit it.",
             "",
             *(__doc__ or "").split("\n\n")[2].splitlines(),
             "",
@@ -163,23 +164,24 @@ def page(local: Result, ray: Result | None) -> str:
                 for name, r in messages
             ),
             "",
-            f"One worker: {one:.2f} s a candidate; two: {two:.2f} s, an efficiency of {one / (2 * two):.2f}.",
+            f"One worker takes {one:.2f} s per candidate, two take {two:.2f} s: an efficiency of",
+            f"{one / (2 * two):.2f}.",
             "",
-            f"What n workers give over one, for a generation of {POPULATION} whose end all wait for: it takes",
-            f"ceil({POPULATION} / n) candidates after each other, and the searching process handles messages one by",
-            "one. A candidate's seconds on one CPU thread follow from the measured one by FLOPs (2 x parameters x",
-            "tokens, 200 examples).",
+            f"The next table says how much faster n workers are than one, for a generation of {POPULATION} whose end",
+            f"all wait for. It takes ceil({POPULATION} / n) candidates one after the other, and the searching",
+            "process handles messages one at a time. A candidate's seconds on one CPU thread are computed from the",
+            "measured one by FLOPs (2 x parameters x tokens, 200 examples).",
             "",
             "| model | candidate, s | candidate / message | 8 workers | 64 | 512 |",
             "|---|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"More workers than the population's {POPULATION} have nothing to do: for 64 or 512 raise `population` to",
-            "theirs. One searching process can feed candidate / message workers.",
+            f"Workers beyond the population of {POPULATION} have nothing to do: for 64 or 512 workers, raise",
+            "`population` to that number. One searching process can feed candidate / message workers.",
             "",
-            "Share of a search's time in one process that is not forward passes (drawing, building effective weights,",
-            f"reading images, journal and fsync): {100 * m['elsewhere']:.1f}% when every candidate sees all images,",
-            f"{100 * m['elsewhere_racing']:.1f}% in a race, whose pieces are small.",
+            "In one process, the share of a search's time that is not forward passes (drawing, building effective",
+            f"weights, reading images, journal and fsync) is {100 * m['elsewhere']:.1f}% when every candidate sees",
+            f"all images, and {100 * m['elsewhere_racing']:.1f}% in a race, whose pieces are small.",
             "",
         ]
     )
@@ -187,7 +189,7 @@ def page(local: Result, ray: Result | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="write docs/workers.md and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/background/workers.md and stop")
     paths = {None: FOLDER / "local.json", "ray": FOLDER / "ray.json"}
     if parser.parse_args().table:
         ray = Result.read(paths["ray"]) if paths["ray"].is_file() else None

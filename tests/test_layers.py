@@ -66,7 +66,7 @@ def between(page: str, mark: str) -> list[str]:
 
 
 def test_the_page_on_layers_has_the_table_and_the_words():
-    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "background" / "layers.md").read_text(encoding="utf-8")
     rows = [f"| `{pattern}` | {load(path).kind} |" for pattern, path in layers.TABLE.items()]
     assert between(page, "table") == rows
     assert between(page, "words") == [f"| `{word}` | {', '.join(kinds)} |" for word, kinds in layers.WORDS.items()]

@@ -65,4 +65,4 @@ def test_shipped_experiments_load(path: Path) -> None:
 def test_the_page_on_costs_is_what_the_results_say():
     command = [sys.executable, "benchmarks/step.py", "--table"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").endswith(told.strip() + "\n")
+    assert (ROOT / "docs" / "background" / "cost.md").read_text(encoding="utf-8").endswith(told.strip() + "\n")

@@ -301,7 +301,7 @@ def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks
 
 
 def test_the_table_of_the_docs_is_what_remains():
-    text = (Path(__file__).parents[1] / "docs" / "space.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "background" / "space.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 8]
     seen = 0
     for name, o, m, k, *told in rows[2:]:

@@ -66,9 +66,8 @@ class _Choices(NamedTuple):
 class LayerConfig(_Choices):
     """The choices of the five support tensors at one site; `LayerConfig(B="lora:4", E="vector")`.
 
-    Args:
-        A: Scales the weight. B: Shifts the weight. C: Constant input. D: Scales the bias. E: Shifts the bias.
-            Each a `Choice` or its text; `none` where not given.
+    A scales the weight, B shifts it; C is a constant input, D scales the bias, E shifts it. Each is a `Choice` or its
+    text, and `none` where not given.
 
     Raises:
         SpaceError: A text is no choice, or the support tensor has no such kind (Eq. 11).

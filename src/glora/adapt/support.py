@@ -27,8 +27,8 @@ FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, wh
 def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> float:
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
-    Adam moves every number by about the learning rate; `fan_in` knows what that does to the output. docs/supernet.md
-    has the derivation.
+    Adam moves every parameter by about the learning rate; `fan_in` accounts for what that does to the output. The
+    derivation is in docs/background/supernet.md.
 
     - LoRA's right factor u has numbers of about 1 / sqrt(i), so that a step is the larger a share of it the wider the
       layer. It is held sqrt(i) times as large and divided by that here: a step is the same share whatever i is.

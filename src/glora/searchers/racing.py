@@ -137,7 +137,7 @@ def is_eliminated(values: Sequence[float], rival: Sequence[float], racing: Racin
     it is 0 once all are seen. Where the examples seen are those on which good candidates differ most, nothing is
     extrapolated from them: the examples not seen get a margin, z times the root of `unseen`. That is a heuristic and
     no test, since the candidate is not one of those that the variances come from and its examples are not
-    independent. `docs/racing.md` measures what is lost by it.
+    independent. `docs/background/racing.md` measures what is lost by it.
 
     Args:
         values: The candidate's values on the examples seen so far, at least 2.
