@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from glora.runs.console import ConsoleReporter, SearchView
 from glora.report.metrics import MetricInfo
+from glora.runs.console import ConsoleReporter, SearchView
 from glora.searchers import Score, Trial
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -127,8 +127,8 @@ def test_a_new_layer_type_is_a_view_a_line_and_a_suite(monkeypatch):
             return Dense(bias=bias)
 
     for form in Suite.forms:
-        Suite().test_fresh_it_is_the_plain_layer_bit_for_bit(form, "matrix", torch.float32)
-        Suite().test_merged_numbers_are_rounded_once(form, "elementwise", torch.float32)
+        Suite().test_fresh_it_is_the_plain_layer_bit_for_bit(form)
+        Suite().test_merged_numbers_are_rounded_once(form, sweep="all")
         Suite().test_merged_it_has_the_plain_class_and_keys_in_their_order(form)
     x, model = torch.randn(2, 6), nn.Sequential(Dense(bias=True), nn.ReLU(), nn.Linear(10, 6), Dense(bias=False))
     before = base_state(model, ())

@@ -18,6 +18,7 @@ from glora.adapt.layers.quantized import is_quantized
 from glora.errors import AdapterFileError, StateError, TargetError
 from glora.genotype import Genotype, LayerConfig
 from glora.space import SearchSpace
+from suites.cases import every
 from suites.layer_suite import PRODUCTS, LayerSuite, bits, difference, equal, randomize, rms
 
 PAPER = SearchSpace(ranks=(4, 2), variant="paper")
@@ -66,9 +67,9 @@ class TestInt8(LayerSuite):
 class TestInt4(TestInt8):
     how = "int4"
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @every(dtype=[torch.bfloat16, torch.float16])
     def test_support_tensors_stay_float32_whatever_the_layer_becomes(self, dtype):
-        LayerSuite.test_support_tensors_stay_float32_whatever_the_layer_becomes(self, dtype)
+        LayerSuite.test_support_tensors_stay_float32_whatever_the_layer_becomes.__wrapped__(self, dtype)
 
 
 class Net(nn.Module):

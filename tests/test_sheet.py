@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from glora.runs.sheet import Sheet, ahead, curse, joined, mean
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glora.files import append_jsonl, read_jsonl
-from glora.runs.sheet import Sheet, ahead, curse, joined, mean
 from glora.tasks.evaluation import Evaluation
 
 

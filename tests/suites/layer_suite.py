@@ -6,8 +6,9 @@ import copy
 import itertools
 import operator
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -20,6 +21,7 @@ from glora.adapt.support import Support
 from glora.errors import GloraError
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
 from glora.space import SearchSpace, numbers
+from suites.cases import every
 
 PRODUCTS = ("elementwise", "matrix")
 DTYPES = (torch.bfloat16, torch.float16, torch.float64)
@@ -36,6 +38,31 @@ SPREAD = (  # one configuration of each kind, for the tests that do not go throu
     LayerConfig(B="lora:2", D="vector"),
     LayerConfig(A="vector", B="lora:4", C="lora:2"),
 )
+
+
+def triples(configs: Sequence[LayerConfig]) -> list[LayerConfig]:
+    """A few of the configurations that together show every combination of choices of any three support tensors.
+
+    Of 900 about 100. Greedy: first the configurations with many combinations not seen yet.
+    """
+
+    def found(config: LayerConfig) -> set[tuple[tuple[int, Choice], ...]]:
+        return set(itertools.combinations(enumerate(config), 3))
+
+    missing, kept = set().union(*map(found, configs)), list[LayerConfig]()
+    for new in range(10, 0, -1):  # five support tensors have ten groups of three
+        for config in configs:
+            if len(found(config) & missing) == new:
+                kept.append(config)
+                missing -= found(config)
+    return kept
+
+
+@cache
+def swept(options: tuple[tuple[Choice, ...], ...], sweep: str) -> Sequence[LayerConfig]:
+    """All configurations of these options, or their `triples`."""
+    configs = list(itertools.starmap(LayerConfig, itertools.product(*options)))
+    return configs if sweep == "all" else triples(configs)
 
 
 def everything(ranks: tuple[int, ...], product: str) -> SearchSpace:
@@ -153,19 +180,22 @@ class LayerSuite:
     # help
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """A test with an argument `bias` runs for every form."""
+        """Runs a test with an argument `bias` for every form, one with `sweep` for `triples` and, slowly, for all."""
         if "bias" in metafunc.fixturenames:
             metafunc.parametrize("bias", list(self.forms))
+        if "sweep" in metafunc.fixturenames:
+            metafunc.parametrize("sweep", ["triples", pytest.param("all", marks=pytest.mark.slow)])
 
     def input(self, batch: int, dtype: torch.dtype) -> Tensor:
         """The input in another type, where it is no integer."""
         x = self.make_input(batch)
         return x.to(dtype) if x.is_floating_point() else x
 
-    def options(self, bias: str, ranks: tuple[int, ...], product: str) -> Iterator[LayerConfig]:
+    def options(self, bias: str, ranks: tuple[int, ...], product: str, sweep: str = "all") -> Sequence[LayerConfig]:
+        """All configurations of a form, or their `triples`."""
         layer = self.make_layer(bias=bias == "bias")
         site = replace(view_of(layer).site, new_bias=bias == "new")
-        return itertools.starmap(LayerConfig, itertools.product(*everything(ranks, product).options(site)))
+        return swept(everything(ranks, product).options(site), sweep)
 
     def adapt(
         self, bias: str = "", product: str = "elementwise", ranks: tuple[int, ...] = (4, 2), dtype=torch.float32
@@ -208,8 +238,7 @@ class LayerSuite:
 
     # fresh and plain
 
-    @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS, dtype=[torch.float32, *DTYPES])
     def test_fresh_it_is_the_plain_layer_bit_for_bit(self, bias, product, dtype):
         layer, support = self.adapt(bias, product, dtype=dtype)
         fresh = Support(support.site, support.space, support.space.options(support.site), generator=torch.Generator())
@@ -225,7 +254,7 @@ class LayerSuite:
             with attach.holding(layer, config):
                 assert torch.equal(layer(x), plain), config
 
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS)
     def test_with_none_of_the_support_tensors_it_is_the_plain_layer(self, bias, product):
         layer, _ = self.adapt(bias, product)
         x = self.make_input(3)
@@ -239,12 +268,12 @@ class LayerSuite:
 
     # two ways of computing, one truth
 
-    @pytest.mark.parametrize("product", PRODUCTS)
-    def test_merged_is_held_bit_for_bit_and_factored_within_rounding(self, bias, product):
+    @every(product=PRODUCTS)
+    def test_merged_is_held_bit_for_bit_and_factored_within_rounding(self, bias, product, sweep):
+        assert len(self.options(bias, (4, 2), product)) == self.forms[bias]
         layer, support = self.adapt(bias, product)
         x = self.make_input(3)
-        seen = 0
-        for config in self.options(bias, (4, 2), product):
+        for config in self.options(bias, (4, 2), product, sweep):
             attach.state_of(layer).play([config])
             factored = layer(x)
             with attach.holding(layer, config):
@@ -255,11 +284,8 @@ class LayerSuite:
             assert difference(factored, held) <= NEAR, config
             layer._parameters.update(base)
             attach.attach(layer, support)
-            seen += 1
-        assert seen == self.forms[bias]
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS, dtype=DTYPES)
     def test_other_types_keep_the_two_ways_together(self, bias, product, dtype):
         layer, support = self.adapt(bias, product, dtype=dtype)
         x = self.input(3, dtype)
@@ -275,9 +301,8 @@ class LayerSuite:
             layer._parameters.update(base)
             attach.attach(layer, support)
 
-    @pytest.mark.parametrize("value", [-1.0, 1e4, 1e-30, "mixed"])
-    @pytest.mark.parametrize("product", PRODUCTS)
-    def test_a_layer_switched_off_and_huge_and_tiny_numbers_stay_together(self, product, value):
+    @every(product=PRODUCTS, value=[-1.0, 1e4, 1e-30, "mixed"])
+    def test_a_layer_switched_off_and_huge_and_tiny_numbers_stay_together(self, product, value, sweep):
         layer, support = self.adapt("", product)
         x = self.make_input(3)
         generator = torch.Generator().manual_seed(0)
@@ -286,19 +311,19 @@ class LayerSuite:
             for factor in (*support.down.values(), *(support.up.values() if value == "mixed" else ())):
                 drawn = extremes[torch.randint(len(extremes), factor.shape, generator=generator)]
                 factor.copy_(drawn) if value == "mixed" else factor.fill_(value)
-        for config in self.options(next(iter(self.forms)), (4,), product):
+        alone = [config for config in (LayerConfig(A="scalar"), LayerConfig(A="vector")) if value == -1.0]
+        for config in [*self.options(next(iter(self.forms)), (4,), product, sweep), *alone]:
             attach.state_of(layer).play([config])
             factored = layer(x)
             with attach.holding(layer, config):
                 held = layer(x)
             assert bool(held.isfinite().all())
             assert bool((factored - held).abs().max() <= NEAR * held.abs().max()), config
-            if value == -1.0 and config in (LayerConfig(A="scalar"), LayerConfig(A="vector")):
+            if config in alone:
                 assert not shown(layer)[0].any(), "W0 + W0 * (-1) is zero"
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    @pytest.mark.parametrize("product", PRODUCTS)
-    def test_in_low_precision_either_way_errs_at_most_twice_as_much_as_the_plain_layer(self, bias, product, dtype):
+    @every(product=PRODUCTS, dtype=[torch.bfloat16, torch.float16])
+    def test_in_low_precision_either_way_errs_at_most_twice_as_the_plain_layer(self, bias, product, dtype, sweep):
         """Root mean square against float64; the plain layer has the merged float64 weight, rounded."""
         layer, support = self.adapt(bias, product, (4,), dtype)
         randomize(support, size=0.1)
@@ -307,7 +332,7 @@ class LayerSuite:
         exact, merged = exact_plain(layer, support)
         x = self.input(32, dtype)
         with torch.no_grad():
-            for config in self.options(bias, (4,), product):
+            for config in self.options(bias, (4,), product, sweep):
                 values = merged(config)
                 truth = showing(exact, values, torch.float64)(x.double() if x.is_floating_point() else x)
                 own = self.plain_error(plain, values, x, truth)
@@ -316,12 +341,11 @@ class LayerSuite:
                 with attach.holding(layer, config):
                     assert rms(layer(x).double() - truth) <= 2 * own, config
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    @pytest.mark.parametrize("product", PRODUCTS)
-    def test_merged_numbers_are_rounded_once(self, bias, product, dtype):
+    @every(product=PRODUCTS, dtype=[torch.float32, torch.bfloat16, torch.float16])
+    def test_merged_numbers_are_rounded_once(self, bias, product, dtype, sweep):
         layer, support = self.adapt(bias, product, (4,), dtype)
         _, merged = exact_plain(layer, support)
-        for config in self.options(bias, (4,), product):
+        for config in self.options(bias, (4,), product, sweep):
             if config.C != NONE and dtype != torch.float32 and not self.times_is_exact:
                 continue
             attach.state_of(layer).play([config])
@@ -339,7 +363,7 @@ class LayerSuite:
 
     # back again
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    @every(dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64])
     def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
         layer, support = self.adapt(bias, dtype=dtype)
         attach.detach(layer)
@@ -384,8 +408,7 @@ class LayerSuite:
         trained = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
         assert trained == [view_of(layer).weight]
 
-    @pytest.mark.parametrize("side", ["down", "up"])
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @every(value=[float("nan"), float("inf")], side=["down", "up"])
     def test_a_number_that_is_not_finite_refuses_to_merge_and_changes_nothing(self, value, side):
         layer, support = self.adapt()
         attach.state_of(layer).play([self.shift(support)])
@@ -412,7 +435,7 @@ class LayerSuite:
 
     # entanglement and gradients
 
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS)
     def test_a_lower_rank_is_a_slice_of_a_higher_one(self, product):
         x = self.make_input(3)
         for config in (LayerConfig(A="lora:2"), LayerConfig(B="lora:2"), LayerConfig(C="lora:2")):
@@ -429,8 +452,7 @@ class LayerSuite:
             attach.state_of(layer).play([LayerConfig(**{tensor: "lora:4"})])
             assert difference(layer(x), small) <= NEAR
 
-    @pytest.mark.parametrize("product", PRODUCTS)
-    @pytest.mark.parametrize("held", [False, True], ids=["called", "weight read"])
+    @every(held=[False, True], product=PRODUCTS)
     def test_gradient_reaches_exactly_the_numbers_counted(self, product, held):
         layer, support = self.adapt("", product)
         x = self.make_input(3)
@@ -446,7 +468,7 @@ class LayerSuite:
             assert reached == counted == saved, config
             assert all(p.grad is None for p in layer.parameters() if not p.requires_grad)
 
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS)
     def test_both_ways_have_the_same_gradients(self, product):
         if not self.called:
             pytest.skip("this layer type has one way, its weight")
@@ -495,7 +517,7 @@ class LayerSuite:
         other.load_state_dict(layer.state_dict())
         assert torch.equal(layer(x), other(x))
 
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS)
     def test_under_autocast_it_returns_what_the_plain_layer_returns(self, bias, product):
         layer, support = self.adapt(bias, product)
         x = self.make_input(3)
@@ -515,7 +537,7 @@ class LayerSuite:
             assert equal(bits(weight), bits(shown(layer)[0])), "the effective weight is made with autocast off"
             assert difference(out.float(), held) < 5e-2
 
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @every(dtype=DTYPES)
     def test_support_tensors_stay_float32_whatever_the_layer_becomes(self, dtype):
         layer, support = self.adapt()
         attach.state_of(layer).play([self.spread(support)[1]])
@@ -528,7 +550,7 @@ class LayerSuite:
 
     # one configuration per sample
 
-    @pytest.mark.parametrize("product", PRODUCTS)
+    @every(product=PRODUCTS)
     def test_per_sample_equals_each_sample_alone(self, bias, product):
         if not self.called:
             pytest.skip("this layer type plays one configuration a batch")

@@ -79,7 +79,7 @@ def _fill(own: Mapping[str, Tensor], path: str | Path) -> None:
             own[name].copy_(value)
 
 
-class _Subset(Method):
+class Subset(Method):
     def load(self, model: nn.Module, path: str | Path) -> TunedSubset:
         """The model with the trained tensors of a file in place; which ones they are, the file says."""
         own = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
@@ -87,7 +87,7 @@ class _Subset(Method):
         return TunedSubset(model, [], (), keep_statistics=False)
 
 
-class LinearProbe(_Subset):
+class LinearProbe(Subset):
     """Only the head is trained."""
 
     lr = 3e-2
@@ -99,7 +99,7 @@ class LinearProbe(_Subset):
         return TunedSubset(model, trained, head)
 
 
-class Full(_Subset):
+class Full(Subset):
     """Every parameter is trained. It needs a far smaller learning rate than the adapters."""
 
     lr = 1e-4
