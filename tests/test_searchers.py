@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from glora.errors import ConfigError, RunError, UnknownNameError
 from glora.files import read_jsonl
-from glora.searchers import SEARCHERS, Racing, Score, Trial, pareto_front, search
-from suites.searcher_suite import SearcherSuite, toy_score, toy_space
+from glora.searchers import SEARCHERS, Racing, Score, Trial, pareto_front, search, settings_class
+from glora.searchers.space import space_hash
+from glora.space import BoundSpace, SearchSpace
+from suites.searcher_suite import SearcherSuite, plain, timeless, toy_score, toy_space
 
 SOURCE = str(Path(sys.modules["glora"].__file__ or "").parent.parent)
 FEW = {"population": 6, "generations": 3, "parents": 3}
@@ -187,7 +189,8 @@ def test_what_are_no_values_in_a_race_is_told(values: Any) -> None:
         {"min_budget": -5}, {"seed": None}, {"seed": "a"}, {"racing": True}, {"racing": 200}, {"score": 3},
         {"score": "foo"}, {"score": "no_such_module:score"}, {"score": "math:no_such_name"}, {"space": "linear"},
         {"context": {"a": object}}, {"context": {"a": math.nan}}, {"context": [1]}, {"workers": 1.5},
-        {"workers": True}, {"limit": "a"}, {"limit": 0}, {"settings": 3}, {"settings": {"population": True}},
+        {"workers": True}, {"limit": "a"}, {"limit": 0}, {"time_limit": -1},
+        {"time_limit": "a"}, {"settings": 3}, {"settings": {"population": True}},
         {"settings": {"population": "a"}}, {"settings": {"population": None}},
         {"settings": {"mutation_probability": "a"}}, {"settings": {"mutation_probability": math.nan}},
         {"settings": {"legalize": []}}, {"searcher": "nsga2", "settings": {"mutation_probability": "a"}},
@@ -241,14 +244,138 @@ def test_rejection_ends_under_a_budget_that_no_random_genotype_keeps() -> None:
     assert all(trial.parameters <= 30 for trial in result.trials)
 
 
+# Settings
+
+
+def test_a_searchers_settings_are_a_model_found_by_its_name() -> None:
+    for name in SEARCHERS:
+        kind = settings_class(name)
+        settings = kind()
+        assert kind.model_validate({"name": name}) == settings
+        assert settings.candidates == 1_050
+        assert all(field.description for key, field in kind.model_fields.items() if key != "name")
+    with pytest.raises(UnknownNameError, match=r"no searcher 'evo'.*Known: evolution, nsga2, random"):
+        settings_class("evo")
+
+
+def test_settings_may_be_an_instance() -> None:
+    space = toy_space(3)
+    given = settings_class("evolution")(**FEW)
+    assert plain(search(toy_score(space), space, settings=given)) == plain(
+        search(toy_score(space), space, settings={"name": "evolution"} | FEW)
+    )
+    with pytest.raises(ConfigError, match=r"settings=.*RandomSettings"):
+        search(constant, space, searcher="random", settings=given)
+    with pytest.raises(ConfigError, match=r"name: .*'random'"):
+        search(constant, space, searcher="random", settings={"name": "evolution"})
+
+
+def test_settings_not_given_stay_open_and_are_numbers_in_the_journal(tmp_path: Path) -> None:
+    """A population changed later must change what follows from it."""
+    settings = settings_class("evolution")(population=7)
+    assert settings.model_dump()["mutations"] is None
+    assert settings.resolved()["mutations"] == settings.resolved()["crossovers"] == 3
+    journaled(tmp_path / "search.jsonl")
+    (header,) = lines_of(tmp_path / "search.jsonl", "search")
+    assert header["settings"] == {
+        **{"population": 6, "generations": 3, "parents": 3, "mutations": 3, "crossovers": 3},
+        **{"mutation_probability": 0.2, "legalize": "repair"},
+    }
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)the searcher 'evolution'.*population: .*populaton: no such setting"):
+        search(constant, toy_space(1), settings={"population": 0, "populaton": 3})
+
+
+# The space
+
+
+class Part:
+    """A space without some of its members, or with others in their place."""
+
+    def __init__(self, **members: Any) -> None:
+        whole = {"costs": [[0, 1]], "decode": tuple, "to_json": dict} | members
+        self.__dict__.update({name: member for name, member in whole.items() if member is not None})
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ("linear", r"space is a str, which has no costs and no decode and no to_json.*adapted\.space"),
+        (SearchSpace(), r"SearchSpace, which has no costs and no decode\..*`bind`"),
+        (Part(decode=None), r"Part, which has no decode\..*costs, decode, to_json"),
+        (Part(costs=[]), r"space\.costs is not allowed.*At least one gene"),
+        (Part(costs=[[0], []]), r"space\.costs is not allowed"),
+        (Part(costs=[[0, -1]]), r"space\.costs is not allowed"),
+        (Part(costs=[[0, 1.5]]), r"space\.costs is not allowed"),
+        (Part(to_json=lambda: object), r"space\.to_json\(\) is no plain data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_a_space_lacks_is_told(space: Any, words: str) -> None:
+    assert search(lambda genotype: 0.5, Part()).best.genotype == (0,)
+    with pytest.raises(ConfigError, match=words):
+        search(constant, space)
+
+
+def test_spaces_of_other_genotypes_have_other_hashes() -> None:
+    space = toy_space(2)
+    held = [BoundSpace(space.rules, space.sites, only=only) for only in (space.smallest, space.largest)]
+    assert len({space_hash(each) for each in (space, toy_space(3), toy_space(2, ranks=(4,)), *held)}) == 5
+    assert space_hash(space) == space_hash(toy_space(2))
+
+
+# Time
+
+
+def test_a_search_out_of_time_gives_what_it_has_and_goes_on_later(tmp_path: Path) -> None:
+    path, space = tmp_path / "search.jsonl", toy_space(4)
+    whole = journaled(tmp_path / "whole.jsonl")
+    assert whole.finished
+    part = journaled(path, time_limit=0)
+    assert not part.finished
+    assert part.trials == (part.best,) == whole.trials[:1]
+    assert len(lines_of(path, "ask")) == 6 and len(lines_of(path, "start")) == 1
+    with pytest.raises(RunError, match="not finished"):
+        journaled(path, score=None, time_limit=0)
+    assert journaled(path, time_limit=600) == whole
+    assert journaled(path, time_limit=0) == whole  # nothing is left to score
+    assert search(toy_score(space), space, settings=FEW, budget=400, time_limit=0).trials == part.trials
+
+
+def test_a_race_out_of_time_has_a_best_trial(tmp_path: Path) -> None:
+    def score(genotype: Any, indices: Any) -> list[float]:
+        return [toy_score(space)(genotype)] * len(indices)
+
+    space, racing = toy_space(4), Racing(30)
+    options: dict[str, Any] = {"score": score, "racing": racing, "journal": tmp_path / "search.jsonl"}
+    part = journaled(**options, path=None, time_limit=0)
+    assert not part.finished and part.best.seen == 1
+    whole = journaled(**options, path=None)
+    assert whole.finished and whole.trials[: len(part.trials)] == part.trials
+
+
 # The journal
+
+
+def test_a_journal_written_before_the_settings_were_models_goes_on(tmp_path: Path) -> None:
+    """The file is of commit fcd15d2: its format is still 2."""
+    options: dict[str, Any] = {"seed": 5, "settings": {"population": 6, "generations": 2, "parents": 3}}
+    options["context"] = {"weights": "abc"}
+    before = Path(__file__).parent / "data" / "search_format_2.jsonl"
+    assert len(journaled(before, score=None, **options).trials) == 18
+    path = tmp_path / "search.jsonl"
+    path.write_bytes(b"".join(before.read_bytes().splitlines(keepends=True)[:30]))
+    assert journaled(path, **options) == journaled(before, score=None, **options)
+    assert timeless(path) == timeless(before)
 
 
 def lines_of(path: Path, event: str) -> list[dict[str, Any]]:
     return [record for record in read_jsonl(path) if record["event"] == event]
 
 
-def journaled(path: Path, **options: Any) -> Any:
+def journaled(path: Path | None, **options: Any) -> Any:
     space = options.pop("space", toy_space(4))
     score = options.pop("score", toy_score(space))
     return search(score, space, **{"settings": FEW, "budget": 400, "journal": path} | options)
@@ -443,11 +570,11 @@ settings = {"candidates": 1_000} if sys.argv[1] == "random" else {"generations":
 largest, worth = space.count(space.largest), random.Random(0)
 for share in (1, 4, 200):
     start, trials = time.process_time(), []
-    asker = new_searcher(space, searcher=sys.argv[1], budget=largest // share, min_budget=0, settings=settings, seed=0)
-    while asked := asker.ask():
-        told = [Trial(n, *c[:2], Score(worth.random()), 0, *c[2:], space) for n, c in enumerate(asked, len(trials))]
-        asker.tell(told)
-        trials += told
+    seeker = new_searcher(space, searcher=sys.argv[1], budget=largest // share, min_budget=0, settings=settings, seed=0)
+    while asked := seeker.ask():
+        scored = [Trial(n, *c[:2], Score(worth.random()), 0, *c[2:], space) for n, c in enumerate(asked, len(trials))]
+        seeker.tell(scored)
+        trials += scored
     print(len(trials), time.process_time() - start)
 print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])  # of resource, fork inherits the parent's
 """

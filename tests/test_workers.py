@@ -19,8 +19,8 @@ from glora.files import read_jsonl
 from glora.genotype import Genotype
 from glora.searchers import Racing, SearchResult, search, workers
 from glora.searchers.jobs import Job
-from suites.scores import EXAMPLES, SPACE, Trouble, score, values
-from suites.searcher_suite import SOURCE, TESTS, plain
+from suites.scores import EXAMPLES, SPACE, PromptTrouble, Trouble, score, values
+from suites.searcher_suite import SOURCE, TESTS, PromptSpace, plain
 
 SETTINGS = {"population": 6, "generations": 2, "parents": 3}
 
@@ -163,6 +163,25 @@ def test_workers_without_a_place_yet_are_waited_for(caplog: pytest.LogCaptureFix
     found = [job for job, *_ in Crowded(lambda: score, size=3, limit=0.001).run(iter(jobs))]
     assert found == jobs
     assert "waits for a free CPU" in caplog.text and "was lost" not in caplog.text
+
+
+def test_genotypes_of_another_space_need_not_be_hashable(tmp_path: Path) -> None:
+    space = PromptSpace(4)
+    alone, shared = (
+        search(PromptTrouble(tmp_path, times=times), space, settings=SETTINGS, workers=2 * times) for times in (0, 1)
+    )
+    assert plain(alone) == plain(shared)
+    assert (tmp_path / "kill-0").exists()
+
+
+class Unsendable(PromptSpace):
+    def decode(self, genome: tuple[int, ...]) -> Any:
+        return lambda: genome
+
+
+def test_a_genotype_that_cannot_be_sent_to_a_worker_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"genotype cannot be sent to a worker.*space\.decode"):
+        search(score, Unsendable(2), settings=SETTINGS, workers=1)
 
 
 def test_a_builder_makes_the_score_function_in_every_worker() -> None:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glora.genotype import Genotype
-from suites.searcher_suite import toy_score, toy_space
+from suites.searcher_suite import prompt_score, toy_score, toy_space
 
 SPACE = toy_space(4)
 EXAMPLES = 60
@@ -54,7 +55,7 @@ class Trouble:
     times: int = 0
     pause: float = 0.0
 
-    def __call__(self, genotype: Genotype) -> float:
+    def __call__(self, genotype: Any) -> float:
         (self.folder / f"pid-{os.getpid()}").touch()
         for number in range(self.times):
             try:
@@ -63,6 +64,9 @@ class Trouble:
                 continue
             self._trouble()
         time.sleep(self.pause)
+        return self._score(genotype)
+
+    def _score(self, genotype: Any) -> float:
         return score(genotype)
 
     def _trouble(self) -> None:
@@ -73,3 +77,13 @@ class Trouble:
         elif self.what == "hang":
             time.sleep(3600)
         raise ValueError("this genotype cannot be scored")
+
+
+@dataclass(frozen=True)
+class PromptTrouble(Trouble):
+    """The same for the genotypes of a `PromptSpace`."""
+
+    what: str = "kill"
+
+    def _score(self, genotype: Any) -> float:
+        return prompt_score(genotype)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 import glora
-from glora.errors import BudgetError, ConfigError
+from glora.errors import BudgetError, ConfigError, RunError
 from glora.genotype import Genotype, Site
 from glora.searchers import SearchResult, search
 from glora.space import BoundSpace, SearchSpace
@@ -61,6 +61,28 @@ def legal(space: BoundSpace, budget: int | None, min_budget: int = 0) -> list[Ge
     return [g for g in every if min_budget <= space.count(g) <= (space.count(g) if budget is None else budget)]
 
 
+class PromptSpace:
+    """A space that is not GLoRA's: how many prompts each block has, as unhashable plain data."""
+
+    lengths = (0, 1, 5, 10)
+
+    def __init__(self, blocks: int, width: int = 8) -> None:
+        self.blocks, self.width = blocks, width
+        self.costs = [[length * width for length in self.lengths]] * blocks
+
+    def decode(self, genome: tuple[int, ...]) -> dict[str, int]:
+        return {f"blocks.{block}": self.lengths[gene] for block, gene in enumerate(genome)}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"prompts": list(self.lengths), "blocks": self.blocks, "width": self.width}
+
+
+def prompt_score(genotype: dict[str, int]) -> float:
+    """Best with one prompt in every block but the last, which wants ten."""
+    last = f"blocks.{len(genotype) - 1}"
+    return -float(sum(abs(length - (10 if block == last else 1)) for block, length in genotype.items()))
+
+
 def plain(result: SearchResult) -> list[Any]:
     """All that a search found, as plain data."""
     best, front = result.best.number, [trial.number for trial in result.front]
@@ -83,9 +105,9 @@ class SearcherSuite:
     near: ClassVar[float] = 0.03  # the part of the optimum that the median of three seeds may miss
     long: ClassVar[dict[str, Any]] = {}  # settings for that, where the defaults do not come so near
 
-    def run(self, space: BoundSpace, **options: Any) -> SearchResult:
-        options = {"searcher": self.searcher, "settings": self.few, "score": toy_score(space)} | options
-        return search(options.pop("score"), space, **options)
+    def run(self, space: Any, **options: Any) -> SearchResult:
+        score = options.pop("score") if "score" in options else toy_score(space)
+        return search(score, space, **{"searcher": self.searcher, "settings": self.few} | options)
 
     @pytest.mark.parametrize(("budget", "min_budget"), [(None, 0), (400, 0), (60, 0), (None, 1_000), (520, 480)])
     def test_stays_in_the_space_and_in_the_budget_and_never_repeats(self, budget: int | None, min_budget: int) -> None:
@@ -140,7 +162,7 @@ class SearcherSuite:
                 calls = 0
                 assert plain(self.run(space, budget=400, journal=part, score=counted)) == expected
                 assert calls == len(expected[2]) - sum(b'"event":"score"' in line for line in lines[:kept])
-                assert _timeless(part) == _timeless(whole)
+                assert timeless(part) == timeless(whole)
 
     def test_comes_near_the_optimum_of_a_separable_toy(self) -> None:
         """Out of 1.5e16 genotypes; and as many random ones as it scores do not find it."""
@@ -164,6 +186,18 @@ class SearcherSuite:
         result = self.run(space, budget=60, min_budget=3, settings=self.many)
         assert {trial.genotype for trial in result.trials} == set(legal(space, 60, 3))
 
+    def test_searches_a_space_of_another_kind(self, tmp_path: Path) -> None:
+        space, journal = PromptSpace(3), tmp_path / "search.jsonl"  # of 64 genotypes
+        options: dict[str, Any] = {"score": prompt_score, "settings": self.many, "budget": 8 * 12, "journal": journal}
+        result = self.run(space, **options)
+        assert result.best.genotype == {"blocks.0": 1, "blocks.1": 1, "blocks.2": 10}
+        assert (result.best.score.value, result.best.parameters) == (0, 8 * 12)
+        legal_lengths = [g for g in itertools.product(space.lengths, repeat=3) if sum(g) <= 12]
+        assert {tuple(trial.genotype.values()) for trial in result.trials} == set(legal_lengths)
+        assert plain(self.run(space, **options | {"score": None})) == plain(result)
+        with pytest.raises(RunError, match="its space is"):
+            self.run(PromptSpace(3, width=9), **options)
+
     @pytest.mark.parametrize("window", [(-1, 0), (10**9, 10**9), (50, 60)])
     def test_an_impossible_budget_is_told_at_once(self, window: tuple[int, int]) -> None:
         space = toy_space(5)
@@ -180,6 +214,7 @@ class SearcherSuite:
             self.run(toy_space(1), settings={"nonsense": 1})
 
 
-def _timeless(path: Path) -> list[dict[str, Any]]:
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal without the times."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]

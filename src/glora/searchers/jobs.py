@@ -16,7 +16,7 @@ from glora.searchers.scores import checked_score, checked_values
 from glora.searchers.trials import Score
 from glora.searchers.workers import BuildScore, WorkerPool, timed
 
-__all__ = ["Executor", "Job", "JobResult", "RunJobs", "new_executor", "run_jobs"]
+__all__ = ["Executor", "Job", "JobResult", "OutOfTime", "RunJobs", "new_executor", "run_jobs"]
 
 WORKER_POOLS = {  # where the workers are; None of `search(cluster=...)` is "local"
     "local": "glora.searchers.workers:ProcessPool",
@@ -52,6 +52,10 @@ class JobResult(NamedTuple):
     job: Job
     score: Score | list[float]
     seconds: float
+
+
+class OutOfTime(Exception):
+    """The time limit of the search has passed, and jobs are left that were not started."""
 
 
 RunJobs = Callable[[Iterable[Job]], Iterator[JobResult]]  # `run_jobs` of one search; the results come in any order
@@ -143,17 +147,33 @@ def _the_same(score: Callable[..., Any]) -> Callable[..., Any]:
     return score
 
 
-def run_jobs(jobs: Iterable[Job], executor: Executor, journal: Journal) -> Iterator[JobResult]:
-    """The results of the jobs: first those that the journal has, then the others as they end, written to it."""
-    missing = []
+def run_jobs(
+    jobs: Iterable[Job], executor: Executor, journal: Journal, may_start: Callable[[], bool] = lambda: True
+) -> Iterator[JobResult]:
+    """The results of the jobs: first those that the journal has, then the others as they end, written to it.
+
+    Args:
+        jobs: The jobs.
+        executor: Calls the score function.
+        journal: Has the results of before, and is given the new ones.
+        may_start: Asked before each job that is not in the journal.
+
+    Raises:
+        OutOfTime: A job was not started; all that were have given their results.
+    """
+    missing = list[Job]()
     for job in jobs:
         if record := journal.recall("score", job.number, job.piece):
             yield JobResult(job, _from_record(job, record), record["seconds"])
         else:
             missing.append(job)
 
+    left = len(missing)
+
     def started() -> Iterator[Job]:
         for job in missing:
+            if not may_start():
+                return
             journal.write("start", job.number, **_piece(job))
             yield job
 
@@ -162,6 +182,9 @@ def run_jobs(jobs: Iterable[Job], executor: Executor, journal: Journal) -> Itera
         seconds = round(took, 6)
         journal.write("score", job.number, **_piece(job), **_to_record(score), seconds=seconds)
         yield JobResult(job, score, seconds)
+        left -= 1
+    if left:
+        raise OutOfTime
 
 
 def _piece(job: Job) -> dict[str, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from glora.errors import ConfigError, need
-from glora.searchers.jobs import Executor, Job, RunJobs, new_executor, run_jobs
+from glora.errors import ConfigError, need, within
+from glora.searchers.jobs import Executor, Job, OutOfTime, RunJobs, new_executor, run_jobs
 from glora.searchers.journal import Journal, genome_record
 from glora.searchers.racing import RULE, Race, Raced, Racing
 from glora.searchers.searcher import Searcher, SearcherSettings
@@ -33,6 +35,7 @@ def search(
     workers: int = 0,
     cluster: str | None = None,
     limit: float = 600.0,
+    time_limit: float | None = None,
     journal: str | Path | None = None,
     context: Mapping[str, Any] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -53,6 +56,8 @@ def search(
         workers: Number of processes that score, one thread each; 0 scores in this process.
         cluster: `"ray"` puts the workers on a Ray cluster.
         limit: Seconds that a worker may take to start or for one score; then it is replaced.
+        time_limit: Seconds after which nothing more is scored: the result then has `finished=False` and the trials so
+            far, at least one. With the same journal the next call goes on. None for no limit.
         journal: An append-only JSONL file. A search that was killed takes the scores it finds there and goes on to
             the same end.
         context: Plain data that the scores depend on, such as fingerprints of weights and images. It is kept in
@@ -64,26 +69,37 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    _check(racing, context, on_trial)
+    _check(racing, time_limit, context, on_trial)
     chosen: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
     asked = new_searcher(space, **chosen, settings=settings, raced=racing is not None)
     header = chosen | _header(space, build_settings(searcher, settings), racing, context or {})
-    score_generation = _score_generation if racing is None else Race(racing, asked.top_k or 0, seed).run
+    score_generation = _in_full if racing is None else _race(racing, asked, seed)
+    end = math.inf if time_limit is None or score is None else time.monotonic() + time_limit
+    trials: dict[int, Trial] = {}
     with (
         closing(Journal(journal, header, writable=score is not None)) as lines,
         closing(_executor(score, lines, workers=workers, cluster=cluster, limit=limit)) as executor,
     ):
 
+        def may_start() -> bool:  # there is a best trial, whatever the limit
+            return time.monotonic() < end or all(trial.seen < 1 for trial in trials.values())
+
         def scored(genotypes: Mapping[int, Any]) -> Iterator[Raced]:
-            return score_generation(genotypes, lambda jobs: run_jobs(jobs, executor, lines))
+            return score_generation(genotypes, lambda jobs: run_jobs(jobs, executor, lines, may_start))
 
-        trials = _run(asked, space, scored, lines, on_trial)
-        lines.check_end(len(trials))
-    return SearchResult(min(trials, key=lambda trial: trial.rank), trials, pareto_front(trials))
+        finished = _run(asked, space, scored, trials, lines, on_trial)
+    return _result(trials, finished)
 
 
-def _check(racing: Any, context: Any, on_trial: Any) -> None:
+def _result(trials: Mapping[int, Trial], finished: bool) -> SearchResult:
+    ordered = tuple(trials[number] for number in sorted(trials))
+    return SearchResult(min(ordered, key=lambda trial: trial.rank), ordered, pareto_front(ordered), finished)
+
+
+def _check(racing: Any, time_limit: Any, context: Any, on_trial: Any) -> None:
     need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
+    if time_limit is not None:
+        within(time_limit, "time_limit", 0, math.inf)
     need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
     need(on_trial, Callable | None, ConfigError, "on_trial", "a function of a Trial, or None")
 
@@ -105,8 +121,14 @@ def _executor(score: Any, lines: Journal, **where: Any) -> Executor:
     return new_executor(lines.unfinished if score is None else score, **where)
 
 
-def _score_generation(genotypes: Mapping[int, Any], run_all: RunJobs) -> Iterator[Raced]:
-    """The score of every candidate on all examples at once, without a race."""
+def _race(racing: Racing, searcher: Searcher, seed: int) -> Callable[[Mapping[int, Any], RunJobs], Iterator[Raced]]:
+    """Scores a generation in a race."""
+    assert searcher.top_k is not None  # `new_searcher` refuses to race others
+    return Race(racing, searcher.top_k, seed).run
+
+
+def _in_full(genotypes: Mapping[int, Any], run_all: RunJobs) -> Iterator[Raced]:
+    """Scores a generation without a race, every candidate on all examples at once."""
     for job, score, seconds in run_all(Job(number, genotype) for number, genotype in genotypes.items()):
         assert isinstance(score, Score)
         yield Raced(job.number, score, seconds)
@@ -116,11 +138,15 @@ def _run(
     searcher: Searcher,
     space: Space,
     scored: Callable[[Mapping[int, Any]], Iterator[Raced]],
+    trials: dict[int, Trial],
     lines: Journal,
     on_trial: Callable[[Trial], None] | None,
-) -> tuple[Trial, ...]:
-    """Every trial, in the order of asking; the searcher is told of a generation when all of it is scored."""
-    trials: dict[int, Trial] = {}
+) -> bool:
+    """Adds every trial as soon as it is scored; the searcher is told when a whole generation is.
+
+    Returns:
+        Whether the search came to its end; False when its time was over.
+    """
     generation = 0
     while candidates := searcher.ask():
         asked = dict(enumerate(candidates, len(trials)))
@@ -128,12 +154,17 @@ def _run(
             facts = {"parameters": parameters, "generation": generation, "origin": origin, "parent": parent}
             written = genome_record(genome, None if parent is None else trials[parent].genome)
             lines.write("ask", number, **facts, **written)
-        for number, score, seconds, seen in scored({number: space.decode(one.genome) for number, one in asked.items()}):
-            genome, parameters, origin, parent = asked[number]
-            trial = Trial(number, genome, parameters, score, generation, origin, parent, space, seconds, seen)
-            trials[number] = trial
-            if on_trial:
-                on_trial(trial)
+        genotypes = {number: space.decode(candidate.genome) for number, candidate in asked.items()}
+        try:
+            for number, score, seconds, seen in scored(genotypes):
+                genome, parameters, origin, parent = asked[number]
+                trial = Trial(number, genome, parameters, score, generation, origin, parent, space, seconds, seen)
+                trials[number] = trial
+                if on_trial:
+                    on_trial(trial)
+        except OutOfTime:
+            return False
         searcher.tell([trials[number] for number in asked])
         generation += 1
-    return tuple(trials[number] for number in sorted(trials))
+    lines.check_end(len(trials))
+    return True

@@ -76,11 +76,13 @@ class SearchResult:
         best: The trial with the highest score; ties go to the smaller genotype, then to the older.
         trials: Every trial, in the order of asking.
         front: The trials that no other beats in both score and trainable numbers, smallest first.
+        finished: Whether the search came to its end; False after its time limit.
     """
 
     best: Trial
     trials: tuple[Trial, ...]
     front: tuple[Trial, ...]
+    finished: bool = True
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
