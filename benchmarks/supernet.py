@@ -45,7 +45,7 @@ from torch import nn
 from glora.runs.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
 from glora.genotype import Genotype
-from glora.methods import get_method
+from glora.methods.method import get_method
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.calibration import Calibration, chosen_alone

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import glora
 from glora.errors import GloraError, SpaceError, StateError, TargetError, UnknownNameError
 from glora.genotype import Genotype, LayerConfig
-from glora.methods import METHODS, get_method
+from glora.methods import METHODS
+from glora.methods.method import get_method
 from glora.space import SearchSpace
 from suites.layer_suite import difference, randomize
 

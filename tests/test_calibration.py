@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from glora.runs.winner import load_winner
 from torch import nn
 
 import glora
@@ -38,7 +39,6 @@ from glora.runs.calibration import (
 from glora.runs.comparison import random_genomes
 from glora.runs.folder import RunFolder
 from glora.runs.run import Run
-from glora.runs.winner import load_winner
 from glora.space import SearchSpace
 from glora.tasks.evaluation import predictions
 from glora.tasks.images import Preprocess

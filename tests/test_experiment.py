@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from glora.runs.winner import load_winner
 from PIL import Image
 
 import glora
@@ -29,7 +30,6 @@ from glora.report.result import Result
 from glora.runs import run as rooms
 from glora.runs.folder import RunFolder
 from glora.runs.run import Run
-from glora.runs.winner import load_winner
 from glora.tasks.task import ImageSet, Task
 from suites.toy import Recorder, free_port, image_folder, tiny
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from glora.runs.winner import load_winner
 
 import glora
 from glora.adapt.adapter_file import load_supernet, read_header
@@ -25,7 +26,6 @@ from glora.runs.folder import RunFolder
 from glora.runs.run import Run
 from glora.runs.scoring import ValScorer
 from glora.runs.stages.search import Search
-from glora.runs.winner import load_winner
 from glora.searchers import pareto_front
 from glora.space import SearchSpace
 from glora.tasks.evaluation import evaluate

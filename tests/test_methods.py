@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glora.errors import UnknownNameError
-from glora.methods import METHODS, get_method
+from glora.methods import METHODS
+from glora.methods.method import get_method
 
 CLASSES = 3
 SETTINGS: dict[str, dict[str, Any]] = {"lora": {"rank": 2}, "glora": {"sampling": "batch"}}  # one to merge

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings, build_experiment
 from glora.errors import ConfigError, StateError
-from glora.methods import get_method
+from glora.methods.method import get_method
 from glora.runs.run import Run
 from glora.training.pace import Noise, image_steps
 from suites.toy import Recorder, tiny

@@ -22,8 +22,8 @@ from glora.adapt.supernet import Sampling
 from glora.config import TrainSettings
 from glora.errors import StateError
 from glora.genotype import Genotype, LayerConfig
-from glora.methods import get_method
 from glora.methods.glora import GLoRA, TunedAdapter
+from glora.methods.method import get_method
 from glora.runs.folder import RunFolder
 from glora.runs.reporter import Silent
 from glora.runs.stages.train import train_in
