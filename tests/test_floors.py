@@ -26,7 +26,7 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
 NO_TORCH = ("version", "errors", "registry", "files", "settings", "genotype", "space", "searchers", "report", "config")
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
                  "bitsandbytes", "pandas", "datasets")  # fmt: skip
-LATE: set[tuple[str, str]] = set()  # late bindings that no table explains
+LATE = {("config", "methods")}  # the table of methods, whose settings an experiment has; bound by name when asked
 
 FILES = sorted(SRC.rglob("*.py"))
 

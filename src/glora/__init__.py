@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glora import registry
-from glora.version import __version__
+from glora.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from glora.adapt.adapted import Adapted, inject
