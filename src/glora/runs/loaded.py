@@ -24,7 +24,7 @@ from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
-from glora.tasks.evaluation import Evaluation, evaluate
+from glora.tasks.evaluation import Evaluation, Evaluator
 from glora.tasks.images import ImageSet, Preprocess
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.objectives import OBJECTIVES
@@ -157,8 +157,8 @@ class LoadedRun:
         examples, notes = settings.load_all(self.objective)
         accelerator = new_accelerator(self.experiment.train.precision)
         examples = examples.prepared(_preprocess(self.info["preprocess"]))
-        how: dict[str, Any] = {"objective": self.objective, "batch_size": self.experiment.search.batch_size}
-        return evaluate(self.model.to(accelerator.device), examples, accelerator=accelerator, **how), notes
+        evaluator = Evaluator(self.objective, accelerator, self.experiment.search.batch_size)
+        return evaluator.evaluate(self.model.to(accelerator.device), examples), notes
 
 
 class _Items:

@@ -21,13 +21,12 @@ from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
 from glora.runs.reporter import Reporter, Silent, plan
-from glora.runs.resolve import resolve, search_arguments
+from glora.runs.resolve import plan_search, resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
-from glora.searchers import new_searcher
 from glora.settings import merged
 from glora.tasks.calibration import Calibration
 from glora.tasks.objective import Objective
@@ -96,8 +95,8 @@ class Run:
             check_pace(self.tuned)
         model.to(accelerator.device)
         if self.tuned.space is not None:
-            how = search_arguments(experiment.search, self.tuned.space)
-            new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing, **how)
+            search = plan_search(experiment.search, self.tuned.space)
+            search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
             self._check_processes()
 
     @classmethod

@@ -16,8 +16,8 @@ from glora.config import Experiment
 from glora.methods.method import Method
 from glora.runs.folder import RunFolder
 from glora.runs.reporter import Reporter
-from glora.tasks.evaluation import Evaluation, evaluate
-from glora.tasks.objective import Examples, Objective
+from glora.tasks.evaluation import Evaluator
+from glora.tasks.objective import Objective
 from glora.tasks.visible import VisibleData
 
 __all__ = ["Session"]
@@ -63,12 +63,7 @@ class Session:
         """A fresh copy of the pretrained network."""
         return copy.deepcopy(self.backbone.model)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """How models are evaluated: the arguments of `evaluate` and `outputs` that are the same throughout a run."""
-        size = self.experiment.search.batch_size
-        return {"objective": self.objective, "accelerator": self.accelerator, "batch_size": size}
-
-    def evaluate(self, model: nn.Module, examples: Examples) -> Evaluation:
-        """What a model, on the session's device, does on examples."""
-        return evaluate(model, examples, **self.how)
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """How models, on the session's device, are evaluated."""
+        return Evaluator(self.objective, self.accelerator, self.experiment.search.batch_size)
