@@ -55,7 +55,7 @@ class Search:
         self.space: BoundSpace = tuned.space
         self.settings = session.experiment.search
         self.plan = plan_search(self.settings, self.space)
-        self.bounds = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
+        self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
         self.polish = polish_info(self.settings)
         self._snapshots = load_numbers(session, tuned)
         folder = session.folder
