@@ -14,6 +14,7 @@ from glora.adapt.layers.linear import Linear
 from glora.adapt.support import Support, fixed_scale
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
 from glora.space import SearchSpace, numbers
+from suites.cases import every
 from suites.layer_suite import PRODUCTS, randomize
 
 LINEAR_LAYER = torch.nn.Linear(2, 2)
@@ -55,9 +56,8 @@ def restated(support: Support, config: LayerConfig, w0: np.ndarray, b0: np.ndarr
     return w, (old + w0 @ c + d * old + e)[:, 0]  # Eq. 14
 
 
-@pytest.mark.parametrize("scaling", ["none", "fan_in"])
-@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize(("o", "i"), [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1)])
+@every(scaling=["none", "fan_in"], product=PRODUCTS)
 def test_every_configuration_is_equation_13_and_14(o, i, product, scaling):
     support = make(Site("linear", o, i, True), product, scaling=scaling)
     randomize(support)
