@@ -28,6 +28,7 @@ FORMS = {
     "separate, bare": {"kdim": 6, "bias": False},
     "separate, sequence first": {"vdim": 10},
 }
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 RICH = LayerConfig(A="lora:4", B="lora:4", C="lora:2", D="vector", E="vector")
 
@@ -123,9 +124,7 @@ def test_targets_and_skip_name_its_weights(targets, skip, sites):
 
 
 @by_form
-@every(
-    product=PRODUCTS, dtype=[torch.float32, torch.bfloat16, torch.float16], grad=[False, True], training=[False, True]
-)
+@every(product=PRODUCTS, dtype=FLOATS, grad=[False, True], training=[False, True])
 def test_fresh_it_is_the_plain_layer_bit_for_bit(form, product, dtype, grad, training):
     plain = make(form, dtype).train(training).requires_grad_(grad)
     layer, adapted = adapt(form, product, dtype=dtype, fresh=True)
