@@ -18,7 +18,6 @@ from suites.cases import every
 from suites.layer_suite import PRODUCTS, randomize, swept
 
 LINEAR_LAYER = torch.nn.Linear(2, 2)
-SHAPES = (3, 5), (4, 4), (1, 6), (6, 1)  # beside 5 x 3
 LINEAR = Linear(LINEAR_LAYER)
 
 
@@ -55,6 +54,9 @@ def restated(support: Support, config: LayerConfig, w0: np.ndarray, b0: np.ndarr
     c, d, e = tensor("C", i, 1), tensor("D", o, 1), tensor("E", o, 1)
     old = np.zeros((o, 1)) if b0 is None else b0[:, None]
     return w, (old + w0 @ c + d * old + e)[:, 0]  # Eq. 14
+
+
+SHAPES = (3, 5), (4, 4), (1, 6), (6, 1)  # beside 5 x 3
 
 
 @pytest.mark.parametrize(
