@@ -7,7 +7,6 @@ import math
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from glora.cli import app as cli
 from glora.config import load_experiment
 from glora.errors import ConfigError
 from glora.files import read_jsonl
-from glora.genotype import Genotype, Site
+from glora.genotype import Genotype
 from glora.runs.resolve import search_arguments, unused
 from glora.searchers import (
     SEARCHERS,
@@ -40,7 +39,7 @@ from glora.searchers import (
     search,
 )
 from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
-from glora.space import BoundSpace, SearchSpace
+from glora.space import BoundSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 from suites.toy import image_folder
 
@@ -265,21 +264,7 @@ def test_the_front_of_a_small_space_is_nearly_the_true_one_by_brute_force(
         assert len({trial.genome for trial in front} & {trial.genome for trial in truth}) >= hits  # of 9 and of 53
 
 
-# Size and settings
-
-
-@pytest.mark.parametrize("share", [1, 4])
-def test_a_thousand_sites_are_asked_and_told_quickly(share: int) -> None:
-    site = Site("linear", 4096, 4096, True)
-    space = SearchSpace(variant="paper").bind({f"layers.{k}.fc": site for k in range(1_000)})
-    budget = space.count(space.largest) // share
-    start, number, worth = time.process_time(), 0, random.Random(0)
-    searcher = searcher_of(space, budget=budget, generations=19)
-    while asked := searcher.ask():
-        searcher.tell(trials_of(space, asked, [worth.random() for _ in asked], number))
-        number += len(asked)
-    assert number == 1_000
-    assert time.process_time() - start < 2  # 0.4 to 0.6 s on one 2026 core
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -336,6 +321,7 @@ def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None
         assert own.settings.resolved() == default.resolved()
 
 
+@pytest.mark.figures
 def test_the_command_line_searches_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos, run = image_folder(tmp_path / "photos"), tmp_path / "run"
     words = ["fit", "--data", photos, "--model", "test_vit", "--no-pretrained", "--image-size", 32, "--epochs", 1]
