@@ -239,11 +239,11 @@ class Run:
         Raises:
             RunError: An earlier stage is missing.
         """
+        if not self.alone:
+            return None
         if found := self.folder.current_result():
             self.reporter.say("This run was tested already; this is the result of then.")
             return found
-        if not self.alone:
-            return None
         session = self.session
         loaded = self.load()
         search = self._searching() if self.searches else None
