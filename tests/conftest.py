@@ -64,7 +64,7 @@ class TinyViT(nn.Module):
         return self.head(self.norm(self.blocks(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vit() -> Callable[..., TinyViT]:
     """Makes the tiny transformer: equal seeds give equal weights."""
 

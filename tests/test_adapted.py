@@ -1031,7 +1031,7 @@ def test_every_method_trains_what_it_counts_and_merges(vit, images, name):
         assert sum(p.numel() for p in trained) - head == tuned.count() > 0
     assert not torch.equal(tuned.model(images), plain)
     out = tuned.model(images)
-    merged = tuned.merge()
+    merged = tuned.merged()
     assert list(merged.state_dict()) == keys
     assert difference(merged(images), out) < 1e-5
 
