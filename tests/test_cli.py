@@ -391,6 +391,8 @@ def test_a_method_of_its_own_is_trained_and_tested_without_a_search(
     assert result["config"]["method"] == {**method, "targets": "blocks.0.attn.qkv", "skip": [], "statistics": False}
     assert told.err.endswith("run: adapter.safetensors, result.json. Next: glora merge " + f"{tmp_path / 'run'}\n")
     assert (tmp_path / "run" / "adapter.safetensors").is_file() and not (tmp_path / "run" / "plots").exists()
+    again = glora("train", "--out", tmp_path / "run")
+    assert again.err.endswith(f"run: adapter.safetensors. Next: glora eval {tmp_path / 'run'}\n")
 
 
 def test_the_search_is_changed_by_nested_settings(glora: Any, trained: Path, tmp_path: Path) -> None:
