@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from glora.adapt.adapter_file import save_merged
 from glora.backbones import load_backbone
 from glora.config import Experiment
-from glora.errors import DataError, RunError
+from glora.errors import AdapterFileError, DataError, RunError
 from glora.files import read_metadata
 from glora.methods.method import Method
 from glora.registry import load
@@ -224,7 +224,11 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
         raise RunError(f"{folder.path} is not trained yet.", remedy=f"Run `glora train --out {folder.path}` first.")
     folder.need(folder.adapter, f"glora search {folder.path}")
     folder.key()
-    info = read_metadata(folder.adapter)["info"]
+    info = read_metadata(folder.adapter).get("info", {})
+    if "backbone" not in info:
+        raise AdapterFileError(
+            f"{folder.adapter} is for another model: no run has written it.", remedy="Bring back the run's own file."
+        )
     objective = objective_of(info)
     if model is None and info["backbone"] is None:
         raise RunError(
