@@ -305,7 +305,7 @@ def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.M
     assert "search.searcher.parents: no such setting of 'mine', which has tries, legalize." in told("mine", "parents=3")
     overrides = ["search.searcher=mine", "search.searcher.tries=7", "search.min_budget=0"]
     found = load_experiment(None, overrides, {"data.source": "digits"}).search
-    assert search_arguments(found, toy_space(1))["settings"].resolved() == {"tries": 7, "legalize": "repair"}
+    assert plan_search(found, toy_space(1)).settings.resolved() == {"tries": 7, "legalize": "repair"}
 
 
 class MySettings(SearcherSettings):
