@@ -101,6 +101,8 @@ def fit(
     """
     with reporting() as reporter:
         result = _run(locals(), reporter).fit()
+    if result is None:  # of several processes the main one tells
+        return
     print_results(result, as_json=as_json)
     typer.echo(f"{out}: adapter.safetensors, result.json, plots/. Next: glora merge {out}", err=True)
 
