@@ -16,7 +16,7 @@ from glora.genotype import Genotype
 from glora.runs.scoring import Part, StoredNumbers, ValScorer
 from glora.tasks.evaluation import Evaluation, evaluate
 from glora.tasks.objectives.classify import Classify
-from test_train import adapted, make_trainer, run, toy_images
+from suites.training import adapted, make_trainer, run, toy_images
 
 
 def scorer(tuned: Any, fitness: str = "loss") -> ValScorer:
