@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: test demo format clean
+.PHONY: test test-slow demo format clean
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The whole of the sweeps of which `make test` runs a part.
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m slow
 
 demo: $(VENV)/.demo
 	$(BIN)/glora demo $(ARGS)

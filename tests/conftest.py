@@ -15,6 +15,17 @@ pytest.register_assert_rewrite("suites.layer_suite")
 torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
 
 
+@pytest.fixture(autouse=True)
+def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the files of figures empty, except in tests marked `figures`: drawing takes most of the time of a run."""
+
+    def touch(figure: object, path: str | Path, **options: object) -> None:
+        Path(path).touch()
+
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", touch)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()

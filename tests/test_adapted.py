@@ -236,7 +236,7 @@ def test_a_summary_says_what_trains_and_what_is_not_adapted(vit):
     summary = adapted.summary()
     assert (summary.total, summary.trainable, summary.active) == (total, largest + head, (largest,))
     assert summary.supernet == sum(p.numel() for s in adapted.supports.values() for p in s.parameters())
-    assert f"trainable: {largest + head:,} of {total:,} ({(largest + head) / total:.2%})" in str(summary)
+    assert f"{largest + head:,} trainable ({(largest + head) / total:.2%} of the model's {total:,})" in str(summary)
     assert "14 sites: 1 conv, 5 norm, 8 linear" in str(summary)
     assert f"head {head} (head)" in str(summary)
     assert "\n" not in str(summary)

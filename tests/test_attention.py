@@ -16,6 +16,7 @@ from glora.adapt.support import Support
 from glora.errors import GloraError, StateError
 from glora.genotype import Genotype, LayerConfig
 from glora.space import SearchSpace
+from suites.cases import every
 from suites.layer_suite import PRODUCTS, SPREAD, difference, randomize, same, snapshot
 
 FORMS = {
@@ -27,6 +28,7 @@ FORMS = {
     "separate, bare": {"kdim": 6, "bias": False},
     "separate, sequence first": {"vdim": 10},
 }
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 RICH = LayerConfig(A="lora:4", B="lora:4", C="lora:2", D="vector", E="vector")
 
@@ -122,10 +124,7 @@ def test_targets_and_skip_name_its_weights(targets, skip, sites):
 
 
 @by_form
-@by_product
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every(product=PRODUCTS, dtype=FLOATS, grad=[False, True], training=[False, True])
 def test_fresh_it_is_the_plain_layer_bit_for_bit(form, product, dtype, grad, training):
     plain = make(form, dtype).train(training).requires_grad_(grad)
     layer, adapted = adapt(form, product, dtype=dtype, fresh=True)
@@ -168,7 +167,7 @@ def eq14(support: Support, config: LayerConfig, w0: Tensor, b0: Tensor | None) -
 
 
 @by_form
-@by_product
+@every(product=PRODUCTS)
 def test_it_plays_equations_13_and_14(form, product):
     plain, (layer, adapted) = make(form).double(), adapt(form, product)
     x = inputs(form)
@@ -196,7 +195,7 @@ def test_it_plays_equations_13_and_14(form, product):
 
 
 @by_form
-@by_product
+@every(product=PRODUCTS)
 def test_training_eval_held_and_merged_agree(form, product):
     layer, adapted = adapt(form, product)
     x = inputs(form)
@@ -216,14 +215,14 @@ def test_training_eval_held_and_merged_agree(form, product):
 
 
 @by_form
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", [{}, {"targets": "out_proj|[nk]_proj"}, {"skip": "out_proj"}], ids=["all", "two", "in"])
-def test_a_hundred_cycles_change_no_bit_and_no_order(form, dtype, how):
+@pytest.mark.parametrize("cycles", [14, pytest.param(100, marks=pytest.mark.slow)])
+@every(dtype=[torch.float32, torch.bfloat16], how=[{}, {"targets": "out_proj|[nk]_proj"}, {"skip": "out_proj"}])
+def test_many_cycles_change_no_bit_and_no_order(form, dtype, how, cycles):
     layer = make(form, dtype)
     layer.out_proj.weight.requires_grad_(True)
     cls, before, out, modules = type(layer), snapshot(layer), snapshot(layer.out_proj), list(layer._modules)
     keys, names = list(layer.state_dict()), list(layer._parameters)
-    for cycle in range(100):
+    for cycle in range(cycles):  # of 14 each configuration is merged once and detached once
         adapted = glora.inject(layer, SearchSpace(ranks=(2,), variant="paper"), head=None, **how)
         adapted.activate(everywhere(adapted, SPREAD[cycle % len(SPREAD)]))
         if cycle % 2:
@@ -282,8 +281,7 @@ def test_a_number_that_is_not_finite_refuses_to_merge_and_names_the_weight(form,
 
 
 @by_form
-@by_product
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every(product=PRODUCTS, training=[False, True])
 def test_the_gradient_reaches_exactly_what_is_counted(form, product, training):
     layer, adapted = adapt(form, product)
     layer.train(training)

@@ -1,17 +1,31 @@
-"""The documentation builds, its links lead somewhere, and the Python code of the guide runs as pasted."""
+"""The documentation builds, its links lead somewhere, and what it shows works as pasted: code, commands, settings."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from suites import toy
+from torch import nn
+from torch.utils.data import TensorDataset
+from typer.main import get_command
 
 import glora
+from glora.cli.app import app
+from glora.config import build_experiment, describe, load_experiment
+from glora.errors import ConfigError
+from glora.report.result import Result
+from glora.runs.reporter import Silent
+from glora.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -61,27 +75,72 @@ def code_of(page: Path) -> str:
     return "\n".join(lines)
 
 
-GUIDE = [page for page in PAGES if page.parent.name == "guide" and code_of(page)]
+GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 
 
-@pytest.mark.parametrize("page", GUIDE, ids=relative)
-def test_the_python_code_of_a_guide_page_runs_as_pasted(page: Path, tmp_path: Path) -> None:
-    script = tmp_path / f"{page.stem}_page.py"
-    script.write_text(code_of(page), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script.name], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{relative(page)}, by its own line numbers:\n{done.stderr}"
+@pytest.mark.parametrize("page", [page for page in GUIDE if code_of(page)], ids=relative)
+def test_the_python_code_of_a_guide_page_runs_as_pasted(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        exec(compile(code_of(page), page, "exec"), {"__name__": "__main__"})  # an error names the page's own line
 
 
 def test_every_python_block_of_the_guide_is_run_or_says_why_not() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        if page.parent.name == "guide":
-            assert len(FENCE.findall(text)) == text.count("```python"), (
-                f"{relative(page)}: a fence is not at the margin"
-            )
     assert GUIDE
+    for page in GUIDE:
+        text = page.read_text(encoding="utf-8")
+        assert len(FENCE.findall(text)) == text.count("```python"), f"{relative(page)}: a fence is not at the margin"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every glora command of a page, without its comment."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if "glora " in line]
+    words = [each[: each.index("|")] if "|" in each else each for each in words]
+    return [each[1:] for each in words if each and each[0].endswith("glora")]
+
+
+def settings() -> set[str]:
+    """The dotted name of every setting."""
+    return {line.split()[0] for line in describe() if not line.endswith(":")}
+
+
+def added(page: Path) -> set[str]:
+    """The settings that the example of a page brings."""
+    example = EXAMPLES.get(page.stem) if page.parent.name == "contributing" else None
+    return {f"{example.group}.{name}" for name in example.own} if example else set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_have_options_and_settings_that_there_are(page: Path) -> None:
+    group = get_command(app)
+    for words in commands(page):
+        verb = group.commands[words[0]]  # type: ignore[attr-defined]
+        context = verb.make_context(words[0], words[1:])  # raises on an unknown option
+        for override in context.params.get("overrides") or ():
+            assert override.partition("=")[0] in settings() | added(page), f"{words}: {override}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_settings_that_a_page_names_are_there(page: Path) -> None:
+    known = settings() | {"search.json", "search.jsonl", "search.svg", "model.safetensors", "data.zip"}
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:method|model|data|objective|train|search)\.[a-z_.]+)[`:= ]", text)
+    assert set(named) <= known | added(page)
+
+
+def test_experiments_of_the_guide_load(tmp_path: Path) -> None:
+    texts = [text for page in GUIDE for text in blocks(page, "yaml")]
+    assert texts
+    for number, text in enumerate(texts):
+        (file := tmp_path / f"{number}.yaml").write_text(text, encoding="utf-8")
+        assert load_experiment(file).data
 
 
 def anchors(page: Path) -> set[str]:
@@ -115,3 +174,120 @@ def test_no_file_names_a_page_that_is_not_there() -> None:
 def test_the_reference_has_every_public_name() -> None:
     text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^::: glora\.(\w+)$", text, re.MULTILINE)) == set(glora.__all__)
+
+
+# One more of each: the example of a page becomes one new file and one line in a table, and nothing else.
+
+
+class Example(NamedTuple):
+    """What a page of *Contributing* adds.
+
+    Attributes:
+        group: Where its settings are in an experiment. table: The table that gets a line, as `module:NAME`.
+        own: Settings of its own, with the values that the run is given.
+    """
+
+    group: str
+    table: str
+    own: dict[str, Any]
+
+
+EXAMPLES = {
+    "method": Example("method", "glora.methods:METHODS", {"blocks": 1, "norms": True}),
+    "objective": Example("objective", "glora.tasks.objectives:OBJECTIVES", {"most": 100}),
+    "data-source": Example("data", "glora.tasks.data:SOURCES", {"number": 60, "noise": 10.0}),
+    "searcher": Example(
+        "search.searcher", "glora.searchers.table:SEARCHERS", {"candidates": 6, "mutation_probability": 0.5}
+    ),
+}
+
+
+def add(example: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Puts the page's first block into a new file of the package, and its line into the table; returns the name."""
+    page = DOCS / "contributing" / f"{example}.md"
+    code, line = blocks(page, "python")[:2]
+    ((name, module, _),) = re.findall(r'^    "(\w+)": "([\w.]+):(\w+)",$', line, re.MULTILINE)
+    package, _, file = module.rpartition(".")
+    (folder / f"{file}.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(importlib.import_module(package), "__path__", [*sys.modules[package].__path__, str(folder)])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    owner, _, table = EXAMPLES[example].table.partition(":")
+    place = re.search(rf'"{name}": "([\w.:]+)"', line)
+    monkeypatch.setitem(getattr(importlib.import_module(owner), table), name, place[1])  # type: ignore[index]
+    return name
+
+
+class Net(nn.Module):
+    """What the examples are tried on."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU()) for _ in range(2))
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def run_with(example: str, name: str, out: Path, photos: Path) -> Result | None:
+    """A short run that uses what was added, its settings nested by name."""
+    added = {"name" if example != "data-source" else "source": name, **EXAMPLES[example].own}
+    tiny: dict[str, Any] = {
+        "method": {"name": "glora"},
+        "train": {"epochs": 1},
+        "search": {"searcher": {"name": "evolution", "population": 4, "generations": 1}, "controls": 2},
+    }
+    if example == "data-source":
+        given = {**tiny, "method": {"name": "glora", "targets": toy.TARGETS}, "model": toy.MODEL, "data": added}
+        return Run(build_experiment(given), out, Silent()).fit()
+    if example == "searcher":
+        tiny["search"]["searcher"] = added
+    else:
+        tiny[example] = added
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 8, generator=generator), torch.arange(60) % 3
+    data: Any = TensorDataset(x, y)
+    method, objective = tiny.pop("method"), tiny.pop("objective", "classify")
+    model = Net(1 if example == "objective" else 3)
+    fitted = glora.fit(
+        model,
+        train=data,
+        test=data,
+        head="head",
+        method=method,
+        objective=objective,
+        out=out,
+        settings=tiny,
+        progress=False,
+    )
+    assert len(fitted.predict(x[:2])) == 2
+    return fitted.record
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_one_more_is_one_new_file_and_one_line(
+    example: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    name = add(example, tmp_path / "code", monkeypatch)
+    group, _, own = EXAMPLES[example]
+    assert {f"{group}.{setting}" for setting in own} <= {line.split()[0] for line in describe(name)}
+    assert {f"{group}.{setting}" for setting in own} <= settings()
+
+    result = run_with(example, name, tmp_path / "run", photos)
+    assert result is not None
+    config: Any = result.config
+    for part in group.split("."):
+        config = config[part]
+    assert {setting: config[setting] for setting in own} == own
+    assert result.metrics[f"test_{result.metrics_info[0].name}"] is not None
+
+    choice = f"{group}.{'source' if group == 'data' else 'name'}"
+    for setting in own:
+        values = {"data.source": str(photos), choice: name, f"{group}.{setting}x": 1}
+        with pytest.raises(ConfigError, match=rf"{group}\.{setting}x: no such setting.*Did you mean '{setting}'\?"):
+            load_experiment(values=values)

@@ -7,7 +7,6 @@ import math
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +26,8 @@ from glora.cli import app as cli
 from glora.config import load_experiment
 from glora.errors import ConfigError
 from glora.files import read_jsonl
-from glora.genotype import Genotype, Site
-from glora.runs.resolve import search_arguments, unused
+from glora.genotype import Genotype
+from glora.runs.resolve import plan_search
 from glora.searchers import (
     SEARCHERS,
     Candidate,
@@ -40,7 +39,7 @@ from glora.searchers import (
     search,
 )
 from glora.searchers.nsga2 import NSGA2, crowding_distances, nondominated_fronts
-from glora.space import BoundSpace, SearchSpace
+from glora.space import BoundSpace
 from suites.searcher_suite import SearcherSuite, toy_score, toy_space
 from suites.toy import image_folder
 
@@ -265,21 +264,7 @@ def test_the_front_of_a_small_space_is_nearly_the_true_one_by_brute_force(
         assert len({trial.genome for trial in front} & {trial.genome for trial in truth}) >= hits  # of 9 and of 53
 
 
-# Size and settings
-
-
-@pytest.mark.parametrize("share", [1, 4])
-def test_a_thousand_sites_are_asked_and_told_quickly(share: int) -> None:
-    site = Site("linear", 4096, 4096, True)
-    space = SearchSpace(variant="paper").bind({f"layers.{k}.fc": site for k in range(1_000)})
-    budget = space.count(space.largest) // share
-    start, number, worth = time.process_time(), 0, random.Random(0)
-    searcher = searcher_of(space, budget=budget, generations=19)
-    while asked := searcher.ask():
-        searcher.tell(trials_of(space, asked, [worth.random() for _ in asked], number))
-        number += len(asked)
-    assert number == 1_000
-    assert time.process_time() - start < 2  # 0.4 to 0.6 s on one 2026 core
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -298,20 +283,29 @@ def test_wrong_settings_are_told(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(searcher: str, *changes: str) -> tuple[str, ...]:
-        overrides = [f"search.{change}" for change in (f"searcher={searcher}", "population=12", *changes)]
-        return unused(load_experiment(None, overrides, {"data.source": "x"}).search)
+    def told(searcher: str, *changes: str) -> str:
+        overrides = [f"search.searcher={searcher}", *(f"search.searcher.{change}" for change in changes)]
+        try:
+            load_experiment(None, overrides, {"data.source": "digits"})
+        except ConfigError as error:
+            return str(error)
+        return ""
 
-    assert told("nsga2", "legalize=reject", "mutation_probability=0.3") == told("random") == ()
-    assert told("evolution", "parents=3", "legalize=reject") == ()
-    assert told("nsga2", "parents=3", "mutations=2")[0].startswith("The searcher 'nsga2' has no search.mutations, ")
-    assert told("random", "legalize=reject") == (
-        "The searcher 'random' has no search.legalize: nothing changes by it.",
+    assert told("nsga2", "population=12", "legalize=reject", "mutation_probability=0.3") == told("random") == ""
+    assert told("evolution", "parents=3", "mutations=2", "crossovers=2", "legalize=reject") == ""
+    wrong = told("nsga2", "parents=3", "mutations=2")
+    assert wrong.startswith("2 errors in the settings")
+    for name in ("parents", "mutations"):
+        assert f"search.searcher.{name}: no such setting of 'nsga2'." in wrong
+    assert "search.searcher.legalize: no such setting of 'random', which has candidates." in told(
+        "random", "legalize=reject"
     )
     monkeypatch.setitem(SEARCHERS, "mine", f"{__name__}:Mine")  # one more searcher is one more line
-    assert "search.legalize" not in told("mine", "legalize=reject", "parents=3")[0]
-    settings = load_experiment(None, ["search.searcher=mine", "search.min_budget=0"], {"data.source": "x"}).search
-    assert search_arguments(settings, toy_space(1))["settings"] == {"legalize": "repair"}
+    assert told("mine", "legalize=reject") == ""
+    assert "search.searcher.parents: no such setting of 'mine', which has tries, legalize." in told("mine", "parents=3")
+    overrides = ["search.searcher=mine", "search.searcher.tries=7", "search.min_budget=0"]
+    found = load_experiment(None, overrides, {"data.source": "digits"}).search
+    assert plan_search(found, toy_space(1)).settings.resolved() == {"tries": 7, "legalize": "repair"}
 
 
 class MySettings(SearcherSettings):
@@ -326,16 +320,18 @@ class Mine:
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None:
-    overrides = [f"search.searcher={searcher}", "search.population=12", "search.generations=4"]
-    options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search, toy_space(12))
-    asker = new_searcher(toy_space(12), seed=0, **options)
-    assert len(asker.ask()) == (50 if searcher == "random" else 12)
-    if searcher != "random":
-        own: Any = asker
-        default = type(own.settings)(population=12, generations=4)
-        assert own.settings.resolved() == default.resolved()
+    sizes = {"candidates": 30} if searcher == "random" else {"population": 12, "generations": 4}
+    overrides = [f"search.searcher={searcher}", *(f"search.searcher.{name}={n}" for name, n in sizes.items())]
+    plan = plan_search(load_experiment(None, overrides, {"data.source": "digits"}).search, toy_space(12))
+    asker: Any = plan.new_searcher(toy_space(12), seed=0)
+    if searcher == "random":
+        assert asker.left == 30
+    else:
+        assert asker.settings.resolved() == type(asker.settings)(population=12, generations=4).resolved()
+    assert len(asker.ask()) == (30 if searcher == "random" else 12)
 
 
+@pytest.mark.figures
 def test_the_command_line_searches_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos, run = image_folder(tmp_path / "photos"), tmp_path / "run"
     words = ["fit", "--data", photos, "--model", "test_vit", "--no-pretrained", "--image-size", 32, "--epochs", 1]

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glora.adapt import attach
 from glora.genotype import LayerConfig
+from suites.cases import every
 from suites.layer_suite import PRODUCTS, LayerSuite, difference
 from test_layers import TestLinear
 
@@ -33,8 +34,7 @@ def linear(product: str, suite: type[LayerSuite] = TestLinear) -> nn.Module:
     return suite().adapt("bias", product)[0]
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("rows", [1, 2, 50])
+@every(product=PRODUCTS, rows=[1, 2, 50])
 def test_gradients_are_those_of_the_effective_weight(product, rows):
     layer = linear(product).double()
     # its own numbers: a scalar's gradient is a float32 sum, in which about one x in a hundred cancels
@@ -63,8 +63,7 @@ def test_a_base_that_is_unfrozen_has_its_whole_gradient_whatever_plays(product):
         assert max(map(difference, found, wanted)) <= 1e-5, config
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [(2,), (50,), (4, 50), (2, 3, 50), ()])
+@every(dtype=[torch.float32, torch.bfloat16, torch.float16], rows=[(2,), (50,), (4, 50), (2, 3, 50), ()])
 def test_fresh_bits_do_not_depend_on_the_shape_or_the_strides_of_the_input(rows, dtype):
     layer = TestLinear().make_layer(bias=True).to(dtype).requires_grad_(False)
     x = torch.randn(*rows, 6).to(dtype)

@@ -15,6 +15,7 @@ import pytest
 from glora.errors import SpaceError
 from glora.genotype import NONE, TENSORS, Choice, Genotype, LayerConfig, Site
 from glora.space import PRODUCTS, BoundSpace, SearchSpace, factor_shapes, numbers
+from suites.cases import every
 
 SITE = Site("linear", 12, 8, True)
 BARE = replace(SITE, bias=False)
@@ -275,9 +276,8 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("product", ["elementwise", "matrix"])
-@pytest.mark.parametrize("bias", ["bias", "bare", "new"])
 @pytest.mark.parametrize("ranks", [(4,), (2, 1), (8, 4), (3, 1)])
+@every(product=["elementwise", "matrix"], bias=["bias", "bare", "new"])
 def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks, bias, product):
     for shape in SHAPES:
         site = replace(shape, bias=bias == "bias", new_bias=bias == "new")

@@ -22,6 +22,8 @@ from glora.report.tables import CAPTION, comparison_table, markdown, rich_table,
 from glora.searchers import Score, SearchResult, search
 from glora.space import BoundSpace, SearchSpace
 
+pytestmark = pytest.mark.figures
+
 
 def made(method: str, *, seed: int = 0, test: float | None = 0.8, **changes: Any) -> Result:
     metrics: dict[str, float | None] = {"val_accuracy": 0.855, "val_accuracy_standard_error": 0.025}

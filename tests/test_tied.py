@@ -14,6 +14,7 @@ from glora.adapt import attach
 from glora.errors import AdapterFileError
 from glora.genotype import LayerConfig
 from glora.space import SearchSpace
+from suites.cases import every
 from test_adapted import difference, photograph, play, same
 from test_checkpoint import refused
 
@@ -142,9 +143,8 @@ def test_a_module_under_two_names_is_one_site_and_it_is_said():
 # it plays, trains and comes back
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("space", [PAPER, MATRIX, SearchSpace()])
 @pytest.mark.parametrize("settings", [{}, {"padding": 3}, {"tied": False, "padding": 3}], ids=str)
+@every(dtype=[torch.float32, torch.bfloat16], space=[PAPER, MATRIX, SearchSpace()])
 def test_fresh_it_is_the_base_and_merged_it_is_what_it_played(ids, space, settings, dtype):
     model = tiny(**settings).to(dtype)
     before, plain = photograph(model), model(ids)

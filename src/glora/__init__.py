@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glora import registry
+from glora.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from glora.adapt.adapted import Adapted, inject
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from glora.runs.loaded import LoadedRun
     from glora.searchers import Racing, Score, SearchResult, Trial, search
     from glora.space import BoundSpace, SearchSpace
-
-__version__ = "0.2.0"
 
 _WHERE = {
     "Adapted": "glora.adapt.adapted:Adapted",

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from glora import settings as texts
-from glora.errors import ConfigError, GloraError, nearest
+from glora.errors import ConfigError, GloraError, UnknownNameError, nearest
 from glora.registry import load, lookup
-from glora.settings import Count, Settings, merged, parse_value, problems_of, put, read_settings
+from glora.settings import Count, Settings, group_of, merged, parse_value, problems_of, put, read_settings
 
 __all__ = [
     "FORMAT",
@@ -29,6 +29,7 @@ __all__ = [
     "TrainSettings",
     "build_experiment",
     "describe",
+    "description",
     "group_fields",
     "load_experiment",
 ]
@@ -186,39 +187,42 @@ def load_experiment(
         ConfigError: Lists every unknown key and wrong value at once.
     """
     data = {} if path is None else read_settings(Path(path))
+    given: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in (values or {}).items():
-        problems += put(data, key, value)
+        problems += put(given, key, value)
     for override in overrides:
         key, equals, text = override.partition("=")
         if equals and key:
-            problems += put(data, key, parse_value(text))
+            problems += put(given, key, parse_value(text))
         else:
             problems.append(f"{override!r} is no override: they are key=value, such as train.lr=1e-3.")
-    return build_experiment(data, source=str(path or "the settings"), problems=problems)
+    return build_experiment(data, given, source=str(path or "the settings"), problems=problems)
 
 
 def build_experiment(
-    data: Mapping[str, Any], *, source: str = "the settings", problems: Sequence[str] = ()
+    *layers: Mapping[str, Any], source: str = "the settings", problems: Sequence[str] = ()
 ) -> Experiment:
     """The experiment of plain data, its preset underneath.
 
     Args:
-        data: The settings, nested as in the YAML file.
+        layers: Settings, nested as in the YAML file, each laid on those before it.
         source: Where they come from, for the error.
         problems: Errors found before, told with the others.
 
     Raises:
         ConfigError: Lists every error at once.
     """
-    found, preset = list(problems), data.get("preset", "default")
+    found = list(problems)
+    preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), "default")
     known = isinstance(preset, str) and preset in PRESETS
     if not known:
         near = nearest(str(preset), PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         found.append(f"preset: there is no preset {preset!r}; known: {', '.join(PRESETS)}.{hint}")
-    under = merged(_DEFAULTS, _opened(PRESETS[preset] if known else {}))
-    laid = merged(under, _opened({key: value for key, value in data.items() if key != "format"}))
+    laid = merged(_DEFAULTS, PRESETS[preset] if known else {})
+    for layer in layers:
+        laid = merged(laid, {key: value for key, value in layer.items() if key != "format"})
     kinds, unknown = _kinds(laid)
     found += unknown
     experiment = None
@@ -242,20 +246,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def _opened(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings with groups that are given by their name alone written out: `method: lora`."""
-    opened = dict(data)
-    for key in ("method", "objective"):
-        if isinstance(opened.get(key), str):
-            opened[key] = {"name": opened[key]}
-    search = opened.get("search")
-    if isinstance(search, Mapping) and isinstance(search.get("searcher"), str):
-        opened["search"] = {**search, "searcher": {"name": search["searcher"]}}
-    if isinstance(opened.get("data"), str):
-        opened["data"] = {"source": opened["data"]}
-    return opened
-
-
 def _kinds(data: Mapping[str, Any]) -> tuple[dict[str, type[Settings]], list[str]]:
     """The settings class of every group of `TABLES`, and what is wrong with their names."""
     kinds, problems = {}, []
@@ -269,7 +259,7 @@ def _kinds(data: Mapping[str, Any]) -> tuple[dict[str, type[Settings]], list[str
         except GloraError as error:
             kinds[group] = Settings
             leaf = "data.source" if group == "data" else group
-            problems.append(f"{leaf}: {error.cause} {error.allowed}".rstrip())
+            problems.append(f"{leaf}: {error}")
     return kinds, problems
 
 
@@ -309,7 +299,7 @@ def _experiment_class(
 
 def group_fields(data: Mapping[str, Any]) -> dict[str, set[str]]:
     """Group -> the names of its settings, the groups being of the kinds that the plain data names."""
-    kinds, _ = _kinds(merged(_DEFAULTS, _opened(data)))
+    kinds, _ = _kinds(merged(_DEFAULTS, data))
     every: dict[str, type[Settings]] = {
         **kinds,
         "train": TrainSettings,
@@ -319,17 +309,77 @@ def group_fields(data: Mapping[str, Any]) -> dict[str, set[str]]:
     return {group: set(kind.model_fields) for group, kind in every.items()}
 
 
-def describe() -> list[str]:
-    """One line per setting: its dotted name, default and description; those of every kind, below the common ones."""
-    defaults, _ = _kinds({**_DEFAULTS, "data": {}})
-    common = [group for group in TABLES if group != "data"]
-    lines = []
-    for line in texts.describe(_experiment_class(*defaults.values())):
-        if not any(line.startswith(f"{group}.") for group in common):
-            lines.append(line)
+def description(setting: str) -> str:
+    """What a setting is, by its dotted name; of a kind's own settings those of the default kind."""
+    kind: Any = Experiment
+    *groups, leaf = setting.split(".")
+    for place, group in enumerate(groups, 1):
+        path = ".".join(groups[:place])
+        if path in TABLES:
+            kind = _settings_of(load(load(TABLES[path])[_default(path)]))
+        else:
+            kind = group_of(kind.model_fields[group].annotation)
+    return str(kind.model_fields[leaf].description)
+
+
+def _default(group: str) -> str:
+    """The name of the kind that a group is where nothing else is said."""
+    inner: Any = _DEFAULTS
+    for part in group.split("."):
+        inner = inner[part]
+    return str(inner["name"])
+
+
+def describe(name: str | None = None) -> list[str]:
+    """One line per setting: its dotted name, default and description; those of every kind, below the common ones.
+
+    Args:
+        name: Only those of this kind (`lora`, `image_table`), group (`train`, `search.searcher`) or name (`train.lr`).
+
+    Raises:
+        UnknownNameError: There is no such kind, group or setting; lists the nearest names.
+    """
+    if name is None:
+        return [*_common(), *(line for group in TABLES for line in _kinds_lines(group))]
     for group, table in TABLES.items():
-        for name, place in load(table).items():
-            own = texts.describe(_settings_of(load(place)), f"{group}.")
-            own = [line for line in own if line not in lines]
-            lines += [f"{KINDS[group]} {name}:", *(f"  {line}" for line in own)]
+        if name in load(table):
+            return _own(group, name)
+    lines = [line for line in _common() if line.split()[0] == name or line.startswith(f"{name}.")]
+    lines += _kinds_lines(name) if name in TABLES else []
+    if lines:
+        return lines
+    every = {kind for table in TABLES.values() for kind in load(table)} | {line.split()[0] for line in _common()}
+    every |= {setting.rpartition(".")[0] for setting in every} - {""}
+    near = nearest(name, every)
+    raise UnknownNameError(
+        f"There are no settings of {name!r}.",
+        allowed=f"Did you mean {' or '.join(map(repr, near))}?" if near else "",
+        remedy="`glora ls settings` lists every setting.",
+    )
+
+
+def _common() -> list[str]:
+    """The lines of the settings that every experiment has; of a group of several kinds, which kind it is by default."""
+    lines = []
+    for line in texts.describe(Experiment):
+        name, _, told = line.partition("  ")
+        if name == "data":
+            lines += texts.describe(load("glora.tasks.task:DataSettings"), "data.")
+        else:
+            lines.append(f"{name} = {_default(name)}  {told}" if name in TABLES else line)
     return lines
+
+
+def _kinds_lines(group: str) -> list[str]:
+    """The lines of every kind of a group, a heading above them."""
+    common = _common() if group == "data" else []
+    return [
+        line
+        for name in load(TABLES[group])
+        for line in (f"{KINDS[group]} {name}:", *(f"  {own}" for own in _own(group, name) if own not in common))
+    ]
+
+
+def _own(group: str, name: str) -> list[str]:
+    """The lines of one kind of a group."""
+    return texts.describe(_settings_of(load(load(TABLES[group])[name])), f"{group}.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "group_of",
     "merged",
+    "opened",
     "parse_count",
     "parse_value",
     "problems_of",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 Made = TypeVar("Made", bound="Settings")
+
+NAMED_BY = {"method": "name", "objective": "name", "searcher": "name", "data": "source"}  # of groups of several kinds
 
 
 class Settings(BaseModel):
@@ -81,12 +84,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The plain data of an experiment's YAML file, unchecked.
 
     Raises:
-        ConfigError: It cannot be read or is no YAML mapping.
+        ConfigError: It cannot be read, is no YAML mapping, or has a key twice.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
+    except _KeyTwiceError as error:
+        raise ConfigError(f"{path} has {error}.", remedy="Put what belongs to one key in one place.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is no YAML: {reason}.", remedy="Mend the file at that place.") from error
@@ -95,39 +100,64 @@ def read_settings(path: Path) -> dict[str, Any]:
     return data
 
 
+class _KeyTwiceError(ValueError):
+    """A mapping has a key twice: YAML itself would keep the last."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key, line = key_node.value, key_node.start_mark.line + 1
+                if key in lines:
+                    raise _KeyTwiceError(f"the key {key!r} twice, in line {lines[key]} and in line {line}")
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def opened(key: str, value: Any) -> Any:
+    """A group that is given by its name alone, `method: lora`, as a mapping; anything else as it is."""
+    return {NAMED_BY[key]: value} if key in NAMED_BY and isinstance(value, str) else value
+
+
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, group by group; a group of another `name` takes the place of the one under it."""
+    """`over` laid on `under`, group by group; a method, objective or searcher of another name replaces the one below.
+
+    Mappings are copied; groups that are given by their name alone are opened.
+    """
     laid = dict(under)
     for key, value in over.items():
-        below = laid.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            same = value.get("name", below.get("name")) == below.get("name")
-            laid[key] = merged(below, value) if same else value
+        below, above = opened(key, laid.get(key)), opened(key, value)
+        if isinstance(above, Mapping):
+            base = below if isinstance(below, Mapping) else {}
+            other = NAMED_BY.get(key) == "name" and above.get("name", base.get("name")) != base.get("name")
+            laid[key] = merged({} if other else base, above)
         else:
-            laid[key] = value
+            laid[key] = above
     return laid
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> list[str]:
-    """Puts the value where its dotted name says.
-
-    A group that is given by its name alone, `method: lora`, is opened: `method.rank` goes beside that name.
+    """Puts the value where its dotted name says; a group that is given by its name alone is opened.
 
     Returns:
         What is wrong with the name; empty when nothing is.
     """
     *parents, leaf = key.split(".")
     for parent in parents:
-        inner = data.setdefault(parent, {})
-        if isinstance(inner, str):
-            inner = data[parent] = {"name": inner}
+        inner = opened(parent, data.setdefault(parent, {}))
         if not isinstance(inner, dict):
             return [f"{key}: {parent!r} is not a group of settings."]
+        data[parent] = inner
         data = inner
-    if isinstance(data.get(leaf), dict) and isinstance(value, str):  # --method lora
-        data[leaf]["name"] = value
+    below, above = data.get(leaf), opened(leaf, value)
+    if (
+        isinstance(below, dict) and isinstance(value, str) and isinstance(above, dict)
+    ):  # method.rank=8, then method=lora
+        below.update(above)
     else:
-        data[leaf] = value
+        data[leaf] = above
     return []
 
 
@@ -157,16 +187,60 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
             group = inner
         key = ".".join(path)
         if each["type"] == "extra_forbidden":
-            near = nearest(path[-1], group.model_fields, n=1)
-            text = "no such setting." + (f" Did you mean {near[0]!r}?" if near else "")
+            found = _unknown(path, each["input"], group, model)
         elif each["type"] == "missing":
             path = path if path[-1] in group.model_fields else [*path, "source"]  # the one setting without a default
-            key, text = ".".join(path), f"missing. {group.model_fields[path[-1]].description}"
+            found = {".".join(path): f"missing. {group.model_fields[path[-1]].description}"}
         else:
-            got = f" (got {each['input']!r})" if not isinstance(each["input"], Mapping) else ""
-            text = f"{each['msg'].removeprefix('Value error, ').rstrip('.')}{got}."
-        lines.setdefault(key, f"{key or 'settings'}: {text}")
+            found = {key: _wrong(each)}
+        for name, text in found.items():
+            lines.setdefault(name, f"{name or 'settings'}: {text}")
     return list(lines.values())
+
+
+def _wrong(problem: Any) -> str:
+    """What is wrong with a value."""
+    value = problem["input"]
+    got = f" (got {value!r})" if not isinstance(value, Mapping) else ""
+    if problem["type"] in ("list_type", "tuple_type") and isinstance(value, int | float | str):
+        return f"a list is needed{got}. Did you mean [{value}]?"
+    return f"{problem['msg'].removeprefix('Value error, ').rstrip('.')}{got}."
+
+
+def _unknown(path: list[str], value: Any, group: type[BaseModel], model: type[BaseModel]) -> dict[str, str]:
+    """Setting -> what is said of it, for a setting or a whole group that there is not."""
+    every = list(_dotted(model))
+
+    def elsewhere(leaf: str) -> list[str]:
+        return [name for name in every if leaf != "name" and name.rpartition(".")[2] == leaf]
+
+    if isinstance(value, Mapping) and any(elsewhere(str(leaf)) for leaf in value):
+        return {".".join([*path, str(leaf)]): _no_such(elsewhere(str(leaf))) for leaf in value}
+    near = elsewhere(path[-1]) or nearest(path[-1], group.model_fields, n=1)
+    return {".".join(path): _no_such(near, _kind(group, known=bool(near)))}
+
+
+def _kind(group: type[BaseModel], *, known: bool) -> str:
+    """Whose settings a group has, where it is one of several kinds; and all of them, where no near one is known."""
+    named = group.model_fields.get("name")
+    if named is None or get_origin(named.annotation) is not Literal:
+        return ""
+    others = ", ".join(name for name in group.model_fields if name != "name")
+    return f" of {named.default!r}" + ("" if known else f", which has {others or 'none'}")
+
+
+def _no_such(near: list[str], kind: str = "") -> str:
+    return f"no such setting{kind}." + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+
+
+def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted name of every setting."""
+    for name, field in model.model_fields.items():
+        group = group_of(field.annotation)
+        if group is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from _dotted(group, f"{prefix}{name}.")
 
 
 def group_of(annotation: Any) -> type[BaseModel] | None:
@@ -175,13 +249,20 @@ def group_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per setting: its dotted name, default and description; those of groups inside it too."""
+    """One line per setting: its dotted name, default and description; those of groups inside it too.
+
+    The name of a kind, which a table has, is left out.
+    """
     lines = []
     for name, field in model.model_fields.items():
         group = group_of(field.annotation)
-        if group is not None:
+        if group is not None and group.model_fields:
             lines += describe(group, f"{prefix}{name}.")
-        else:
-            default = "" if field.is_required() else f" = {yaml.safe_dump(field.default, default_flow_style=True)}"
-            lines.append(f"{prefix}{name}{default.removesuffix('...' + chr(10)).rstrip()}  {field.description}")
+        elif field.description:
+            default = "" if field.is_required() else f" = {_as_yaml(field.default)}"
+            lines.append(f"{prefix}{name}{default}  {field.description}")
     return lines
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").rstrip()

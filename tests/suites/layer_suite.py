@@ -363,13 +363,14 @@ class LayerSuite:
 
     # back again
 
+    @pytest.mark.parametrize("cycles", [14, pytest.param(100, marks=pytest.mark.slow)])
     @every(dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    def test_a_hundred_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype):
+    def test_many_cycles_of_merge_and_detach_change_no_bit(self, bias, dtype, cycles):
         layer, support = self.adapt(bias, dtype=dtype)
         attach.detach(layer)
         cls, before, modules = type(layer), snapshot(layer), list(layer._modules)
         configs = self.spread(support)
-        for cycle in range(100):
+        for cycle in range(cycles):  # of 14 each configuration is merged once and detached once
             attach.attach(layer, support)
             attach.state_of(layer).play([configs[cycle % len(configs)]])
             if cycle % 2:

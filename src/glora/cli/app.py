@@ -1,50 +1,25 @@
-"""The command line. Results go to stdout, everything said on the way to stderr; exit code 2 is a user's error."""
+"""The command line. Results go to stdout, everything said on the way to stderr; exit code 2 is a user's error.
+
+All heavy imports wait until they are needed.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from glora.cli.options import (
-    AsJson,
-    BatchSize,
-    Budget,
-    Checkpoint,
-    Config,
-    Control,
-    Data,
-    Epochs,
-    Generations,
-    ImageSize,
-    Lr,
-    MinBudget,
-    Model,
-    OnBadImage,
-    Out,
-    Overrides,
-    Population,
-    Precision,
-    Preset,
-    Pretrained,
-    RunFolder,
-    Seed,
-    Show,
-    Skip,
-    Targets,
-    TrainSize,
-    ValSize,
-    Workers,
-    given,
-)
-from glora.cli.terminal import print_evaluation, print_results, reporting, search_or_pick, search_settings, show
+from glora.cli.options import Command, given, takes
 from glora.errors import GloraError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "search_or_pick"]
 
 app = typer.Typer(
     add_completion=False,
@@ -55,158 +30,297 @@ app = typer.Typer(
 )
 
 
-def _run(options: Mapping[str, Any], reporter: Any) -> Any:
+def _expanded(path: Path) -> Path:
+    """`~/run` as the shell would have it: bash leaves it alone in `--out=~/run`."""
+    return path.expanduser()
+
+
+Out = Annotated[
+    Path,
+    typer.Option(metavar="RUN", help="The run folder; an unfinished run in it is continued.", callback=_expanded),
+]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder that `glora fit` or `train` made.", callback=_expanded)
+]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="An experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as method.rank=4."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def _reporting() -> Iterator[Any]:
+    """A reporter on stderr for the time of a command."""
+    logging.getLogger("glora").addHandler(logging.NullHandler())
+    from glora.runs.console import ConsoleReporter
+
+    with ConsoleReporter() as reporter:
+        yield reporter
+
+
+def _run(
+    out: Path, config: Path | None, overrides: Sequence[str] | None, options: Mapping[str, Any], reporter: Any
+) -> Any:
     """The run that the options ask for; with none but --out the one in that folder."""
     from glora.config import load_experiment
     from glora.runs.run import Run
 
-    config, overrides, values = options["config"], options["overrides"] or (), given(options)
-    if not (config or overrides or values) and (options["out"] / "config.yaml").is_file():
-        return Run.open(options["out"], reporter)
-    return Run(load_experiment(config, overrides, values), options["out"], reporter)
+    values = given(options)
+    if not (config or overrides or values) and (out / "config.yaml").is_file():
+        return Run.open(out, reporter)
+    return Run(load_experiment(config, overrides or (), values), out, reporter)
 
 
-@app.command()
+@app.command(cls=Command)
+@takes()
 def fit(
-    data: Data = None,
-    model: Model = None,
     out: Out = Path("run"),
-    budget: Budget = None,
-    min_budget: MinBudget = None,
-    epochs: Epochs = None,
-    lr: Lr = None,
-    batch_size: BatchSize = None,
-    precision: Precision = None,
-    generations: Generations = None,
-    population: Population = None,
-    workers: Workers = None,
-    image_size: ImageSize = None,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = None,
-    targets: Targets = None,
-    skip: Skip = None,
-    train_size: TrainSize = None,
-    val_size: ValSize = None,
-    on_bad_image: OnBadImage = None,
-    control: Control = None,
-    preset: Preset = None,
-    seed: Seed = None,
     config: Config = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
-    """Train the supernet, search it on val, test once, save adapter, result and pictures.
+    """Train, search on val, test once, and save adapter, result and pictures.
 
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
-    with reporting() as reporter:
-        result = _run(locals(), reporter).fit()
-    print_results(result, as_json=as_json)
-    typer.echo(f"{out}: adapter.safetensors, result.json, plots/. Next: glora merge {out}", err=True)
+    with _reporting() as reporter:
+        result = _run(out, config, overrides, settings, reporter).fit()
+    if result is None:  # not the main process
+        return
+    _print_results(result, as_json=as_json)
+    pictures = ", plots/" if (out / "plots").is_dir() else ""
+    typer.echo(f"{out}: adapter.safetensors, result.json{pictures}. Next: glora merge {out}", err=True)
 
 
-@app.command()
-def train(
-    data: Data = None,
-    model: Model = None,
-    out: Out = Path("run"),
-    epochs: Epochs = None,
-    lr: Lr = None,
-    batch_size: BatchSize = None,
-    precision: Precision = None,
-    image_size: ImageSize = None,
-    checkpoint: Checkpoint = None,
-    pretrained: Pretrained = None,
-    targets: Targets = None,
-    skip: Skip = None,
-    train_size: TrainSize = None,
-    val_size: ValSize = None,
-    on_bad_image: OnBadImage = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    config: Config = None,
-    overrides: Overrides = None,
-) -> None:
-    """Train the supernet only.
+@app.command(cls=Command)
+@takes(search=False)
+def train(out: Out = Path("run"), config: Config = None, overrides: Overrides = None, **settings: Any) -> None:
+    """Train only: the supernet, or the baseline.
 
     Example: glora train --model dinov2_vits14 --data digits --out run --epochs 1
     """
-    with reporting() as reporter:
-        (run := _run(locals(), reporter)).train()
-    typer.echo(f"{out}: supernet.safetensors. Next: glora {'search' if run.searches else 'eval'} {out}", err=True)
+    with _reporting() as reporter:
+        (run := _run(out, config, overrides, settings, reporter)).train()
+    if run.alone:
+        file, verb = ("supernet", "search") if run.searches else ("adapter", "eval")
+        typer.echo(f"{out}: {file}.safetensors. Next: glora {verb} {out}", err=True)
 
 
-@app.command()
+@app.command(cls=Command)
+@takes(search=True)
 def search(
-    run: RunFolder,
-    budget: Budget = None,
-    min_budget: MinBudget = None,
-    generations: Generations = None,
-    population: Population = None,
-    workers: Workers = None,
-    control: Control = None,
-    overrides: Overrides = None,
-    show_it: Show = False,
+    run: RunPath,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the search, such as search.polish=5."),
+    ] = None,
+    show_it: Annotated[
+        bool, typer.Option("--show", help="Print the winner site by site; alone it searches nothing.")
+    ] = False,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
     """Search a trained supernet on val and save the winner's adapter; an interrupted search goes on.
 
-    The options change the run's own settings, as long as it was not searched yet; what comes after the search, such as
+    The options change the run's own settings as long as it was not searched yet; what comes after the search, such as
     --set search.polish=5, as long as it was not tested. Of a finished search --budget picks
     the best genotype that it has scored, of any size where it was searched with
     search.searcher=nsga2; without it the run's own winner is back.
 
     Example: glora search run --budget 0.3M
     """
-    changes = search_settings(given(locals()), overrides or ())
+    changes = _search_settings(given(settings), overrides or ())
     if changes or not show_it:
-        with reporting() as reporter:
+        with _reporting() as reporter:
             found = search_or_pick(run, changes, reporter)
+        if found is None:  # not the main process
+            return
         typer.echo(f"{run}: adapter.safetensors, {found.parameters:,} numbers. Next: glora eval {run}", err=True)
     if show_it or as_json:
-        show(run, as_json=as_json)
+        _show(run, as_json=as_json)
+
+
+def _search_settings(options: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the search that options and `--set` change, nested as below `search:`.
+
+    Raises:
+        ConfigError: An override is none, or of another group.
+    """
+    from glora.errors import ConfigError
+    from glora.settings import parse_value, put
+
+    data: dict[str, Any] = {"search": {}}
+    values = dict(options)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.startswith("search."):
+            raise ConfigError(
+                f"{override!r} is no setting of the search.",
+                remedy="Give search.NAME=VALUE; everything else was settled when the run was trained.",
+            )
+        values[key] = parse_value(text)
+    if problems := [problem for key, value in values.items() for problem in put(data, key, value)]:
+        raise ConfigError(" ".join(problems))
+    found: dict[str, Any] = data["search"]
+    return found
+
+
+def search_or_pick(run: Path, changes: Mapping[str, Any], reporter: Any) -> Any:
+    """Searches a run, or picks from a finished search when the budget is another; what comes after is for the picked.
+
+    Args:
+        run: The run folder.
+        changes: Settings of the search to change, nested as below `search:`.
+        reporter: Where to tell what is going on.
+
+    Returns:
+        The winner; None on all but the main process.
+    """
+    from glora.runs.folder import RunFolder
+    from glora.runs.run import Run, changed_search
+
+    folder = RunFolder(run)
+    experiment = folder.experiment()
+    wanted = experiment.with_(search=changed_search(experiment, changes)).search
+    own = experiment.search
+    another = (wanted.budget, wanted.min_budget) != (own.budget, own.min_budget)
+    if folder.done("searched") is None or not another:
+        return Run.open(run, reporter, search=changes).search()
+    rest = {name: value for name, value in changes.items() if name not in ("budget", "min_budget")}
+    opened = Run.open(run, reporter, search=rest)
+    return opened.pick(budget=wanted.budget, min_budget=wanted.min_budget) if opened.alone else None
+
+
+def _show(run: Path, *, as_json: bool) -> None:
+    """The winner site by site, what it was compared with, and that in words.
+
+    Raises:
+        RunError: The run has no finished search.
+    """
+    from rich.console import Console
+
+    from glora.report.outcome import Outcome
+    from glora.report.tables import winner_table
+    from glora.runs.folder import RunFolder
+
+    folder = RunFolder(run)
+    folder.experiment()  # tells when there is no run
+    folder.need(folder.winner, f"glora search {run}")
+    folder.key()  # tells when a stop has left two winners
+    outcome = Outcome.read(folder.winner)
+    if as_json:
+        typer.echo(json.dumps(outcome.to_json()))
+        return
+    console = Console()
+    console.print(winner_table(outcome))
+    if outcome.rows:
+        _print_comparison(console, outcome)
+    else:
+        for line in outcome.verdict:
+            console.print(line, markup=False, highlight=False)
 
 
 @app.command("eval")
 def evaluate(
-    run: RunFolder,
-    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Other images of the same classes.")] = None,
+    run: RunPath,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Other examples with the same classes, labels or columns.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test the winner, merged, once; later calls print that result. With --data: its accuracy on other images.
+    """Test the winner, merged, once; later calls print that result. With --data: how good it is on other examples.
 
     Example: glora eval run
     """
-    with reporting() as reporter:
+    if data is not None:
+        _evaluate_on(run, data, as_json=as_json)
+        return
+    with _reporting() as reporter:
         from glora.runs.folder import RunFolder
-        from glora.runs.loaded import load_run
         from glora.runs.run import Run
+        from glora.training.device import new_accelerator
 
-        result: Any = RunFolder(run).current_result() if data is None else None
-        if result:
-            reporter.say("The test examples were read once already; this is the result of then.")
-        elif data is None:
+        folder = RunFolder(run)
+        result: Any = folder.current_result()
+        if result is None:
             result = Run.open(run, reporter).evaluate()
+        elif new_accelerator(folder.experiment().train.precision).is_main_process:
+            reporter.say("The test examples were read once already; this is the result of then.")
         else:
-            result, notes = load_run(run).evaluate_on(data)
-            for note in notes:
-                reporter.say(note)
-    if data is None:
-        print_results(result, as_json=as_json)
-    else:
-        print_evaluation(result, data, as_json=as_json)
+            result = None
+    if result is not None:
+        _print_results(result, as_json=as_json)
+
+
+def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
+    with _reporting() as reporter:
+        from glora.report.metrics import MetricInfo
+        from glora.runs.loaded import load_run
+
+        found, notes = load_run(run).evaluate_on(data)
+        for note in notes:
+            reporter.say(note)
+    if as_json:
+        typer.echo(json.dumps(found.metrics("other")))
+        return
+    name = found.objective.metrics[0].name
+    metric = MetricInfo(**found.objective.metrics[0].to_json())
+    told = metric.quantity(found.value(name), found.standard_error(name))
+    typer.echo(f"{name} {told} on the {len(found):,} examples of {data}")
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES", help="Images, or folders: all images anywhere in them.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all probabilities.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a header and a line per image, for a table.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images per forward pass; the run's if not given.")
+    ] = None,
+    on_bad_image: Annotated[
+        str, typer.Option(metavar="error|skip", help="What to do with unreadable images.")
+    ] = "error",
+) -> None:
+    """Print what the winner predicts for new images: classes with probabilities, labels, or values.
+
+    Example: glora predict run photos/ new.jpg --json
+    """
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv")
+    with _reporting() as reporter:
+        from glora.cli import predictions
+        from glora.runs.loaded import load_run
+
+        loaded = load_run(run)
+        chosen, notes = predictions.readable(predictions.images(files), on_bad_image)
+        for note in notes:
+            reporter.say(note)
+        records = loaded.predict(chosen, batch_size=batch_size)
+    if as_json or as_csv:
+        typer.echo((predictions.as_json if as_json else predictions.as_csv)(chosen, records))
+        return
+    for line in predictions.as_lines(chosen, records):
+        typer.echo(line)
 
 
 @app.command()
 def merge(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")] = Path("merged.safetensors"),
+    run: RunPath,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", callback=_expanded)] = Path(
+        "merged.safetensors"
+    ),
 ) -> None:
     """Write the winner's plain model as safetensors: the backbone's own state-dict keys, no extra cost.
 
     Example: glora merge run --out merged.safetensors
     """
-    with reporting() as reporter:
+    with _reporting() as reporter:
         from glora.runs.loaded import load_run
 
         reporter.say(load_run(run).save(out))
@@ -215,9 +329,14 @@ def merge(
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(metavar="models|methods|data|layers|searchers|settings")],
-    model: Annotated[str | None, typer.Argument(metavar="[NAME]", help="For `layers`: whose.")] = None,
-    image_size: ImageSize = None,
+    what: Annotated[str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|settings")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="For `layers` and `settings`: whose; for the others: a part of the name."
+        ),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(metavar="PIXELS", help="For `layers`: the input's side.")] = None,
 ) -> None:
     """List what there is.
 
@@ -225,7 +344,7 @@ def ls(
     """
     from glora.cli.listing import listing
 
-    for line in listing(what, model, image_size=image_size):
+    for line in listing(what, name, image_size=image_size):
         typer.echo(line)
 
 
@@ -258,7 +377,7 @@ def table(
     if as_markdown:
         typer.echo(markdown(found))
     else:
-        print_results(*found, as_json=as_json)
+        _print_results(*found, as_json=as_json)
 
 
 @app.command()
@@ -272,13 +391,39 @@ def demo(
 
     Example: glora demo --quick --out demo-quick
     """
-    with reporting() as reporter:
+    with _reporting() as reporter:
         from glora.runs.demo import run_demo, verdict
 
         results = run_demo(out, reporter, quick=quick, seed=seed)
-    print_results(*results, as_json=as_json)
+    _print_results(*results, as_json=as_json)
     typer.echo(verdict(results), err=True)
     typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
+
+
+def _print_results(*results: Any, as_json: bool) -> None:
+    """One table of the results, or JSON; of a single search also what its winner was compared with."""
+    from rich.console import Console
+
+    from glora.report.tables import rich_table
+
+    if as_json:
+        plain = [result.to_json() for result in results]
+        typer.echo(json.dumps(plain if len(plain) > 1 else plain[0]))
+        return
+    console = Console()
+    console.print(rich_table(results))
+    if len(results) == 1 and results[0].controls:
+        _print_comparison(console, results[0])
+
+
+def _print_comparison(console: Any, found: Any) -> None:
+    """The winner and its controls, of a result or an outcome, as a table and in words."""
+    from glora.report.tables import comparison_table
+
+    console.print()
+    console.print(comparison_table(found.rows, found.metrics_info))
+    for line in found.verdict:
+        console.print(line, markup=False, highlight=False)
 
 
 class _Interrupted(BaseException):

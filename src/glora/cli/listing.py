@@ -1,60 +1,78 @@
-"""What there is: models, methods, data, searchers, and the layers of a model that can be adapted."""
+"""What there is: models, methods, objectives, data, searchers, settings, and the layers of a model.
+
+Heavy imports wait until they are needed, so that a short list is quick.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glora import backbones
-from glora.adapt.sites import adaptable
-from glora.config import Experiment, build_experiment, describe
+from glora.config import TABLES, Experiment, build_experiment, describe
 from glora.errors import ConfigError, UnknownNameError, nearest
-from glora.genotype import Site
-from glora.methods import METHODS
-from glora.searchers import SEARCHERS
+from glora.registry import load
 from glora.settings import read_settings
-from glora.tasks.data import SOURCES
-from glora.tasks.objectives import OBJECTIVES
 
-__all__ = ["check", "listing"]
+if TYPE_CHECKING:
+    from glora.genotype import Site
+
+__all__ = ["KINDS", "check", "listing"]
 
 KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "settings")
+GROUPS = {"methods": "method", "objectives": "objective", "data": "data", "searchers": "search.searcher"}
 
 
-def listing(what: str, model: str | None = None, *, image_size: int | None = None) -> list[str]:
+def listing(what: str, name: str | None = None, *, image_size: int | None = None) -> list[str]:
     """One line per thing of this kind.
 
     Args:
-        what: `models`, `methods`, `data`, `layers`, `searchers` or `settings`.
-        model: For `layers`: the backbone whose adaptable layers are listed; for `models`: a part of the name.
+        what: One of `KINDS`.
+        name: For `layers`: the backbone whose adaptable layers are listed; for `settings`: whose; for all others: a
+            part of the name.
         image_size: For `layers`: side of the backbone's input in pixels.
 
     Raises:
-        UnknownNameError: There is no such kind.
+        UnknownNameError: There is no such kind, or there are no settings of this name.
         ConfigError: `layers` without a model.
     """
+    if what in GROUPS:
+        return _described(load(TABLES[GROUPS[what]]), name or "")
     if what == "models":
-        return [name for name in backbones.names() if (model or "") in name]
+        from glora import backbones
+
+        return [each for each in backbones.names() if (name or "") in each]
     if what == "settings":
-        return describe()
+        return describe(name) or [f"{name} has no settings."]
     if what == "layers":
-        if model is None:
-            raise ConfigError("`ls layers` needs a model.", remedy="For example: glora ls layers dinov2_vits14")
-        backbone = backbones.load_backbone(model, num_classes=2, image_size=image_size, pretrained=False)
-        return [
-            f"{name}  {site.kind} {_size(site)}{'' if site.bias else ', no bias'}"
-            for name, site in adaptable(backbone.model, backbone.head).items()
-        ]
-    tables = {"methods": METHODS, "objectives": OBJECTIVES, "data": SOURCES, "searchers": SEARCHERS}
-    if what not in tables:
-        near = nearest(what, KINDS, n=1)
-        raise UnknownNameError(
-            f"There is nothing called {what!r} to list.",
-            allowed=f"Allowed: {', '.join(KINDS)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
-        )
-    return sorted(tables[what])
+        return _layers(name, image_size)
+    near = nearest(what, KINDS, n=1)
+    raise UnknownNameError(
+        f"There is nothing called {what!r} to list.",
+        allowed=f"Allowed: {', '.join(KINDS)}.",
+        remedy=f"Did you mean {near[0]!r}?" if near else "",
+    )
+
+
+def _described(table: Mapping[str, str], part: str) -> list[str]:
+    """The names of a table with this part, each with the first line of what it makes."""
+    names = sorted(name for name in table if part in name)
+    width = max(map(len, names), default=0)
+    return [f"{name:{width}}  {(inspect.getdoc(load(table[name])) or '').partition(chr(10))[0]}" for name in names]
+
+
+def _layers(model: str | None, image_size: int | None) -> list[str]:
+    if model is None:
+        raise ConfigError("`ls layers` needs a model.", remedy="For example: glora ls layers dinov2_vits14")
+    from glora.adapt.sites import adaptable
+    from glora.backbones import load_backbone
+
+    backbone = load_backbone(model, num_classes=2, image_size=image_size, pretrained=False)
+    return [
+        f"{name}  {site.kind} {_size(site)}{'' if site.bias else ', no bias'}"
+        for name, site in adaptable(backbone.model, backbone.head).items()
+    ]
 
 
 def _size(site: Site) -> str:
@@ -62,21 +80,23 @@ def _size(site: Site) -> str:
 
 
 def check(path: Path) -> Experiment:
-    """The experiment of a file, its names looked up: of method, searcher, model and data set.
+    """The experiment of a file, its names looked up: of method, objective, searcher, model and data set.
 
     Raises:
         ConfigError: Lists every unknown name, unknown key and wrong value at once, with the nearest ones.
     """
     data = read_settings(path)
-    return build_experiment(data, source=str(path), problems=_unknown_names(data))
+    return build_experiment(data, source=str(path), problems=_unknown_model(data))
 
 
-def _unknown_names(data: Mapping[str, Any]) -> list[str]:
+def _unknown_model(data: Mapping[str, Any]) -> list[str]:
     """The model's name is looked up in timm, which the experiment itself does not load."""
     model = data.get("model")
     name = model.get("name") if isinstance(model, Mapping) else None
     if not isinstance(name, str) or name.startswith("hf-hub:"):
         return []
+    from glora import backbones
+
     names = backbones.names()
     if name.partition(".")[0] in names:
         return []

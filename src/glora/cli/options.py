@@ -1,115 +1,107 @@
-"""The command line's options, each once, and the setting that each one gives."""
+"""The options that are settings: one table of what each sets, from which commands get their parameters and help."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
-__all__ = [
-    "SETTINGS",
-    "AsJson",
-    "BatchSize",
-    "Budget",
-    "Checkpoint",
-    "Config",
-    "Control",
-    "Data",
-    "Epochs",
-    "Generations",
-    "ImageSize",
-    "Lr",
-    "MinBudget",
-    "Model",
-    "OnBadImage",
-    "Out",
-    "Overrides",
-    "Population",
-    "Precision",
-    "Preset",
-    "Pretrained",
-    "RunFolder",
-    "Seed",
-    "Show",
-    "Skip",
-    "Targets",
-    "TrainSize",
-    "ValSize",
-    "Workers",
-    "given",
-]
+__all__ = ["OPTIONS", "Command", "Setting", "given", "takes"]
 
-Option = typer.Option
+Function = TypeVar("Function", bound=Callable[..., None])
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `glora fit` or `train` made.")]
-Config = Annotated[Path | None, Option("--config", metavar="FILE", help="An experiment's YAML file.")]
-Overrides = Annotated[
-    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as space.ranks=[4].")
-]
-Data = Annotated[str | None, Option(metavar="FOLDER", help="Labelled images, or a name of `glora ls data`.")]
-Model = Annotated[str | None, Option(metavar="NAME", help="dinov2_vits14 (packaged) or any timm model.")]
-Out = Annotated[Path, Option(metavar="RUN", help="The run folder; an unfinished run in it is continued.")]
-Budget = Annotated[str | None, Option(metavar="NUMBER", help="Most trainable numbers: 300000 or 0.3M.")]
-MinBudget = Annotated[
-    str | None, Option(metavar="NUMBER", help="Fewest trainable numbers; default: nine tenths of the most.")
-]
-Generations = Annotated[int | None, Option(metavar="N", help="Generations after the first.")]
-Population = Annotated[int | None, Option(metavar="N", help="Genotypes per generation.")]
-Workers = Annotated[int | None, Option(metavar="N", help="Processes that score; 0: this one.")]
-Targets = Annotated[
-    list[str] | None,
-    Option(metavar="NAME", help="Layers to adapt: linear, a regular expression, names (repeat it)."),
-]
-Skip = Annotated[list[str] | None, Option(metavar="NAME", help="Layers to leave out (repeat it).")]
-Epochs = Annotated[int | None, Option(metavar="N", help="Passes over the training images.")]
-BatchSize = Annotated[int | None, Option(metavar="N", help="Images per step.")]
-Lr = Annotated[float | None, Option(metavar="RATE", help="Learning rate at its top.")]
-Precision = Annotated[str | None, Option(metavar="no|bf16|fp16", help="Mixed precision.")]
-ImageSize = Annotated[int | None, Option(metavar="PIXELS", help="Side of the square input.")]
-Checkpoint = Annotated[Path | None, Option(metavar="FILE", help="Weights: a local .safetensors file.")]
-Pretrained = Annotated[bool | None, Option("--pretrained/--no-pretrained", help="Load pretrained weights.")]
-TrainSize = Annotated[int | None, Option(metavar="N", help="Training images of the seeded split.")]
-ValSize = Annotated[int | None, Option(metavar="N", help="Validation images of the seeded split.")]
-OnBadImage = Annotated[str | None, Option(metavar="error|skip", help="What to do with unreadable images.")]
-Control = Annotated[
-    str | None, Option(metavar="retrain", help="Also train the winner alone, to compare with; it costs a training.")
-]
-Preset = Annotated[str | None, Option(metavar="NAME", help="paper: the method as published.")]
-Seed = Annotated[int | None, Option(metavar="N", help="Of everything random.")]
-Show = Annotated[bool, Option("--show", help="Print the winner site by site; alone it searches nothing.")]
-AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
-SETTINGS = {  # option -> setting
-    "data": "data.source",
-    "train_size": "data.train",
-    "val_size": "data.val",
-    "on_bad_image": "data.on_bad_image",
-    "model": "model.name",
-    "image_size": "model.image_size",
-    "checkpoint": "model.checkpoint",
-    "pretrained": "model.pretrained",
-    "targets": "model.targets",
-    "skip": "model.skip",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "precision": "train.precision",
-    "budget": "search.budget",
-    "min_budget": "search.min_budget",
-    "generations": "search.generations",
-    "population": "search.population",
-    "control": "search.control",
-    "workers": "search.workers",
-    "preset": "preset",
-    "seed": "seed",
+class Setting(NamedTuple):
+    """One option.
+
+    Attributes:
+        name: The dotted name of the setting that it gives.
+        metavar: What stands for its value in the help.
+        kind: Type of the value.
+        help: Its help. Empty: the setting's own description; given only where that stands in a file that loads torch.
+    """
+
+    name: str
+    metavar: str
+    kind: Any = str
+    help: str = ""
+
+
+OPTIONS = {
+    "data": Setting("data.source", "FOLDER", str, "Labelled images, or a name of `glora ls data`."),
+    "model": Setting("model.name", "NAME"),
+    "method": Setting("method", "NAME"),
+    "objective": Setting("objective", "NAME"),
+    "budget": Setting("search.budget", "NUMBER"),
+    "min_budget": Setting("search.min_budget", "NUMBER"),
+    "epochs": Setting("train.epochs", "N", int),
+    "lr": Setting("train.lr", "RATE", float),
+    "batch_size": Setting("train.batch_size", "N", int),
+    "precision": Setting("train.precision", "no|bf16|fp16"),
+    "generations": Setting("search.searcher.generations", "N", int),
+    "population": Setting("search.searcher.population", "N", int),
+    "workers": Setting("search.workers", "N", int),
+    "image_size": Setting("model.image_size", "PIXELS", int),
+    "checkpoint": Setting("model.checkpoint", "FILE", Path),
+    "pretrained": Setting("model.pretrained", "", bool),
+    "targets": Setting(
+        "method.targets", "NAME", list[str], "Layers to adapt: linear, a regular expression, names (repeat it)."
+    ),
+    "skip": Setting("method.skip", "NAME", list[str], "Layers to leave out (repeat it)."),
+    "train_size": Setting("data.train", "N", int, "Training examples of the seeded split."),
+    "val_size": Setting("data.val", "N", int, "Validation examples of the seeded split."),
+    "on_bad_image": Setting("data.on_bad_image", "error|skip", str, "What to do with unreadable images."),
+    "control": Setting("search.control", "none|retrain"),
+    "preset": Setting("preset", "NAME"),
+    "seed": Setting("seed", "N", int),
 }
+
+
+def takes(**groups: bool) -> Callable[[Function], Function]:
+    """A decorator for a command with `**settings`: in their place it takes the options of the table.
+
+    Args:
+        groups: `search=True` for the options of that group alone, `search=False` for all others; none for all.
+    """
+
+    def wanted(setting: Setting) -> bool:
+        return all((setting.name.partition(".")[0] == group) == only for group, only in groups.items())
+
+    def decorate(command: Function) -> Function:
+        own = inspect.signature(command, eval_str=True)
+        made = [_parameter(name, setting) for name, setting in OPTIONS.items() if wanted(setting)]
+        kept = [p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        command.__signature__ = own.replace(parameters=[*made, *kept])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, setting: Setting) -> inspect.Parameter:
+    kind, option = setting.kind, typer.Option(metavar=setting.metavar or None, help=setting.help or None)
+    annotation: Any = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+class Command(TyperCommand):
+    """A command whose options without a help of their own get it from their settings, once it is asked for."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        from glora.config import description
+
+        for parameter in self.params:
+            if getattr(parameter, "help", "") is None and parameter.name in OPTIONS:
+                parameter.help = description(OPTIONS[parameter.name].name)  # type: ignore[attr-defined]
+        return super().make_context(*args, **extra)
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given as options, by dotted name."""
-    found = {SETTINGS[name]: value for name, value in options.items() if name in SETTINGS and value not in (None, [])}
-    if len(found.get("model.targets", ())) == 1:  # a word or a regular expression
-        found["model.targets"] = found["model.targets"][0]
+    found = {OPTIONS[name].name: value for name, value in options.items() if value not in (None, [])}
+    if len(found.get("method.targets", ())) == 1:  # a word or a regular expression
+        found["method.targets"] = found["method.targets"][0]
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}

@@ -14,7 +14,7 @@ from glora.adapt.statistics import freeze_statistics
 from glora.errors import AdapterFileError, listed
 from glora.methods.method import Method, Tuned
 
-__all__ = ["Full", "LinearProbe", "TunedSubset"]
+__all__ = ["Full", "LinearProbe", "Subset", "TunedSubset"]
 
 
 class TunedSubset(Tuned):
@@ -80,6 +80,8 @@ def _fill(own: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 class Subset(Method):
+    """The base of methods that train some of the model's own parameters; their `apply` returns a `TunedSubset`."""
+
     def load(self, model: nn.Module, path: str | Path) -> TunedSubset:
         """The model with the trained tensors of a file in place; which ones they are, the file says."""
         own = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}

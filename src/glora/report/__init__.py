@@ -1,1 +1,1 @@
-"""What came out, from results alone: records, tables, pictures (no torch)."""
+"""What came out, from records alone (no torch): `Result` of a run, `Outcome` of a search, tables, pictures."""

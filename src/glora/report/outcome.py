@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from glora import __version__
 from glora.errors import RunError
 from glora.files import write_json
 from glora.report.metrics import MetricInfo, find_metric
 from glora.report.records import checked
+from glora.version import __version__
 
 __all__ = ["SPLITS", "Outcome", "Row", "digest", "row_title"]
 

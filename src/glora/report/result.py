@@ -17,11 +17,11 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from glora import __version__
 from glora.errors import RunError
 from glora.files import plain_json, write_json
 from glora.report.metrics import MetricInfo
 from glora.report.records import checked
+from glora.version import __version__
 
 __all__ = ["FORMAT_1_METRICS", "Result"]
 

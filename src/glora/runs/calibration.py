@@ -15,7 +15,6 @@ from glora.tasks.calibration import (
     divide_outputs,
     possible_temperatures,
 )
-from glora.tasks.evaluation import outputs
 from glora.tasks.objective import Examples
 
 __all__ = ["apply_calibration", "calibrate_alone", "load_calibrated", "temperatures"]
@@ -32,7 +31,7 @@ def temperatures(session: Session, tuned: Tuned, examples: Examples) -> tuple[fl
 
     def output() -> Tensor:
         some = range(min(2, len(examples)))
-        found: Tensor = next(outputs(tuned.model, examples, indices=some, **session.how))[0]
+        found: Tensor = next(session.evaluator.outputs(tuned.model, examples, some))[0]
         return found
 
     return possible_temperatures(tuned.model, tuned.head, session.objective, output)
@@ -50,7 +49,7 @@ def calibrate_alone(session: Session, tuned: Tuned, examples: Examples) -> Calib
 
     def measure(strength: float) -> Outputs:
         tuned.strengthen(strength)
-        found = list(outputs(tuned.model, examples, **session.how))
+        found = list(session.evaluator.outputs(tuned.model, examples))
         tuned.restore(before)
         return found
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 from glora.methods.method import Tuned
 from glora.report.metrics import MetricInfo
-from glora.runs.resolve import search_arguments
+from glora.runs.resolve import plan_search
 from glora.searchers import Trial
 from glora.tasks.task import Task
 from glora.tasks.visible import VisibleData
@@ -73,13 +73,13 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
         return [*lines, what, training]
-    how = search_arguments(search, tuned.space)
+    bounds = plan_search(search, tuned.space)
     high = tuned.space.count(tuned.space.largest)
-    most = high if how["budget"] is None else min(high, how["budget"])
+    most = high if bounds.budget is None else min(high, bounds.budget)
     candidates = cast(Any, search.searcher).candidates
     return [
         *lines,
-        f"{what}; searched from {how['min_budget']:,} to {most:,}",
+        f"{what}; searched from {bounds.min_budget:,} to {most:,}",
         training,
         f"Search: up to {candidates:,} genotypes on {len(data.val):,} {unit}"
         + ("; then one look at the test examples" if task.test is not None else ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from glora import searchers
 from glora.config import Experiment, SearchSettings
@@ -15,7 +15,7 @@ from glora.searchers.operators import Budget, GenomeSampler
 from glora.space import BoundSpace
 from glora.tasks.data import SOURCES
 
-__all__ = ["polish_info", "resolve", "search_arguments"]
+__all__ = ["SearchPlan", "plan_search", "polish_info", "resolve"]
 
 POLISH = 1 / 3  # of the supernet's learning rate: the start is trained already
 NEAR = 0.9  # of the most trainable numbers: few val examples prefer small subnets, docs/background/search.md
@@ -36,28 +36,54 @@ def resolve(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": data, "model": model, "train": train, "search": search})
 
 
-def search_arguments(settings: SearchSettings, space: BoundSpace) -> dict[str, Any]:
-    """What `glora.search` is called with: the searcher, its settings, and the budget.
+class SearchPlan(NamedTuple):
+    """What a search is called with.
+
+    Attributes:
+        searcher: Its name. settings: Its own settings.
+        budget: Most trainable numbers; None for no limit. min_budget: Fewest.
+    """
+
+    searcher: str
+    settings: Any
+    budget: int | None
+    min_budget: int
+
+    def new_searcher(self, space: BoundSpace, *, seed: int, raced: bool = False) -> searchers.Searcher:
+        """A fresh searcher; making one checks settings and budget.
+
+        Raises:
+            BudgetError: No genotype keeps the budget.
+            ConfigError: The searcher's candidates may not be raced.
+        """
+        return searchers.new_searcher(
+            space,
+            searcher=self.searcher,
+            settings=self.settings,
+            budget=self.budget,
+            min_budget=self.min_budget,
+            seed=seed,
+            raced=raced,
+        )
+
+
+def plan_search(settings: SearchSettings, space: BoundSpace) -> SearchPlan:
+    """The searcher and the budget of a search; where the fewest numbers are left open they are decided here.
 
     Raises:
         BudgetError: No genotype keeps the budget.
     """
     searcher: Any = settings.searcher
-    found = {
-        "searcher": searcher.name,
-        "settings": searcher,
-        "budget": settings.budget,
-        "min_budget": settings.min_budget or 0,
-    }
-    if settings.min_budget is None and _wants_one_size(found, space):
-        found["min_budget"] = _near(settings, space)
-    return found
+    plan = SearchPlan(searcher.name, searcher, settings.budget, settings.min_budget or 0)
+    if settings.min_budget is None and _wants_one_size(plan, space):
+        plan = plan._replace(min_budget=_near(settings, space))
+    return plan
 
 
-def _wants_one_size(how: dict[str, Any], space: BoundSpace) -> bool:
+def _wants_one_size(plan: SearchPlan, space: BoundSpace) -> bool:
     """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
-    as_published = getattr(how["settings"], "legalize", "repair") == "reject"
-    return not as_published and searchers.new_searcher(space, seed=0, **how).top_k is not None
+    as_published = getattr(plan.settings, "legalize", "repair") == "reject"
+    return not as_published and plan.new_searcher(space, seed=0).top_k is not None
 
 
 def _near(settings: SearchSettings, space: BoundSpace) -> int:

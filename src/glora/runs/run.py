@@ -21,13 +21,12 @@ from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
 from glora.runs.reporter import Reporter, Silent, plan
-from glora.runs.resolve import resolve, search_arguments
+from glora.runs.resolve import plan_search, resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
-from glora.searchers import new_searcher
 from glora.settings import merged
 from glora.tasks.calibration import Calibration
 from glora.tasks.objective import Objective
@@ -92,12 +91,13 @@ class Run:
             self.reporter,
             _info(backbone, found.objective),
         )
+        self.folder.check_base(self.session.base_fingerprint)
         if experiment.train.pace != "off":
             check_pace(self.tuned)
         model.to(accelerator.device)
         if self.tuned.space is not None:
-            how = search_arguments(experiment.search, self.tuned.space)
-            new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing, **how)
+            search = plan_search(experiment.search, self.tuned.space)
+            search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
             self._check_processes()
 
     @classmethod
@@ -240,11 +240,11 @@ class Run:
         Raises:
             RunError: An earlier stage is missing.
         """
+        if not self.alone:
+            return None
         if found := self.folder.current_result():
             self.reporter.say("This run was tested already; this is the result of then.")
             return found
-        if not self.alone:
-            return None
         session = self.session
         loaded = self.load()
         search = self._searching() if self.searches else None
@@ -287,7 +287,7 @@ class Run:
             task=self.task.name,
             objective=session.objective.name,
             metrics_info=[metric.to_json() for metric in session.objective.metrics],
-            model=self.experiment.model.name,
+            model=session.backbone.name,
             seed=self.experiment.seed,
             config=self.experiment.to_json(),
             parameters=round(rows["winner"]["parameters"] or 0),
@@ -337,8 +337,13 @@ def _backbone(experiment: Experiment, objective: Objective) -> Backbone:
 def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:
     """What travels with every file: how to rebuild the base, what it predicts, and how it reads images."""
     preprocess = None if backbone.preprocess is None else asdict(backbone.preprocess)
-    plain = objective.model_dump(mode="json")
-    return {"backbone": backbone.spec, "model": backbone.name, "objective": plain, "preprocess": preprocess}
+    return {
+        "backbone": backbone.spec,
+        "model": backbone.name,
+        "head": list(backbone.head),
+        "objective": objective.model_dump(mode="json"),
+        "preprocess": preprocess,
+    }
 
 
 def _visible(experiment: Experiment, task: Task, *, searches: bool) -> VisibleData:

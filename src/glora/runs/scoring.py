@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from glora.backbones import Backbone, load_backbone
@@ -18,7 +17,7 @@ from glora.runs.calibration import apply_calibration
 from glora.runs.session import Session
 from glora.searchers import Score
 from glora.tasks.calibration import Calibration
-from glora.tasks.evaluation import Evaluation, evaluate, joined, outputs
+from glora.tasks.evaluation import Evaluation, Evaluator, joined
 from glora.tasks.objective import Batch, Examples, Objective
 from glora.training.device import new_accelerator
 
@@ -30,17 +29,16 @@ class StoredNumbers:
 
     Args:
         tuned: The model that all of them share.
-        snapshot: The numbers of this one; None: those that are in place.
+        snapshot: The numbers of this one.
     """
 
-    def __init__(self, tuned: Tuned, snapshot: Any = None) -> None:
+    def __init__(self, tuned: Tuned, snapshot: Any) -> None:
         self.tuned = tuned
         self.snapshot = snapshot
 
     def put(self) -> None:
         """The model has these numbers from here on."""
-        if self.snapshot is not None:
-            self.tuned.restore(self.snapshot)
+        self.tuned.restore(self.snapshot)
 
     def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype with these numbers."""
@@ -60,24 +58,14 @@ class ValScorer:
 
     Args:
         parts: The examples and their numbers.
-        objective: How models are called and measured.
+        evaluator: How models are called and measured.
         fitness: The metric that is the score.
-        accelerator: Device, precision and processes.
-        batch_size: Examples per forward pass.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        *,
-        objective: Objective,
-        fitness: str,
-        accelerator: Accelerator,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], evaluator: Evaluator, *, fitness: str) -> None:
         self.parts = tuple(parts)
+        self.evaluator = evaluator
         self.fitness = fitness
-        self._how: dict[str, Any] = {"objective": objective, "accelerator": accelerator, "batch_size": batch_size}
 
     def __call__(self, genotype: Genotype, indices: Sequence[int] | None = None) -> Score | list[float]:
         """The genotype's score with its standard error, higher is better; for some examples one value each.
@@ -105,13 +93,13 @@ class ValScorer:
         found: list[tuple[Any, Batch]] = []
         for part in self.parts:
             with part.numbers.hold(genotype) as model:
-                found += outputs(model, part.examples, **self._how)
+                found += self.evaluator.outputs(model, part.examples)
         return found
 
     def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
         """What the genotype does on the examples of one part, or on some of them."""
         with part.numbers.hold(genotype) as model:
-            return evaluate(model, part.examples, indices=indices, **self._how)
+            return self.evaluator.evaluate(model, part.examples, indices)
 
 
 def load_numbers(session: Session, tuned: Tuned) -> list[Any]:
@@ -141,8 +129,7 @@ def calibrated_parts(
         tuned.restore(snapshot)
         apply_calibration(tuned, calibration)
         stored.append(StoredNumbers(tuned, tuned.snapshot()))
-    scoring = stored[:-1] or [StoredNumbers(tuned)]  # the last is in place: nothing is copied for a score
-    return tuple(map(Part, scoring, session.data.scoring)), stored[-1]
+    return tuple(map(Part, stored[:-1] or stored, session.data.scoring)), stored[-1]
 
 
 @dataclass(frozen=True)
@@ -155,7 +142,7 @@ class Recipe:
         method: What makes it trainable.
         weights: Name -> parameter or buffer of the trained model, in shared memory.
         examples: The validation examples, part by part.
-        snapshots: The numbers of each part; empty where there is one, whose numbers are in the weights.
+        snapshots: The numbers of each part.
         constants: Those of the trained model, whatever the library's are now.
         objective, fitness, precision, batch_size: As in the run.
     """
@@ -188,26 +175,23 @@ class Recipe:
             tensor.data = self.weights[name]
         accelerator = new_accelerator(self.precision)
         model.to(accelerator.device)
-        if self.snapshots:
-            for tensor in (*tuned.parameters(), *model.buffers()):
-                tensor.data = tensor.data.clone()
-        numbers = [StoredNumbers(tuned, snapshot) for snapshot in self.snapshots] or [StoredNumbers(tuned)]
+        for tensor in (*tuned.parameters(), *model.buffers()):  # what a snapshot changes is this process's own
+            tensor.data = tensor.data.clone()
+        numbers = [StoredNumbers(tuned, snapshot) for snapshot in self.snapshots]
         parts = tuple(Part(*each) for each in zip(numbers, self.examples, strict=True))
-        how: dict[str, Any] = {"objective": self.objective, "batch_size": self.batch_size}
-        return ValScorer(parts, fitness=self.fitness, accelerator=accelerator, **how)
+        return ValScorer(parts, Evaluator(self.objective, accelerator, self.batch_size), fitness=self.fitness)
 
 
 def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
     """How worker processes make the scorer of these parts."""
     backbone, search = session.backbone, session.experiment.search
-    snapshots = [part.numbers.snapshot for part in parts]
     return Recipe(
         base=backbone if backbone.spec is None else dict(backbone.spec),
         outputs=session.objective.outputs,
         method=session.method,
         weights=_shared_weights(tuned.model),
         examples=tuple(part.examples for part in parts),
-        snapshots=tuple(snapshots) if all(each is not None for each in snapshots) else (),
+        snapshots=tuple(part.numbers.snapshot for part in parts),
         constants=tuned.constants,
         objective=session.objective,
         fitness=search.fitness,

@@ -11,13 +11,14 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from glora.adapt.adapter_file import fingerprint
 from glora.backbones import Backbone
 from glora.config import Experiment
 from glora.methods.method import Method
 from glora.runs.folder import RunFolder
 from glora.runs.reporter import Reporter
-from glora.tasks.evaluation import Evaluation, evaluate
-from glora.tasks.objective import Examples, Objective
+from glora.tasks.evaluation import Evaluator
+from glora.tasks.objective import Objective
 from glora.tasks.visible import VisibleData
 
 __all__ = ["Session"]
@@ -59,16 +60,16 @@ class Session:
         assert lr is not None  # resolved
         return lr
 
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """The sha256 of the pretrained network, the head apart: a fresh one may start elsewhere."""
+        return fingerprint(self.backbone.model, self.backbone.head)
+
     def base(self) -> nn.Module:
         """A fresh copy of the pretrained network."""
         return copy.deepcopy(self.backbone.model)
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """How models are evaluated: the arguments of `evaluate` and `outputs` that are the same throughout a run."""
-        size = self.experiment.search.batch_size
-        return {"objective": self.objective, "accelerator": self.accelerator, "batch_size": size}
-
-    def evaluate(self, model: nn.Module, examples: Examples) -> Evaluation:
-        """What a model, on the session's device, does on examples."""
-        return evaluate(model, examples, **self.how)
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """How models, on the session's device, are evaluated."""
+        return Evaluator(self.objective, self.accelerator, self.experiment.search.batch_size)

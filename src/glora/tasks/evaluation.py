@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glora.tasks.objective import Batch, Examples, Metric, Objective
 
-__all__ = ["Evaluation", "ahead", "evaluate", "joined", "mean", "outputs", "selection_bias"]
+__all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "outputs", "selection_bias"]
 
 Numbers = dict[str, float | None]
 
@@ -112,10 +112,60 @@ def outputs(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, *, objective: Objective, **how: Any) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    *,
+    objective: Objective,
+    accelerator: Accelerator,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+) -> Evaluation:
     """The evaluation of a model on examples, in their order; the arguments are those of `outputs`."""
-    every = [objective.values(output, batch) for output, batch in outputs(model, examples, objective=objective, **how)]
+    batches = outputs(
+        model, examples, objective=objective, accelerator=accelerator, batch_size=batch_size, indices=indices
+    )
+    every = [objective.values(output, batch) for output, batch in batches]
     return Evaluation(objective, {name: torch.cat([each[name] for each in every]).cpu() for name in every[0]})
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """How models are evaluated throughout a run.
+
+    Attributes:
+        objective: How they are called and measured.
+        accelerator: Device and precision.
+        batch_size: Examples per forward pass.
+    """
+
+    objective: Objective
+    accelerator: Accelerator
+    batch_size: int
+
+    def outputs(
+        self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[Any, Batch]]:
+        """The model's outputs, batch by batch, each with its batch; see `outputs`."""
+        return outputs(
+            model,
+            examples,
+            objective=self.objective,
+            accelerator=self.accelerator,
+            batch_size=self.batch_size,
+            indices=indices,
+        )
+
+    def evaluate(self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None) -> Evaluation:
+        """What the model does on examples; see `evaluate`."""
+        return evaluate(
+            model,
+            examples,
+            objective=self.objective,
+            accelerator=self.accelerator,
+            batch_size=self.batch_size,
+            indices=indices,
+        )
 
 
 def joined(parts: Iterable[Evaluation]) -> Evaluation:

@@ -1,1 +1,1 @@
-"""The only training loop, and what it computes on."""
+"""The only training loop (`trainer.py`), PACE inside it (`pace.py`), and what it computes on (`device.py`)."""

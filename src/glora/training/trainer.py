@@ -25,7 +25,7 @@ __all__ = ["Progress", "Trainer", "collapsed"]
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
 LEARNED, LOST = 0.1, 0.5  # a loss this share from that of chance is clearly another; this share of a gain may go
 SLOWER = 3  # so many times lower is the learning rate after a collapse
-SURE = 20  # steps, and two epochs, are looked at together: one of few images may be bad by chance
+SURE = 20  # steps, or two epochs, are judged together: one epoch of few examples may be bad by chance
 
 
 def collapsed(losses: Sequence[float], last: int, chance: float) -> bool:
@@ -204,7 +204,7 @@ class Trainer:
 
     def _epoch(self, start: float) -> Iterator[Progress]:
         n, size, epoch = len(self.examples), self.settings.batch_size, self.epoch - self.began
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63))
         rng = random.Random(f"subnets {self.seed} {epoch}")
         sums = torch.zeros(3, device=self.accelerator.device)
         shown, seen, first = 0.0, 0, epoch * self.steps_per_epoch

@@ -1,1 +1,1 @@
-"""The stages of a run: train, search, polish, test."""
+"""The stages of a run, in their order: train, search, polish, test. Only `test.py` is given a test example."""

@@ -30,26 +30,26 @@ class Polishing:
         self.search = search
         self.outcome = outcome
         self.session = search.session
-        self.how = outcome.polish
+        self.polish = outcome.polish
         data = self.session.data
-        self.unseen: Mapping[str, Examples] = {} if self.how["on"] == "all" else data.unseen
+        self.unseen: Mapping[str, Examples] = {} if self.polish["on"] == "all" else data.unseen
 
     def run(self) -> Outcome:
         """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
         search, session, outcome = self.search, self.session, self.outcome
         folder = session.folder.polished(outcome.key)
-        settings = session.experiment.train.model_copy(update={"epochs": self.how["epochs"]})
-        info = {**session.info, "polish": dict(self.how), "winner": outcome.key}
+        settings = session.experiment.train.model_copy(update={"epochs": self.polish["epochs"]})
+        info = {**session.info, "polish": dict(self.polish), "winner": outcome.key}
         if folder.done("trained") is None:
-            examples = session.data.everything if self.how["on"] == "all" else session.data.train
-            epochs = "1 epoch" if self.how["epochs"] == 1 else f"{self.how['epochs']} epochs"
+            examples = session.data.everything if self.polish["on"] == "all" else session.data.train
+            epochs = "1 epoch" if self.polish["epochs"] == 1 else f"{self.polish['epochs']} epochs"
             what = f"{epochs} of the winner alone on {len(examples):,} {examples.unit}"
-            session.reporter.say(f"Polish: {what}, learning rate {self.how['lr']:g}")
+            session.reporter.say(f"Polish: {what}, learning rate {self.polish['lr']:g}")
             search.final.put()
             search.tuned.activate(search.space.decode(outcome.genome))
             tuned = search.tuned.alone(session.base())
             tuned.model.to(session.accelerator.device)
-            train_into(session, tuned, folder, examples, Training(settings, self.how["lr"], info))
+            train_into(session, tuned, folder, examples, Training(settings, self.polish["lr"], info))
         tuned = load_calibrated(session, folder.adapter, self._val)
         tuned.save_winner(session.folder.adapter, info)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
@@ -67,7 +67,7 @@ class Polishing:
     def contender(self, model: nn.Module) -> Contender:
         """What the polished and merged winner does on the splits that it has not seen."""
         model = model.to(self.session.accelerator.device)
-        splits = {split: self.session.evaluate(model, examples) for split, examples in self.unseen.items()}
+        splits = {split: self.session.evaluator.evaluate(model, examples) for split, examples in self.unseen.items()}
         calibrated = not self.search.settings.calibrate or "val" in splits
         return Contender(self.outcome.parameters, splits, calibrated=calibrated)
 

@@ -25,7 +25,7 @@ from glora.runs.comparison import (
     controls,
     random_genomes,
 )
-from glora.runs.resolve import polish_info, search_arguments
+from glora.runs.resolve import plan_search, polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
@@ -54,8 +54,8 @@ class Search:
         self.tuned = tuned
         self.space: BoundSpace = tuned.space
         self.settings = session.experiment.search
-        self.how = search_arguments(self.settings, self.space)
-        self.bounds = {name: self.how[name] for name in ("budget", "min_budget")}
+        self.plan = plan_search(self.settings, self.space)
+        self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
         self.polish = polish_info(self.settings)
         self._snapshots = load_numbers(session, tuned)
         folder = session.folder
@@ -80,7 +80,7 @@ class Search:
         return tuple(MetricInfo(**metric.to_json()) for metric in self.session.objective.metrics)
 
     def _scorer(self, parts: Sequence[Part]) -> ValScorer:
-        return ValScorer(parts, fitness=self.settings.fitness, **self.session.how)
+        return ValScorer(parts, self.session.evaluator, fitness=self.settings.fitness)
 
     def calibrate(self) -> None:
         """Chooses on val how strongly the supernets play and how far apart their logits are, and keeps it."""
@@ -110,7 +110,7 @@ class Search:
             self.calibrate()
         best: list[Trial] = []
         seen: list[float] = []
-        total = self.how["settings"].candidates
+        total = self.plan.settings.candidates
         reporter.search_begins(find_metric(self._metrics, self.settings.fitness))
 
         def report(trial: Trial) -> None:
@@ -135,7 +135,7 @@ class Search:
             RunError: The search is not finished.
         """
         found = self.finished
-        low = self.how["min_budget"] if min_budget is None else min_budget
+        low = self.plan.min_budget if min_budget is None else min_budget
         high = float("inf") if budget is None else budget
         scored = [trial for trial in found.trials if trial.seen == 1]
         kept = [trial for trial in scored if low <= trial.parameters <= high]
@@ -224,8 +224,11 @@ class Search:
         return search(
             recipe_of(session, self.tuned, self.parts) if workers else score,
             self.space,
+            searcher=self.plan.searcher,
+            settings=self.plan.settings,
+            budget=self.plan.budget,
+            min_budget=self.plan.min_budget,
             seed=session.experiment.seed,
-            **self.how,
             racing=racing if settings.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,

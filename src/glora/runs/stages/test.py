@@ -38,7 +38,7 @@ class Testing:
     def alone(self, model: nn.Module, *, parameters: int) -> dict[str, Row]:
         """The row of a model that nothing was searched for."""
         self._say("the model")
-        contender = Contender(parameters, {"val": self.session.evaluate(model, self.session.data.val)})
+        contender = Contender(parameters, {"val": self.session.evaluator.evaluate(model, self.session.data.val)})
         return compare(self._with_test(contender, model), {}, self.session.objective)
 
     def searched(
@@ -64,7 +64,7 @@ class Testing:
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         if retrained is not None:
             unseen = self.session.data.unseen
-            splits = {split: self.session.evaluate(retrained, examples) for split, examples in unseen.items()}
+            splits = {split: self.session.evaluator.evaluate(retrained, examples) for split, examples in unseen.items()}
             calibrated = not search.settings.calibrate or "val" in splits
             others["retrained"] = Contender(outcome.parameters, splits, calibrated=calibrated)
         winner = search.contender(outcome.genome)
@@ -88,4 +88,6 @@ class Testing:
     def _with_test(self, contender: Contender, model: nn.Module) -> Contender:
         if self.test is None:
             return contender
-        return replace(contender, splits={**contender.splits, "test": self.session.evaluate(model, self.test)})
+        return replace(
+            contender, splits={**contender.splits, "test": self.session.evaluator.evaluate(model, self.test)}
+        )

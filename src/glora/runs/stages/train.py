@@ -59,7 +59,7 @@ def train(session: Session, tuned: Tuned) -> None:
 
 
 def train_into(
-    session: Session, tuned: Tuned, folder: RunFolder, examples: Examples, how: Training | None = None
+    session: Session, tuned: Tuned, folder: RunFolder, examples: Examples, own: Training | None = None
 ) -> None:
     """Trains into a folder, to the end; one that is trained already gives its numbers.
 
@@ -68,9 +68,9 @@ def train_into(
         tuned: What is trained, with the numbers to start from.
         folder: Where the state, the metrics and the trained file are kept.
         examples: What it is trained on.
-        how: Epochs, learning rate and info; by default the run's own.
+        own: Its epochs, learning rate and info, where they are not the run's.
     """
-    how = how or Training.of(session)
+    training = own or Training.of(session)
     path, done = folder.trained(several=tuned.space is not None), folder.done("trained")
     session.accelerator.wait_for_everyone()  # before the first of them writes
     if done is not None:
@@ -80,11 +80,18 @@ def train_into(
     folder.check_data(session.data.fingerprint)
     seed = session.experiment.seed
     torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
-    where: dict[str, Any] = {"lr": how.lr, "seed": seed, "accelerator": session.accelerator}
-    trainer = Trainer(tuned, examples, session.objective, how.settings, **where)
+    trainer = Trainer(
+        tuned,
+        examples,
+        session.objective,
+        training.settings,
+        lr=training.lr,
+        seed=seed,
+        accelerator=session.accelerator,
+    )
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
-        tuned.save(path, how.info)
+        tuned.save(path, training.info)
         folder.mark("trained", seconds=trainer.seconds, example_steps=trainer.example_steps)
         folder.training.unlink(missing_ok=True)
 
@@ -98,7 +105,7 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     accelerator.wait_for_everyone()  # all have read what the main process will write anew
     main = accelerator.is_main_process
     if main:
-        folder.begin(session.data.fingerprint, trainer.epoch)
+        folder.begin(session.data.fingerprint, session.base_fingerprint, trainer.epoch)
     saved, cost = trainer.seconds, 0.0
     for progress in trainer.run(reporter.training):
         if trainer.began == trainer.epoch:  # it begins anew

@@ -12,7 +12,7 @@ from glora.tasks.images import ImageSet, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["ImageFolder", "skipped"]
+__all__ = ["ImageFolder", "image_files", "skipped"]
 
 _SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -105,7 +105,7 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "__"))  # __MACOSX, __pycache__
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Image files anywhere below a folder, in the order of their paths."""
     return sorted(
         file
@@ -117,10 +117,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path, split: str = "") -> dict[str, list[Path]]:
-    pool = {entry.name: _files(entry) for entry in _folders(folder)}
+    pool = {entry.name: image_files(entry) for entry in _folders(folder)}
     if any(pool.values()):
         return pool
-    if _files(folder):
+    if image_files(folder):
         raise DataError(f"The images in {str(folder)!r} are in no class folder.", remedy=_LAYOUT)
     raise DataError(
         f"There are no images in {str(folder)!r}.",
@@ -161,8 +161,8 @@ def _pool(found: dict[str, list[Path]], classes: list[str], bad: dict[Path, str]
     return Pool([file for file, _ in good], Targets(("class",), rows, names=tuple(classes)))
 
 
-def skipped(bad: dict[Path, str], path: Path, on_bad_image: OnBadImage) -> list[str]:
-    """What is to be told of unreadable images.
+def skipped(bad: dict[Path, str], path: Path | None, on_bad_image: str) -> list[str]:
+    """What is to be told of unreadable images, named relative to the path where they are in it.
 
     Raises:
         DataError: There are some, and they are not to be skipped.
@@ -176,7 +176,8 @@ def skipped(bad: dict[Path, str], path: Path, on_bad_image: OnBadImage) -> list[
             f"The image {str(file)!r} cannot be read: {reason.rstrip('.')}{others}.",
             remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
         )
-    names = ", ".join(file.relative_to(path).as_posix() for file in bad)
+    shown = (file.relative_to(path) if path and file.is_relative_to(path) else file for file in bad)
+    names = ", ".join(file.as_posix() for file in shown)
     return [f"Skipped {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {names}."]
 
 
