@@ -34,7 +34,7 @@ def measure(method: str, lr: float) -> Result:
     with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
         run = Run(experiment, folder, reporter)
         run.train()
-        found = run.session.evaluate(run.tuned.model, run.task.val)
+        found = run.session.evaluator.evaluate(run.tuned.model, run.task.val)
         return Result.stamped(
             method=method,
             task=run.task.name,

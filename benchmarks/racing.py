@@ -60,11 +60,8 @@ def experiment(seed: int) -> Experiment:
 
 def scorer_of(run: Run) -> ValScorer:
     """Loss on val."""
-    return ValScorer(
-        [Part(StoredNumbers(run.tuned), run.task.val)],
-        fitness="loss",
-        **run.session.how,
-    )
+    part = Part(StoredNumbers(run.tuned, run.tuned.snapshot()), run.task.val)
+    return ValScorer([part], run.session.evaluator, fitness="loss")
 
 
 class Remembering:

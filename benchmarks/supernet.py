@@ -245,7 +245,7 @@ def evaluated(run: Run, subnet: Subnet, images: Examples) -> Evaluation:
     if isinstance(subnet, Genotype):
         held = run.tuned.hold(subnet)
     with held as model:
-        return run.session.evaluate(model, images)
+        return run.session.evaluator.evaluate(model, images)
 
 
 def figures(name: str, found: Sequence[Evaluation]) -> dict[str, float | None]:
