@@ -206,13 +206,14 @@ def objective_of(info: dict[str, Any]) -> Objective:
     return kind.model_validate(plain)
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
+def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerprint: str | None = None) -> LoadedRun:
     """A finished run, read from its folder: its training data is not needed.
 
     Args:
         path: The run folder.
         model: The base, where it came from Python and cannot be rebuilt from a name: the same object or an equal one.
             It is adapted and merged in place.
+        base_fingerprint: `Method.base_fingerprint` of this base, where it is known already.
 
     Raises:
         RunError: An earlier stage is missing, a stop has left two winners, or the base must be given.
@@ -220,9 +221,10 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
     """
     folder = RunFolder(path)
     experiment = folder.experiment()
-    if folder.done("trained") is None:
-        raise RunError(f"{folder.path} is not trained yet.", remedy=f"Run `glora train --out {folder.path}` first.")
-    folder.need(folder.adapter, f"glora search {folder.path}")
+    if folder.need_trained()["file"] == folder.adapter.name:
+        folder.trained_file()
+    else:  # the winner's; the supernet itself is needed no more
+        folder.need(folder.adapter, f"glora search {folder.path}")
     folder.key()
     info = read_metadata(folder.adapter)["info"]
     objective = objective_of(info)
@@ -234,5 +236,5 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
     base = model
     if base is None:
         base = load_backbone(**info["backbone"], num_classes=objective.outputs).model
-    tuned = cast(Method, experiment.method).load(base, folder.adapter)
+    tuned = cast(Method, experiment.method).load(base, folder.adapter, base_fingerprint=base_fingerprint)
     return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys)

@@ -59,6 +59,11 @@ class Session:
         assert lr is not None  # resolved
         return lr
 
+    @cached_property
+    def base_fingerprint(self) -> str | None:
+        """The hash by which the method's files know the base: of the untouched network, computed once."""
+        return self.method.base_fingerprint(self.backbone.model, self.backbone.head)
+
     def base(self) -> nn.Module:
         """A fresh copy of the pretrained network."""
         return copy.deepcopy(self.backbone.model)
