@@ -25,13 +25,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_block_runs_as_pasted(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+@pytest.mark.parametrize(("place", "made"), [(0, "run/result.json"), (1, "task.safetensors")], ids=["fit", "loop"])
+def test_a_python_block_runs_as_pasted(place: int, made: str, tmp_path: Path) -> None:
+    every = blocks("python")
+    assert len(every) == 2
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", every[place]], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "task.safetensors").is_file()
+    assert (tmp_path / made).is_file()
 
 
 def test_every_glora_command_parses() -> None:
