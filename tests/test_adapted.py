@@ -12,8 +12,6 @@ from torch import Tensor, nn
 import glora
 from glora.errors import GloraError, SpaceError, StateError, TargetError, UnknownNameError
 from glora.genotype import Genotype, LayerConfig
-from glora.methods import METHODS
-from glora.methods.method import get_method
 from glora.space import SearchSpace
 from suites.layer_suite import difference, randomize
 
@@ -238,7 +236,7 @@ def test_a_summary_says_what_trains_and_what_is_not_adapted(vit):
     summary = adapted.summary()
     assert (summary.total, summary.trainable, summary.active) == (total, largest + head, (largest,))
     assert summary.supernet == sum(p.numel() for s in adapted.supports.values() for p in s.parameters())
-    assert f"trainable: {largest + head:,} of {total:,} ({(largest + head) / total:.2%})" in str(summary)
+    assert f"{largest + head:,} trainable ({(largest + head) / total:.2%} of the model's {total:,})" in str(summary)
     assert "14 sites: 1 conv, 5 norm, 8 linear" in str(summary)
     assert f"head {head} (head)" in str(summary)
     assert "\n" not in str(summary)
@@ -1004,36 +1002,6 @@ def test_repadapter_is_a_matrix_a_and_c():
     numbers = {"A.down": s * up, "A.up": down, "C.down": prompt[:, None].expand(6, 4)}
     merged = merged_with(layer, space, LayerConfig(A="lora:4", C="vector"), numbers)
     assert torch.allclose(merged(x), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_trains_what_it_counts_and_merges(vit, images, name):
-    model = vit()
-    plain = model(images)
-    keys = list(model.state_dict())
-    settings = {"sampling": "batch"} if name == "glora" else {}  # one genotype, to be merged
-    tuned = get_method(name, settings).apply(model, head=("head",), seed=0)
-    assert torch.equal(tuned.model(images), plain)
-    parameters = tuned.parameters()
-    assert all(parameter.requires_grad for parameter in parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
-    rng = random.Random(0)
-    for _ in range(4):
-        tuned.before_step(rng, range(6), 6, 1.0)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(tuned.model(images), torch.arange(6) % 3)
-        loss.backward()
-        optimizer.step()
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    head = sum(parameter.numel() for parameter in model.head.parameters())
-    assert sum(p.numel() for p in trained) - head >= tuned.count() >= 0
-    if name in ("lora", "bitfit"):
-        assert sum(p.numel() for p in trained) - head == tuned.count() > 0
-    assert not torch.equal(tuned.model(images), plain)
-    out = tuned.model(images)
-    merged = tuned.merged()
-    assert list(merged.state_dict()) == keys
-    assert difference(merged(images), out) < 1e-5
 
 
 def test_merge_names_the_keys_of_new_biases(caplog):

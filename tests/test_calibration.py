@@ -6,14 +6,14 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
-from glora.runs.winner import load_winner
 from torch import nn
 
 import glora
@@ -21,28 +21,32 @@ from glora.adapt import attach
 from glora.config import build_experiment
 from glora.errors import RunError
 from glora.genotype import LayerConfig
+from glora.methods.glora import TunedAdapter
+from glora.methods.method import Tuned
 from glora.report.outcome import Outcome
-from glora.runs.calibration import (
+from glora.runs.calibration import apply_calibration, calibrate_alone, load_calibrated, temperatures
+from glora.runs.comparison import random_genomes
+from glora.runs.folder import RunFolder
+from glora.runs.loaded import load_run
+from glora.runs.run import Run
+from glora.runs.session import Session
+from glora.space import SearchSpace
+from glora.tasks.calibration import (
     FEWEST,
     GENOTYPES,
     STRENGTHS,
     TEMPERATURES,
     Calibration,
-    Measure,
-    _flawless,
-    calibrated_loss,
-    chosen,
-    chosen_alone,
-    load_calibrated,
-    temperatures,
+    Outputs,
+    choose_calibration,
+    is_flawless,
+    lowest_loss,
 )
-from glora.runs.comparison import random_genomes
-from glora.runs.folder import RunFolder
-from glora.runs.run import Run
-from glora.space import SearchSpace
-from glora.tasks.evaluation import predictions
-from glora.tasks.images import Preprocess
-from glora.tasks.task import ImageSet, load_task
+from glora.tasks.evaluation import outputs
+from glora.tasks.images import ImageSet, Preprocess
+from glora.tasks.objective import Batch, Examples
+from glora.tasks.objectives.classify import Classify
+from glora.tasks.task import load_task
 from glora.training.device import new_accelerator
 from suites.toy import Recorder, tiny
 
@@ -54,8 +58,8 @@ SPACES = [SearchSpace(), SearchSpace(product="elementwise"), SearchSpace.paper()
 def few() -> Iterator[None]:
     """The toys have few images, and all of them are right."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("glora.runs.calibration.FEWEST", 1)
-        patched.setattr("glora.runs.calibration._flawless", lambda *_: False)
+        patched.setattr("glora.tasks.calibration.FEWEST", 1)
+        patched.setattr("glora.tasks.calibration.is_flawless", lambda *_: False)
         yield
 
 
@@ -95,10 +99,16 @@ def test_the_strength_multiplies_all_that_a_genotype_changes(
         return found
 
     before = changes()
-    Calibration(strength).apply(adapted)
+    apply_calibration(TunedAdapter(adapted), Calibration(strength))
     for was, now in zip(before, changes(), strict=True):
         torch.testing.assert_close(now, strength * was, atol=1e-6, rtol=1e-5)
     assert any(was.any() for was in before)
+
+
+def session_of() -> Session:
+    """As much of a session as a calibration asks for."""
+    how = {"objective": Classify(), "accelerator": new_accelerator("no"), "batch_size": 4}
+    return cast(Session, SimpleNamespace(objective=Classify(), how=how))
 
 
 SMALL = {  # head linear, head of norm and linear, head of pooling and linear
@@ -122,7 +132,7 @@ def test_the_temperature_divides_the_logits(name: str) -> None:
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), adapted.hold(adapted.space.largest):
         before = model(x)
-    Calibration(temperature=2.0).apply(adapted)
+    apply_calibration(TunedAdapter(adapted), Calibration(temperature=2.0))
     with torch.no_grad(), adapted.hold(adapted.space.largest):
         torch.testing.assert_close(model(x), before / 2, atol=1e-5, rtol=1e-4)
 
@@ -159,18 +169,31 @@ def test_the_logits_are_divided_where_the_end_of_the_head_can_take_it(
     adapted = glora.inject(model.eval(), SearchSpace(), targets="linear", head="head")
     moved(adapted)
     before = [number.clone() for number in adapted.parameters()]
-    found = temperatures(adapted, toys, accelerator=new_accelerator("no"), batch_size=4)
+    found = temperatures(session_of(), TunedAdapter(adapted), toys)
     assert found == (TEMPERATURES if divides else (1.0,))
     assert all(map(torch.equal, before, adapted.parameters()))
+
+
+def made(logits: torch.Tensor, labels: torch.Tensor) -> Outputs:
+    """Outputs of a model that there is none of."""
+    return [(logits, Batch(None, labels))]
+
+
+def choose(measure: Callable[[float], tuple[torch.Tensor, torch.Tensor]], **how: Any) -> Calibration:
+    return choose_calibration(lambda strength: made(*measure(strength)), Classify(), **how)
 
 
 def test_twice_as_sure_is_the_same_loss_at_twice_the_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2_000, 4, generator=generator)
     labels = torch.distributions.Categorical(logits=logits).probs.multinomial(1, generator=generator).flatten()
-    loss, temperature = calibrated_loss(logits, labels)
+
+    def lowest(logits: torch.Tensor) -> tuple[float, float]:
+        return lowest_loss(lambda t: Classify().losses(logits / t, Batch(None, labels)), TEMPERATURES)
+
+    loss, temperature = lowest(logits)
     assert 0.8 < temperature < 1.25, "drawn from these very probabilities"
-    again, hotter = calibrated_loss(2 * logits, labels)
+    again, hotter = lowest(2 * logits)
     assert hotter == pytest.approx(2 * temperature)
     assert again == pytest.approx(loss)
 
@@ -185,20 +208,20 @@ def answers(strength: float, *, best: float, images: int, genotypes: int = 1) ->
 
 @pytest.mark.parametrize("best", STRENGTHS)
 def test_the_strength_of_the_lowest_loss_is_chosen_with_its_temperature(best: float) -> None:
-    found = chosen(lambda strength: answers(strength, best=best, images=200), images=200)
+    found = choose(lambda strength: answers(strength, best=best, images=200), examples=200)
     assert found.strength == best
     assert found.temperature == pytest.approx(20 / math.log(9), rel=0.1), "nine of ten are right"
-    assert chosen(lambda s: answers(s, best=best, images=200), images=200, temperatures=(1.0,)).temperature == 1.0
+    assert choose(lambda s: answers(s, best=best, images=200), examples=200, temperatures=(1.0,)).temperature == 1.0
 
 
 def test_of_equal_strengths_the_least_change_is_chosen_and_what_diverged_is_not() -> None:
     logits, labels = answers(1.0, best=1.0, images=200)
-    assert chosen(lambda strength: (logits, labels), images=200).strength == 1.0
+    assert choose(lambda strength: (logits, labels), examples=200).strength == 1.0
     broken = torch.full_like(logits, float("nan"))
     better = STRENGTHS[1]
-    found = chosen(lambda s: (logits / 8 if s == better else logits if s == 1 else broken, labels), images=200)
+    found = choose(lambda s: (logits / 8 if s == better else logits if s == 1 else broken, labels), examples=200)
     assert found != Calibration()
-    assert chosen(lambda strength: (broken, labels), images=200) == Calibration()
+    assert choose(lambda strength: (broken, labels), examples=200) == Calibration()
 
 
 @pytest.mark.parametrize("genotypes", [1, 4])
@@ -213,36 +236,36 @@ def test_a_gain_that_hangs_on_one_image_changes_nothing(genotypes: int) -> None:
         found[0] *= strength / 1.5  # the less of it the better
         return found.repeat(genotypes, 1), labels.repeat(genotypes)
 
-    assert chosen(measure, images=100) == Calibration()
+    assert choose(measure, examples=100) == Calibration()
 
 
 def test_where_every_image_is_right_nothing_tells_how_sure_is_too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Surer is better for each of them, whatever other images would say."""
-    monkeypatch.setattr("glora.runs.calibration._flawless", _flawless)
+    monkeypatch.setattr("glora.tasks.calibration.is_flawless", is_flawless)
     labels = torch.arange(100) % 2
     right = nn.functional.one_hot(labels, 2).float()
     sure = torch.linspace(1, 6, 100)[:, None]
-    assert chosen(lambda strength: (strength * sure * right, labels), images=100) == Calibration()
+    assert choose(lambda strength: (strength * sure * right, labels), examples=100) == Calibration()
     some = torch.where(torch.arange(100)[:, None] % 4 == 0, 1 - right, right)
-    found = chosen(lambda strength: (strength * sure * some, labels), images=100)
+    found = choose(lambda strength: (strength * sure * some, labels), examples=100)
     assert found != Calibration(), "or nothing is tested"
 
 
 def test_what_gains_nothing_changes_nothing() -> None:
     labels = torch.arange(60) % 2
-    assert chosen(lambda strength: (torch.zeros(60, 2), labels), images=60) == Calibration()
+    assert choose(lambda strength: (torch.zeros(60, 2), labels), examples=60) == Calibration()
 
 
 def test_of_few_images_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glora.runs.calibration.FEWEST", FEWEST)
-    assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), images=FEWEST - 1) == Calibration()
-    assert chosen(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST), images=FEWEST) != Calibration()
+    monkeypatch.setattr("glora.tasks.calibration.FEWEST", FEWEST)
+    assert choose(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST - 1), examples=FEWEST - 1) == Calibration()
+    assert choose(lambda s: answers(s, best=STRENGTHS[0], images=FEWEST), examples=FEWEST) != Calibration()
 
 
 def test_a_search_of_few_images_is_not_calibrated_and_says_so(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.runs.calibration.FEWEST", FEWEST)
+    monkeypatch.setattr("glora.tasks.calibration.FEWEST", FEWEST)
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
     (folder / "search.jsonl").unlink()
@@ -257,11 +280,11 @@ def test_a_search_of_few_images_is_not_calibrated_and_says_so(
 def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module], toys: ImageSet) -> None:
     adapted = glora.inject(vit(classes=2), SearchSpace(only=LayerConfig(B="lora:4")), targets="linear")
     moved(adapted)
-    how = {"accelerator": new_accelerator("no"), "batch_size": 4}
-    answers = [logits.argmax(1) for logits, _ in predictions(adapted.model, toys, **how)]
+    session, tuned = session_of(), TunedAdapter(adapted)
+    answers = [logits.argmax(1) for logits, _ in outputs(adapted.model, toys, **session.how)]
     toys = ImageSet(toys.items, torch.cat(answers).tolist(), preprocess=toys.preprocess)  # of which it is too unsure
     before = [number.clone() for number in adapted.parameters()]
-    found = chosen_alone(adapted, toys, **how)
+    found = calibrate_alone(session, tuned, toys)
     assert found != Calibration(), "or nothing is tested"
     assert all(map(torch.equal, before, adapted.parameters()))
     assert found.strength in STRENGTHS
@@ -289,8 +312,8 @@ def test_the_winner_plays_as_its_search_did_and_its_resume_too(searched: Path, t
     run = Run.open(folder, reporter)
     outcome = run.search()
     assert not any("Calibration" in line for line in reporter.lines), "it is chosen once"
-    adapted, model = run.adapter.adapted, load_winner(run.folder).model
-    x, _ = run.known.val.batch(range(2))
+    adapted, model = run.tuned.adapted, load_run(run.folder.path).model
+    x = run.session.data.val.batch(range(2)).inputs
     with torch.no_grad(), adapted.hold(adapted.space.decode(outcome.genome)) as held:
         torch.testing.assert_close(model(x), held(x))
     told = f"adaptations times {first.strength:.2f}, logits divided by {first.temperature:.2f}"
@@ -300,7 +323,7 @@ def test_the_winner_plays_as_its_search_did_and_its_resume_too(searched: Path, t
 def test_without_calibration_nothing_is_changed(searched: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
-    for name in ("search.jsonl", "calibration.json", "images.jsonl", "winner.json", "adapter.safetensors"):
+    for name in ("search.jsonl", "calibration.json", "examples.jsonl", "winner.json", "adapter.safetensors"):
         (folder / name).unlink()
     reporter = Recorder()
     run = Run.open(folder, reporter, search={"calibrate": False})
@@ -313,7 +336,7 @@ def test_without_calibration_nothing_is_changed(searched: Path, tmp_path: Path) 
 def test_a_search_from_before_calibration_goes_on_without(searched: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
-    for name in ("search.jsonl", "calibration.json", "images.jsonl", "winner.json", "adapter.safetensors"):
+    for name in ("search.jsonl", "calibration.json", "examples.jsonl", "winner.json", "adapter.safetensors"):
         (folder / name).unlink()
     plain = Run.open(folder, Recorder(), search={"calibrate": False}).search()
     config = (folder / "config.yaml").read_text()
@@ -346,27 +369,27 @@ def test_every_strength_is_tried_on_genotypes_of_the_search(
     (folder / "search.jsonl").unlink()
     tried: dict[float, torch.Tensor] = {}
 
-    def watched(measure: Measure, *, images: int, temperatures: Sequence[float]) -> Calibration:
-        tried.update({strength: measure(strength)[0] for strength in (1.0, 0.5)})
-        assert images == len(run.known.val)
-        assert temperatures == TEMPERATURES
+    def watched(measure: Callable[[float], Outputs], objective: Any, **how: Any) -> Calibration:
+        tried.update({each: torch.cat([logits for logits, _ in measure(each)]) for each in (1.0, 0.5)})
+        assert objective is run.session.objective
+        assert how == {"examples": len(run.session.data.val), "temperatures": TEMPERATURES}
         return Calibration(0.5, 2.0)
 
-    monkeypatch.setattr("glora.runs.stages.search.chosen", watched)
+    monkeypatch.setattr("glora.runs.stages.search.choose_calibration", watched)
     run = Run.open(folder, Recorder())
-    budget = run.adapter.adapted.space.count(run.adapter.adapted.space.largest) // 2
+    budget = run.tuned.adapted.space.count(run.tuned.adapted.space.largest) // 2
     sizes: list[int] = []
-    decode = run.adapter.adapted.space.decode
+    decode = run.tuned.adapted.space.decode
     run = Run.open(folder, Recorder(), search={"budget": budget})
     run.search()
-    adapted = run.adapter.adapted
+    adapted = run.tuned.adapted
     genomes = random_genomes(
         adapted.space, GENOTYPES, budget=budget, min_budget=math.ceil(0.9 * budget), seed=run.experiment.seed + 1
     )
     sizes = [adapted.space.count(decode(genome)) for genome in genomes]
     assert max(sizes) <= budget
-    assert len(genomes) * len(run.known.val) == len(tried[1.0])
-    x, _ = run.known.val.batch(range(len(run.known.val)))
+    assert len(genomes) * len(run.session.data.val) == len(tried[1.0])
+    x = run.session.data.val.batch(range(len(run.session.data.val))).inputs
     for place, genome in enumerate(genomes):  # the supernet plays with 0.5 and 2.0 now
         with torch.no_grad(), adapted.hold(decode(genome)) as held:
             mine = tried[0.5][place * len(x) : (place + 1) * len(x)]
@@ -374,23 +397,27 @@ def test_every_strength_is_tried_on_genotypes_of_the_search(
     assert not torch.allclose(tried[0.5], tried[1.0], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{}",
-        '{"strength": 1.5}',
-        '{"strength": "1.5"}',
-        '{"strength": null}',
-        "[]",
-        '{"temperature": NaN}',
-        '{"strength": -1.0}',
-        "{",
-    ],
-)
-def test_a_file_that_holds_no_two_numbers_is_refused(searched: Path, tmp_path: Path, text: str) -> None:
+DAMAGED = [
+    "{",
+    "[]",
+    "{}",
+    '{"strength": 1.5}',
+    '{"strength": "1.5", "temperature": 1.0}',
+    '{"strength": null, "temperature": 1.0}',
+    '{"strength": 1.0, "temperature": NaN}',
+    '{"strength": -1.0, "temperature": 1.0}',
+    '{"strength": 1.0, "temperature": 1.0, "offset": 1.0}',
+]
+
+
+def test_a_file_that_holds_no_two_numbers_is_refused(searched: Path, tmp_path: Path) -> None:
+    for text in DAMAGED:
+        (tmp_path / "calibration.json").write_text(text)
+        with pytest.raises(RunError, match=r"calibration\.json cannot be read.*search anew"):
+            Calibration.read(tmp_path / "calibration.json")
     folder = tmp_path / "run"
     shutil.copytree(searched, folder)
-    (folder / "calibration.json").write_text(text)
+    (folder / "calibration.json").write_text(DAMAGED[0])
     with pytest.raises(RunError, match=r"calibration\.json cannot be read.*search anew"):
         Run.open(folder, Recorder()).search()
 
@@ -420,18 +447,18 @@ def test_the_published_method_is_not_calibrated(photos: Path) -> None:
 def test_the_winner_trained_alone_is_calibrated_or_compared_by_its_accuracy(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int, calibrate: bool
 ) -> None:
-    given: list[ImageSet | None] = []
+    given: list[Examples | None] = []
 
-    def watched(model: nn.Module, path: Path, images: ImageSet | None, **how: Any) -> glora.Adapted:
+    def watched(session: Session, path: Path, images: Examples | None) -> Tuned:
         given.append(images)
-        return load_calibrated(model, path, images, **how)
+        return load_calibrated(session, path, images)
 
-    monkeypatch.setattr("glora.runs.run.load_calibrated", watched)
+    monkeypatch.setattr("glora.runs.stages.polish.load_calibrated", watched)
     search = {**FEW, "controls": 0, "control": "retrain", "calibrate": calibrate}
     run = Run(tiny(photos, data={"folds": folds}, search=search), tmp_path / "run", Recorder())
     result = run.fit()
     on_val = calibrate and folds == 1
     assert all((images is not None) == on_val for images in given)
-    assert not on_val or given[-1] is run.known.val
+    assert not on_val or given[-1] is run.session.data.val
     (line,) = [line for line in result.verdict if "trained alone" in line]
     assert ("one of them is not calibrated" in line) == (calibrate and folds == 2)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from glora.errors import DataError, GloraError, MissingExtraError, UnknownNameError
+from glora.errors import ConfigError, DataError, GloraError, MissingExtraError, UnknownNameError
+from glora.registry import load
 from glora.tasks import images as images_module
-from glora.tasks import task as data
+from glora.tasks.data import SOURCES
 from glora.tasks.data import packaged as offline
 from glora.tasks.data.sprites import ORIENTATIONS, SCALES, sprite
-from glora.tasks.images import Preprocess
-from glora.tasks.task import ImageSet, carve_val, load_task, split_in_three, stratified_split
+from glora.tasks.images import ImageSet, Preprocess
+from glora.tasks.splits import carve_val, split_in_three, stratified_split
+from glora.tasks.task import DataSettings, Task, load_task
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -38,7 +40,7 @@ def class_folders(root: Path, **counts: int) -> Path:
     return root
 
 
-def splits(task: data.Task) -> tuple[ImageSet, ImageSet, ImageSet]:
+def splits(task: Task) -> tuple[ImageSet, ImageSet, ImageSet]:
     return task.train, task.val, task.test
 
 
@@ -126,6 +128,18 @@ def test_sizes_that_do_not_fit_are_refused(train: int, val: int, words: str) -> 
         split_in_three(pool(100), ("a", "b"), train=train, val=val, seed=0)
 
 
+def test_targets_without_classes_are_split_by_chance_alone() -> None:
+    pixel = np.zeros((1, 1), dtype=np.uint8)
+    images = ImageSet([pixel] * 100, torch.arange(100.0))
+    assert images.strata is None
+    parts, note = split_in_three(images, (), train=None, val=None, seed=0)
+    assert [len(part) for part in parts] == [64, 16, 20]
+    assert "stratified" not in note
+    assert sorted(value for part in parts for value in part.targets.tolist()) == list(range(100))
+    with pytest.raises(DataError, match="too few images: 2"):
+        split_in_three(images.subset([0, 1]), (), train=None, val=None, seed=0)
+
+
 # Folders
 
 
@@ -137,12 +151,12 @@ def test_a_folder_of_classes_becomes_a_task(tmp_path: Path) -> None:
     (tmp_path / "pets" / ".git").mkdir()
     (tmp_path / "pets" / "cat" / "readme.txt").write_text("no image")
     task = load_task(tmp_path / "pets", seed=1)
-    assert (task.name, task.classes) == ("pets", ("cat", "dog"))
+    assert (task.name, task.objective.classes) == ("pets", ("cat", "dog"))
     assert [len(split) for split in splits(task)] == [38, 10, 12]
     for split in splits(task):
         assert all(
-            isinstance(item, Path) and (task.classes[label] in item.parts)
-            for item, label in zip(split.items, split.labels, strict=True)
+            isinstance(item, Path) and (task.objective.classes[label] in item.parts)
+            for item, label in zip(split.items, split.targets, strict=True)
         )
     assert load_task(str(tmp_path / "pets"), seed=1).fingerprint == task.fingerprint
     assert load_task(tmp_path / "pets", seed=2).fingerprint != task.fingerprint
@@ -162,7 +176,7 @@ def test_given_splits_are_kept(tmp_path: Path, val_name: str) -> None:
         class_folders(tmp_path / split, a=count, b=count)
     task = load_task(tmp_path)
     assert [len(split) for split in splits(task)] == [12, 6, 8]
-    assert "as the folders say" in task.notes[-1]
+    assert task.notes[-1] == "Split as the data says: 12 train, 6 val and 8 test images."
     assert all(isinstance(item, Path) and "test" in item.parts for item in task.test.items)
     assert [len(split) for split in splits(load_task(tmp_path, train=8, val=2))] == [8, 2, 8]
 
@@ -172,13 +186,13 @@ def test_a_missing_val_is_carved_out_of_train_and_said(tmp_path: Path) -> None:
     class_folders(tmp_path / "test", a=5, b=5)
     task = load_task(tmp_path)
     assert [len(split) for split in splits(task)] == [32, 8, 10]
-    assert "no val folder" in task.notes[-1]
+    assert "no val split: 8 val images cut from the training images" in task.notes[-1]
     assert not set(task.train.items) & set(task.val.items)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     class_folders(tmp_path, train=10, bus=10)
-    assert load_task(tmp_path).classes == ("bus", "train")
+    assert load_task(tmp_path).objective.classes == ("bus", "train")
 
 
 def test_what_lies_beside_is_said(tmp_path: Path) -> None:
@@ -201,7 +215,8 @@ def test_bad_folders_have_one_clear_error(tmp_path: Path) -> None:
     refused(class_folders(tmp_path / "few", cat=9, dog=2), "'dog' has too few images: 2")
     refused(class_folders(tmp_path / "none", cat=9, dog=0), "holds no images")
     refused(class_folders(tmp_path / "notest", cat=9, dog=9), "leave no test", train=16, val=2)
-    refused(tmp_path / "notest", "val split is empty", val=0)
+    with pytest.raises(ConfigError, match=r"val: .*greater than or equal to 1"):
+        load_task(tmp_path / "notest", val=0)
     (tmp_path / "file.zip").write_bytes(b"")
     refused(tmp_path / "file.zip", "is a file, not a folder")
     refused(tmp_path / "emptyy", r"no folder .*Did you mean .*empty'")
@@ -274,12 +289,14 @@ def test_an_image_that_vanishes_later_names_its_file(tmp_path: Path) -> None:
     assert isinstance(file, Path)
     file.write_text("overwritten")
     with pytest.raises(DataError, match=rf"{file.name}.*--on-bad-image skip"):
-        task.train[3]
+        task.train.batch([3])
 
 
-def test_an_unknown_way_with_bad_images_is_refused() -> None:
-    with pytest.raises(DataError, match="'error' or 'skip'"):
-        load_task("digits", on_bad_image="ignore")  # type: ignore[arg-type]
+def test_an_unknown_way_with_bad_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"on_bad_image: .*'error' or 'skip'"):
+        load_task(tmp_path, on_bad_image="ignore")
+    with pytest.raises(ConfigError, match="on_bad_image: no such setting"):
+        load_task("digits", on_bad_image="skip")
 
 
 # Decoding and caching
@@ -288,7 +305,7 @@ def test_an_unknown_way_with_bad_images_is_refused() -> None:
 def test_an_image_is_resized_straight_to_size_and_normalised(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "one.png")
-    x, label = ImageSet([tmp_path / "one.png"], [5], preprocess=PREPROCESS)[0]
+    (x,), (label,), _ = ImageSet([tmp_path / "one.png"], [5], preprocess=PREPROCESS).batch([0])
     resized = np.array(Image.fromarray(pixels).resize((6, 8), Image.Resampling.BILINEAR), dtype=np.float32)
     expected = (resized / 255 - np.float32(PREPROCESS.mean)) / np.float32(PREPROCESS.std)
     assert (x.shape, x.dtype, label) == ((3, 8, 6), torch.float32, 5)
@@ -301,14 +318,15 @@ def test_every_mode_becomes_rgb_without_a_warning(tmp_path: Path, mode: str) -> 
     Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode).save(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        x, _ = ImageSet([file], [0], preprocess=Preprocess((8, 8)))[0]
+        (x,), _, _ = ImageSet([file], [0], preprocess=Preprocess((8, 8))).batch([0])
     assert x.shape == (3, 8, 8)
 
 
 def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    x, _ = ImageSet([tmp_path / "ramp.png"], [0], preprocess=Preprocess((8, 8), (0, 0, 0), (1, 1, 1)))[0]
+    images = ImageSet([tmp_path / "ramp.png"], [0], preprocess=Preprocess((8, 8), (0, 0, 0), (1, 1, 1)))
+    x = images.batch([0]).inputs[0]
     torch.testing.assert_close(x[0], torch.from_numpy((ramp >> 8).astype(np.float32) / 255))
 
 
@@ -317,40 +335,33 @@ def test_a_batch_equals_its_images_and_is_decoded_once(tmp_path: Path, monkeypat
     decoded: list[object] = []
     original = images_module._decoded
     monkeypatch.setattr(images_module, "_decoded", lambda item, p: (decoded.append(item), original(item, p))[1])
-    x, y = images.batch(torch.tensor([3, 1, 3, 7]))
+    x, y, rows = images.batch(torch.tensor([3, 1, 3, 7]))
     assert (x.shape, x.dtype, y.dtype) == ((4, 3, 8, 6), torch.float32, torch.int64)
-    assert y.tolist() == [images.labels[i] for i in (3, 1, 3, 7)]
+    assert rows == 1
+    assert y.tolist() == [images.targets[i] for i in (3, 1, 3, 7)]
     for row, index in enumerate((3, 1, 3, 7)):
-        assert torch.equal(images[index][0], x[row])
+        assert torch.equal(images.batch([index]).inputs[0], x[row])
     assert len(decoded) == 3
     assert torch.equal(images.batch([3, 1, 3, 7])[0], x)
 
 
 def test_the_cache_stays_under_its_limit_and_changes_nothing(tmp_path: Path) -> None:
     items = load_task(class_folders(tmp_path, a=10, b=10)).train
-    free = ImageSet(items.items, items.labels, preprocess=PREPROCESS)
-    tight = ImageSet(items.items, items.labels, preprocess=PREPROCESS, cache_bytes=3 * 8 * 6 * 4 + 1)
+    free = ImageSet(items.items, items.targets, preprocess=PREPROCESS)
+    tight = ImageSet(items.items, items.targets, preprocess=PREPROCESS, cache_bytes=3 * 8 * 6 * 4 + 1)
     for _ in range(2):
         assert torch.equal(tight.batch(range(10))[0], free.batch(range(10))[0])
     assert len(tight._cache) == 4
     assert len(free._cache) == 10
 
 
-def test_a_set_reads_like_a_sequence() -> None:
-    images = pool(5).prepared(PREPROCESS)
-    assert len(list(images)) == len(images) == 5  # type: ignore[call-overload]
-    assert images[-1][1] == images.labels[4]
-    with pytest.raises(IndexError):
-        images[5]
-
-
 def test_an_unprepared_set_says_what_to_do() -> None:
     with pytest.raises(DataError, match=r"task\.prepared\(backbone\.preprocess\)"):
-        pool(3)[0]
+        pool(3).batch([0])
 
 
-def test_labels_must_match_images() -> None:
-    with pytest.raises(DataError, match="1 images came with 2 labels"):
+def test_targets_must_match_images() -> None:
+    with pytest.raises(DataError, match="1 images came with 2 targets"):
         ImageSet([np.zeros((1, 1), dtype=np.uint8)], [0, 1])
 
 
@@ -361,8 +372,8 @@ def test_digits() -> None:
     pytest.importorskip("sklearn")
     task = load_task("digits", train=100, val=50)
     assert [len(split) for split in splits(task)] == [100, 50, 1647]
-    assert set(Counter(task.train.labels).values()) <= {9, 10, 11}
-    x, _ = task.prepared(Preprocess((8, 8), (0, 0, 0), (1, 1, 1))).train.batch(range(100))
+    assert set(Counter(task.train.strata).values()) <= {9, 10, 11}
+    x, _, _ = task.prepared(Preprocess((8, 8), (0, 0, 0), (1, 1, 1))).train.batch(range(100))
     assert (x.min().item(), x.max().item()) == (0, 1)
     assert torch.equal(x[:, 0], x[:, 2])
     assert load_task("digits", train=100, val=50).fingerprint == task.fingerprint
@@ -376,12 +387,12 @@ def test_dsprites_labels_say_what_is_seen() -> None:
 
     loc, ori = load_task("dsprites_loc"), load_task("dsprites_ori")
     assert [len(split) for split in splits(loc)] == [len(split) for split in splits(ori)] == [800, 200, 3000]
-    assert set(loc.train.labels) == set(ori.train.labels) == set(range(16))
-    for image, label in zip(loc.train.items, loc.train.labels, strict=True):
+    assert set(loc.train.strata) == set(ori.train.strata) == set(range(16))
+    for image, label in zip(loc.train.items, loc.train.strata, strict=True):
         # a heart's middle is not its origin
         assert (points(image)[0].mean() - 16) / 2 == pytest.approx(label + 0.5, abs=2)
     ellipses = 0
-    for image, label in zip(ori.train.items, ori.train.labels, strict=True):
+    for image, label in zip(ori.train.items, ori.train.strata, strict=True):
         size, axes = np.linalg.eigh(np.cov(points(image)))
         if size[1] > 3 * size[0]:  # long: no square and no heart
             ellipses += 1
@@ -408,8 +419,8 @@ def test_a_sprite_turns_and_moves_as_told() -> None:
 def test_textile() -> None:
     pytest.importorskip("conformal_clip_data")
     task = load_task("textile")
-    assert (task.name, task.classes) == ("textile", ("global", "local", "nominal"))
-    assert Counter(task.train.labels) == {0: 200, 1: 200, 2: 400}
+    assert (task.name, task.objective.classes) == ("textile", ("global", "local", "nominal"))
+    assert Counter(task.train.strata) == {0: 200, 1: 200, 2: 400}
 
 
 def test_textile_missing_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,6 +461,6 @@ def test_an_unknown_name_lists_the_known_and_the_nearest(tmp_path: Path, monkeyp
         load_task("./digits")
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
-def test_the_table_names_what_exists(name: str) -> None:
-    assert callable(data.registry.load(data.DATASETS[name]))
+def test_the_table_names_what_exists() -> None:
+    for place in SOURCES.values():
+        assert issubclass(load(place), DataSettings)

@@ -29,7 +29,7 @@ def test_a_tie_is_no_win() -> None:
 
 def test_quick_changes_only_sizes() -> None:
     full, quick = demo_experiment(seed=3), demo_experiment(quick=True, seed=3)
-    assert (full.model, full.space, full.seed) == (quick.model, quick.space, quick.seed)
+    assert (full.model, full.method, full.seed) == (quick.model, quick.method, quick.seed)
     assert quick.search.budget == full.search.budget
 
 

@@ -11,30 +11,33 @@ from typing import Any
 
 import pytest
 import torch
-from glora.runs.winner import load_winner
 
 import glora
 from glora.adapt.adapter_file import load_supernet, read_header
-from glora.adapt.supernet import StoredSupernet, copied
+from glora.adapt.supernet import copied
 from glora.cli.terminal import search_or_pick
 from glora.errors import BudgetError, ConfigError, RunError
 from glora.files import read_jsonl
+from glora.methods.glora import TunedAdapter
 from glora.report.outcome import Outcome
 from glora.report.result import Result
-from glora.runs.calibration import Calibration
+from glora.runs.calibration import apply_calibration
 from glora.runs.folder import RunFolder
+from glora.runs.loaded import load_run
 from glora.runs.run import Run
-from glora.runs.scoring import ValScorer
+from glora.runs.scoring import StoredNumbers, ValScorer
 from glora.runs.stages.search import Search
 from glora.searchers import pareto_front
 from glora.space import SearchSpace
-from glora.tasks.evaluation import evaluate
-from glora.tasks.task import ImageSet
+from glora.tasks.calibration import Calibration
+from glora.tasks.evaluation import Evaluation
+from glora.tasks.images import ImageSet
+from glora.tasks.objectives.classify import Classify
 from suites.toy import Recorder, tiny
 from test_floors import SRC, imports, tree_of
 from test_statistics import normed
 
-NSGA2 = {"searcher": "nsga2", "population": 6, "generations": 2, "rescore": 3, "controls": 5}
+NSGA2 = {"searcher": {"name": "nsga2", "population": 6, "generations": 2}, "rescore": 3, "controls": 5}
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +96,26 @@ def test_no_path_leads_from_the_search_to_a_test_image(photos: Path, tmp_path: P
     assert isinstance(search, Search)
     things = reachable(search)
     assert search.scorer in things
-    assert search.known.val in things
+    assert search.session.data.val in things
     test = set(run.task.test.items)
     assert test
     assert not images_in(things) & test
     assert not [each for each in things if each in (run, run.task, run.task.test)]
-    assert not test & images_in(reachable(run._training()))
+    assert not test & images_in(reachable(run.session))
 
 
-@pytest.mark.parametrize("file", ["searching", "training", "scoring", "folds", "controls", "sheet", "resume", "train"])
+BLIND = [  # files of training and search
+    "runs/session", "runs/scoring", "runs/comparison", "runs/calibration", "runs/stages/train", "runs/stages/search",
+    "runs/stages/polish", "training/trainer", "training/pace",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", BLIND)
 def test_the_files_of_training_and_search_know_no_task(file: str) -> None:
     path = SRC / f"{file}.py"
-    assert not {name for name in imports(path) if name.endswith((".Task", ".load_task", ".known", ".testing"))} - {
-        "glora.tasks.visible"
-    }
+    known = {name for name in imports(path) if name.startswith(("glora.tasks.task", "glora.runs.stages.test"))}
+    assert not known
+    assert "glora.tasks.visible.visible" not in imports(path)
     attributes = {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
     assert "test" not in attributes
 
@@ -134,38 +143,37 @@ def test_a_search_whose_test_images_cannot_be_read_does_not_notice(
 
 def test_the_best_are_scored_again_and_the_best_on_all_images_wins(searched: Run) -> None:
     outcome = Outcome.read(searched.folder.winner)
-    sheet = searched._searching().sheet
-    space = searched.adapter.adapted.space
+    values = searched._searching().values
+    space = searched.tuned.adapted.space
     by_number = {trial.number: trial for trial in trials_of(searched)}
     assert outcome.rescored == 3
     assert len(by_number) == outcome.scored == outcome.eligible
     first = sorted(by_number.values(), key=lambda trial: trial.rank)[:3]
     losses = {}
     for trial in first:
-        with searched.adapter.supernet.hold(trial.genotype) as model:
-            images = {"val": searched.known.val, "aside": searched.known.aside}
-            found = [
-                evaluate(model, each, accelerator=searched.accelerator, batch_size=100) for each in images.values()
-            ]
-        assert sheet(trial.genome)["val"].loss == pytest.approx(-trial.score.value)
-        losses[trial.number] = torch.cat([each.losses for each in found]).mean().item()
+        with searched.tuned.hold(trial.genotype) as model:
+            data = searched.session.data
+            found = [searched.session.evaluate(model, each) for each in (data.val, data.aside)]
+        assert values(trial.genome)["val"].value("loss") == pytest.approx(-trial.score.value)
+        losses[trial.number] = torch.cat([each.values["loss"] for each in found]).mean().item()
     assert outcome.number == min(losses, key=lambda number: losses[number])
     assert read_header(searched.folder.adapter)["genotype"] == space.decode(outcome.genome).to_json()
 
 
 def trials_of(run: Run) -> Any:
-    return run._searching()._search(None, None).trials
+    return run._searching().finished.trials
 
 
 def test_of_equal_genotypes_the_smaller_wins(searched: Run) -> None:
     from glora.runs.comparison import best_again
-    from glora.tasks.evaluation import Evaluation
 
-    same = Evaluation(torch.ones(4), torch.ones(4, dtype=torch.bool))
+    def evaluation(loss: float) -> Evaluation:
+        return Evaluation(Classify(), {"accuracy": torch.ones(4), "loss": torch.full((4,), loss)})
+
+    same, nan = evaluation(1.0), evaluation(math.nan)
     sizes = {(0,): 30, (1,): 10, (2,): 20}
-    sheet: Any = lambda genome: {"val": same}  # noqa: E731
-    assert best_again(sizes, sheet, fitness="loss") == (1,)
-    nan = Evaluation(torch.full((4,), math.nan), torch.ones(4, dtype=torch.bool))
+    values: Any = lambda genome: {"val": same}  # noqa: E731
+    assert best_again(sizes, values, fitness="loss") == (1,)
     diverged: Any = lambda genome: {"val": nan if genome == (1,) else same}  # noqa: E731
     assert best_again(sizes, diverged, fitness="loss") == (2,)
 
@@ -175,21 +183,22 @@ def test_without_rescoring_all_of_val_chooses_and_the_best_on_val_wins(photos: P
     result = run.fit()
     outcome = Outcome.read(run.folder.winner)
     assert outcome.number == min(trials_of(run), key=lambda trial: trial.rank).number
-    assert result.metrics["val_images"] == len(run.task.val)
-    assert not [name for name in result.metrics if name.startswith(("aside", "curse"))]
+    assert result.metrics["val_examples"] == len(run.task.val)
+    assert not [name for name in result.metrics if name.startswith(("aside", "selection_bias"))]
 
 
 def test_rescoring_needs_images_set_aside(photos: Path) -> None:
-    with pytest.raises(ConfigError, match=r"needs images set aside, but data\.aside=0"):
+    with pytest.raises(ConfigError, match=r"needs examples set aside, but data\.aside=0"):
         tiny(photos, data={"source": str(photos), "aside": 0})
 
 
 def test_the_gap_between_val_and_what_was_set_aside_is_told(searched: Run) -> None:
     row = Outcome.read(searched.folder.winner).rows["winner"]
     for name, sign in (("accuracy", 1), ("loss", -1)):
-        assert row[f"curse_{name}"] == pytest.approx(sign * ((row[f"val_{name}"] or 0) - (row[f"aside_{name}"] or 0)))
+        val, aside = (row[f"{split}_{name}"] or 0 for split in ("val", "aside"))
+        assert row[f"selection_bias_{name}"] == pytest.approx(sign * (val - aside))
         errors = [row[f"{split}_{name}_standard_error"] or 0 for split in ("val", "aside")]
-        assert row[f"curse_{name}_standard_error"] == pytest.approx(math.hypot(*errors))
+        assert row[f"selection_bias_{name}_standard_error"] == pytest.approx(math.hypot(*errors))
 
 
 # -- folds
@@ -199,30 +208,30 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     data = {"source": str(photos), "folds": 3, "aside": 2}
     run = Run(tiny(photos, data=data, train={"epochs": 1}), tmp_path / "run", Recorder())
     result = run.fit()
-    assert result.metrics["val_images"] == len(run.task.train) + len(run.task.val) - 2 == len(run.known.val)
-    assert result.metrics["aside_images"] == 2
+    assert result.metrics["val_examples"] == len(run.task.train) + len(run.task.val) - 2 == len(run.session.data.val)
+    assert result.metrics["aside_examples"] == 2
     outcome, search = Outcome.read(run.folder.winner), run._searching()
     genotype = search.space.decode(outcome.genome)
     total = 0.0
-    for place, part in enumerate(run.known.scoring):  # each fold's file, loaded into a network of its own
+    for place, part in enumerate(run.session.data.scoring):  # each fold's file, loaded into a network of its own
         fresh = Run.open(run.folder.path, Recorder())
-        load_supernet(fresh.adapter.adapted, run.folder.fold(place).supernet)
-        Calibration.read(run.folder.calibration).apply(fresh.adapter.adapted)
-        fresh.adapter.adapted.activate(genotype)
-        found = evaluate(fresh.adapter.merge(), part, accelerator=run.accelerator, batch_size=100)
-        total += found.losses.double().sum().item()
-    assert result.metrics["val_loss"] == pytest.approx(total / len(run.known.val), rel=1e-5)
+        load_supernet(fresh.tuned.adapted, run.folder.fold(place).supernet)
+        apply_calibration(fresh.tuned, Calibration.read(run.folder.calibration))
+        fresh.tuned.activate(genotype)
+        found = run.session.evaluate(fresh.tuned.merged(), part)
+        total += found.values["loss"].double().sum().item()
+    assert result.metrics["val_loss"] == pytest.approx(total / len(run.session.data.val), rel=1e-5)
     assert outcome.score == pytest.approx(-(result.metrics["val_loss"] or 0))
     files = [run.folder.supernet, *(run.folder.fold(place).supernet for place in range(3))]
     assert len({file.read_bytes() for file in files}) == 4
-    winner = load_winner(run.folder).model
-    aside = evaluate(winner, run.known.aside, accelerator=run.accelerator, batch_size=100)
-    assert result.metrics["aside_loss"] == pytest.approx(aside.loss, rel=1e-5), "the winner plays the last supernet"
+    aside = run.session.evaluate(load_run(run.folder.path).model, run.session.data.aside).value("loss")
+    assert result.metrics["aside_loss"] == pytest.approx(aside, rel=1e-5), "the winner plays the last supernet"
 
 
 def test_folds_go_with_racing_and_with_workers(photos: Path, tmp_path: Path) -> None:
     data = {"source": str(photos), "folds": 2, "aside": 2}
-    search = {"racing": True, "racing_first": 4, "racing_level": 0.5, "population": 6, "generations": 2}
+    searcher = {"population": 6, "generations": 2}
+    search = {"searcher": searcher, "racing": True, "racing_first": 4, "racing_level": 0.5}
     run = Run(tiny(photos, data=data, train={"epochs": 1}, search=search), tmp_path / "one", Recorder())
     run.train()
     folder = copy_of(run, tmp_path / "two")
@@ -243,14 +252,15 @@ def test_the_running_statistics_of_folds_stay_apart() -> None:
     folds = []
     for value in (1.0, 2.0):
         model.norm.running_mean.fill_(value)
-        folds.append(StoredSupernet(adapted, copied(adapted)))
+        folds.append(StoredNumbers(TunedAdapter(adapted), copied(adapted)))
     for fold, value in zip(folds, (1.0, 2.0), strict=True):
         with fold.hold(adapted.space.smallest):
             assert model.norm.running_mean.eq(value).all()
 
 
 def test_what_left_a_race_is_neither_scored_again_nor_picked(photos: Path, tmp_path: Path) -> None:
-    search = {"racing": True, "racing_first": 2, "racing_level": 0.5, "population": 8, "generations": 2, "parents": 2}
+    searcher = {"population": 8, "generations": 2, "parents": 2}
+    search = {"searcher": searcher, "racing": True, "racing_first": 2, "racing_level": 0.5}
     run = Run(tiny(photos, search={**search, "rescore": 99}, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
     outcome = run.search()
@@ -288,25 +298,25 @@ def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> No
 
 def test_what_a_method_without_a_search_cannot_use_is_told(photos: Path, tmp_path: Path) -> None:
     run = Run(tiny(photos, method="linear", data={"source": str(photos), "folds": 3}), tmp_path / "run", Recorder())
-    assert run.known.notes == ("Nothing is searched: data.folds change nothing.",)
-    assert len(run.known.val) == len(run.task.val)
+    assert run.session.data.notes == ("Nothing is searched: data.folds change nothing.",)
+    assert len(run.session.data.val) == len(run.task.val)
 
 
 # -- controls
 
 
 def test_controls_are_random_genotypes_within_the_budget_and_the_largest(photos: Path, tmp_path: Path) -> None:
-    search = {"budget": 600, "controls": 7, "rescore": 2, "population": 4, "generations": 1}
+    search = {"searcher": {"population": 4, "generations": 1}, "budget": 600, "controls": 7, "rescore": 2}
     run = Run(tiny(photos, search=search), tmp_path / "run", Recorder())
     run.train()
     outcome = run.search()
     rows = outcome.rows
     assert list(rows) == ["winner", "random_mean", "random_best", "largest"]
-    space = run.adapter.adapted.space
+    space = run.tuned.adapted.space
     assert rows["largest"]["parameters"] == space.count(space.largest) > 600
     assert all((rows[name]["parameters"] or 0) <= 600 for name in ("winner", "random_mean", "random_best"))
     assert rows["random_mean"]["genotypes"] == 7
-    measured = read_jsonl(run.folder.sheet)[1:]
+    measured = read_jsonl(run.folder.values)[1:]
     assert len({tuple(record["genome"]) for record in measured}) == len(measured) <= 2 + 7 + 1
     asked = {trial.genome for trial in trials_of(run)}
     assert len({tuple(record["genome"]) for record in measured} - asked) >= 6, "drawn on their own"
@@ -345,7 +355,7 @@ def test_a_result_keeps_its_controls_and_their_words(searched: Run, tmp_path: Pa
     told = [line for line in again.verdict if line.startswith("The winner ")]
     assert len(told) == 3
     assert all("test images: accuracy" in line for line in told[1:])
-    assert any(line.startswith("Winner's curse, val minus set-aside") for line in again.verdict)
+    assert any(line.startswith("Selection bias, val minus set-aside") for line in again.verdict)
 
 
 # -- another budget, picked
@@ -385,7 +395,7 @@ def test_a_budget_that_nothing_scored_keeps_is_refused_with_the_smallest(searche
 
 
 def test_a_picked_winner_is_compared_with_genotypes_of_the_sizes_searched(photos: Path, tmp_path: Path) -> None:
-    search = {"population": 6, "generations": 1, "controls": 3}
+    search = {"searcher": {"population": 6, "generations": 1}, "controls": 3}
     run = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
     own = run.search()
@@ -467,16 +477,17 @@ def test_a_stop_between_the_files_of_a_winner_is_told_and_mended(
     budget = smaller(searched)
     with monkeypatch.context() as patch:
         stop = {
-            "adapter": ("glora.runs.stages.search", "save_adapter"),
+            "adapter": ("glora.methods.glora", "save_adapter"),
             "outcome": ("glora.report.outcome.Outcome", "write"),
         }
-        where, name = stop.get(place, ("glora.runs.folder.RunFolder", "show"))
+        where, name = stop.get(place, ("glora.runs.folder.RunFolder", "restore_result"))
         patch.setattr(f"{where}.{name}", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Run.open(folder.path, Recorder()).pick(budget=budget, min_budget=0)
     if place == "outcome":  # the adapter is the picked one, winner.json the one before
-        for reader in (Run.open(folder.path, Recorder()).evaluate, folder.shown, lambda: load_winner(folder)):
-            with pytest.raises(RunError, match=r"is not the winner that winner\.json tells of.*glora search"):
+        again = Run.open(folder.path, Recorder())
+        for reader in (again.evaluate, folder.current_result, lambda: load_run(folder.path)):
+            with pytest.raises(RunError, match=r"is not the winner in winner\.json.*glora search"):
                 reader()
     elif place == "adapter":
         assert Run.open(folder.path, Recorder()).evaluate() == first
@@ -548,5 +559,5 @@ def test_what_comes_after_a_search_is_for_the_winner_picked_with_it(searched: Ru
     settings = run.experiment().search
     assert (settings.budget, settings.polish, settings.control) == (None, 1, "retrain")
     assert set(Run.open(folder, Recorder()).evaluate().controls) == {"unpolished", "retrained"}
-    with pytest.raises(RunError, match=r"search\.population is 6 there, 7 here"):
-        search_or_pick(folder, {"budget": budget, "population": 7}, Recorder())
+    with pytest.raises(RunError, match=r"search\.searcher\.population is 6 there, 7 here"):
+        search_or_pick(folder, {"budget": budget, "searcher": {"population": 7}}, Recorder())

@@ -1,8 +1,10 @@
-"""Every row of the table of methods: builds, counts right, trains, keeps the base, merges into the plain model."""
+"""Every row of the table of methods keeps the suite; and what each of them is."""
 
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +12,52 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from glora.errors import UnknownNameError
+import glora
+from glora.adapt.adapter_file import read_header
+from glora.errors import StateError, UnknownNameError
 from glora.methods import METHODS
 from glora.methods.method import get_method
+from suites.method_suite import MethodSuite, Normed, step
 
-CLASSES = 3
-SETTINGS: dict[str, dict[str, Any]] = {"lora": {"rank": 2}, "glora": {"sampling": "batch"}}  # one to merge
-FROZEN_BASE = sorted(set(METHODS) - {"full"})
+SOURCE = Path(glora.__file__).parent
 
 
-def build(name: str = "test_vit") -> nn.Module:
+class TestGLoRA(MethodSuite):
+    method = "glora"
+
+
+class TestLoRA(MethodSuite):
+    method, settings = "lora", {"rank": 2, "alpha": 6.0, "dropout": 0.1}
+
+
+class TestBitFit(MethodSuite):
+    method = "bitfit"
+
+
+class TestLinearProbe(MethodSuite):
+    method = "linear"
+
+
+class TestFull(MethodSuite):
+    method, statistics_stay = "full", False
+
+
+def test_every_method_keeps_the_suite() -> None:
+    assert sorted(each.method for each in MethodSuite.__subclasses__()) == sorted(METHODS)
+
+
+def test_no_stage_asks_for_the_class_of_a_method() -> None:
+    """What a run needs of a method is in `Tuned` and `Method`."""
+    asks = re.compile(r"isinstance\([^\n]*Tuned|TunedAdapter|TunedSubset|\bGLoRA\b|methods\.(?!method\b)\w+")
+    for folder in ("runs", "training", "searchers", "report", "cli"):
+        for file in sorted((SOURCE / folder).rglob("*.py")):
+            code = re.sub(r'""".*?"""|"[^"\n]*"|#.*', "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+            assert not asks.findall(code), file
+
+
+def build() -> nn.Module:
     torch.manual_seed(0)
-    size = {"img_size": 32} if "vit" in name else {}
-    model: nn.Module = timm.create_model(name, num_classes=CLASSES, **size).eval()
+    model: nn.Module = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
     return model
 
 
@@ -30,76 +65,73 @@ def batch(n: int = 4, size: int = 32) -> Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def step(tuned: Any, x: Tensor, *, lr: float = 1e-3) -> None:
-    optimizer = torch.optim.AdamW(tuned.parameters(), lr=lr)
-    tuned.model.train()
-    tuned.before_step(random.Random(0), range(len(x)), len(x), 1.0)
-    nn.functional.cross_entropy(tuned.model(x), torch.arange(len(x)) % CLASSES).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    tuned.model.eval()
+def apply(name: str, settings: dict[str, Any] | None = None) -> Any:
+    return get_method(name, settings or {}).apply(build(), head=("head",), seed=0)
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
-    head = model.get_classifier()
+    head = model.get_classifier()  # type: ignore[operator]
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_fresh_method_is_the_base_and_one_step_changes_it(name: str) -> None:
-    model, x = build(), batch()
-    plain = model(x)
-    tuned = get_method(name, SETTINGS.get(name, {})).apply(model, head=("head",), seed=0)
-    assert torch.equal(tuned.model(x), plain)
-    step(tuned, x)
-    assert not torch.equal(tuned.model(x), plain)
-    assert all(parameter.requires_grad for parameter in tuned.parameters())
-
-
 def test_lora_is_as_published_and_glora_has_fixed_scales() -> None:
-    lora, glora = (
-        get_method(name, {}).apply(build(), head=("head",), seed=0).adapted.supports for name in ("lora", "glora")
-    )
+    lora, supernet = (apply(name).adapted.supports for name in ("lora", "glora"))
     assert not any(support.scales for support in lora.values())
-    assert all(support.scales for support in glora.values())
+    assert all(support.scales for support in supernet.values())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_is_trained_is_what_moves(name: str) -> None:
-    model, x = build(), batch()
-    tuned = get_method(name, SETTINGS.get(name, {})).apply(model, head=("head",), seed=0)
-    owned = {id(parameter) for parameter in tuned.parameters()}
-    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-    step(tuned, x)
-    moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
-    assert moved <= {key for key, parameter in model.named_parameters() if id(parameter) in owned}
-    assert {"head.weight", "head.bias"} <= moved
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_merging_gives_the_plain_model_with_the_same_answers(name: str) -> None:
-    model, x = build(), batch()
-    keys, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
-    tuned = get_method(name, SETTINGS.get(name, {})).apply(model, head=("head",), seed=0)
-    step(tuned, x, lr=1e-2)
+@pytest.mark.parametrize("alpha", [None, 1.0, 8.0, 6.0])
+def test_lora_adds_alpha_over_rank_times_its_product(tmp_path: Path, alpha: float | None) -> None:
+    """`W0 + alpha / rank * down up`, which is PEFT's; by hand, and in the merged weight and the file."""
+    tuned = apply("lora", {"rank": 4, "alpha": alpha})
+    layer, support = tuned.model.blocks[0].mlp.fc1, tuned.adapted.supports["blocks.0.mlp.fc1"]
     with torch.no_grad():
-        before, after = tuned.model(x), tuned.merge()(x)
-    assert (before - after).abs().max() <= 1e-5 * before.abs().max()
-    assert list(model.state_dict()) == keys
-    assert [type(module) for module in model.modules()] == kinds
+        support.down["B"].normal_()
+        w0, b0 = (layer.parametrizations[name].original.clone() for name in ("weight", "bias"))
+        down, up = support.down["B"], support.up["B"]  # (o, 4), (4, i)
+        x, scale = torch.randn(5, w0.shape[1]), 1.0 if alpha is None else alpha / 4
+        by_hand = x @ w0.T + b0 + scale * (x @ up.T) @ down.T
+        torch.testing.assert_close(layer(x), by_hand, rtol=1e-4, atol=1e-5)
+        tuned.save(tmp_path / "lora.safetensors", {})
+        merged = tuned.merged().blocks[0].mlp.fc1.weight
+        torch.testing.assert_close(merged, w0 + scale * down @ up, rtol=1e-5, atol=1e-6)
+    saved = read_header(tmp_path / "lora.safetensors")["scales"]["blocks.0.mlp.fc1"]
+    assert saved == ({} if scale == 1 else {"B.lora": scale})
+    loaded = glora.load_adapter(build(), tmp_path / "lora.safetensors").merge()
+    assert torch.equal(loaded.blocks[0].mlp.fc1.weight, merged)  # type: ignore[index, union-attr]
+
+
+def test_lora_drops_out_in_training_alone() -> None:
+    tuned, x = apply("lora", {"dropout": 0.5}), batch()
+    with torch.no_grad():
+        for support in tuned.adapted.supports.values():
+            support.down["B"].normal_(std=0.1)
+        assert torch.equal(tuned.model(x), tuned.model(x))
+        tuned.model.train()
+        assert not torch.equal(tuned.model(x), tuned.model(x)), "each pass drops others"
+        tuned.model.eval()
+        played = tuned.model(x)
+        assert (tuned.merged()(x) - played).abs().max() <= 1e-5 * played.abs().max()
+
+
+def test_where_nothing_can_drop_out_it_is_noted() -> None:
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    settings = {"dropout": 0.5, "targets": "all", "rank": 2}
+    tuned = get_method("lora", settings).apply(model, head=("2",), seed=0)
+    assert any("No dropout" in note and note.endswith(": 0.") for note in tuned.notes)
 
 
 def test_counts_are_without_the_head() -> None:
     model = build()
     sizes = [(layer.out_features, layer.in_features) for layer in linears(model)]
-    whole = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.head.parameters())
+    whole = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.head.parameters())  # type: ignore[union-attr, operator]
     wanted = {"lora": 2 * sum(o + i for o, i in sizes), "bitfit": sum(o for o, _ in sizes), "linear": 0, "full": whole}
     for name, count in wanted.items():
-        assert get_method(name, SETTINGS.get(name, {})).apply(build(), head=("head",), seed=0).count() == count, name
+        assert apply(name, {"rank": 2} if name == "lora" else {}).count() == count, name
 
 
 def test_the_supernet_counts_what_it_plays() -> None:
-    tuned = get_method("glora", {"sampling": "batch"}).apply(build(), head=("head",), seed=0)
+    tuned = apply("glora", {"sampling": "batch"})
     tuned.before_step(random.Random(3), range(4), 4, 1.0)
     assert tuned.count() == tuned.adapted.count(tuned.adapted.active) > 0
 
@@ -107,7 +139,7 @@ def test_the_supernet_counts_what_it_plays() -> None:
 def test_steps_of_equal_generators_play_the_same_subnet() -> None:
     played = []
     for _ in range(2):
-        tuned = get_method("glora", {"sampling": "batch", "largest": 0}).apply(build(), head=("head",), seed=0)
+        tuned = apply("glora", {"sampling": "batch", "largest": 0})
         rng = random.Random(5)
         played.append([(tuned.before_step(rng, range(4), 4, 0.0), tuned.adapted.active)[1] for _ in range(3)])
     assert played[0] == played[1]
@@ -115,7 +147,7 @@ def test_steps_of_equal_generators_play_the_same_subnet() -> None:
 
 
 def test_every_sample_can_play_its_own_subnet_the_same_on_one_process_as_on_two() -> None:
-    tuned = get_method("glora", {}).apply(build(), head=("head",), seed=0)
+    tuned = apply("glora")
 
     def played(places: range) -> tuple[Any, ...]:
         tuned.before_step(random.Random(5), places, 12, 0.75)
@@ -131,7 +163,7 @@ def test_every_sample_can_play_its_own_subnet_the_same_on_one_process_as_on_two(
 @pytest.mark.parametrize("sampling", ["batch", "sample"])
 @pytest.mark.parametrize(("share", "done", "wanted"), [(0.0, 0.0, 0), (1.0, 0.0, 200), (1.0, 0.75, 50), (0.5, 0.5, 50)])
 def test_fewer_and_fewer_play_the_largest_subnet(sampling: str, share: float, done: float, wanted: int) -> None:
-    tuned = get_method("glora", {"sampling": sampling, "largest": share}).apply(build(), head=("head",), seed=0)
+    tuned = apply("glora", {"sampling": sampling, "largest": share})
     rng, found = random.Random(0), 0
     for _ in range(200 if sampling == "batch" else 50):
         tuned.before_step(rng, range(4), 4, done)
@@ -142,51 +174,48 @@ def test_fewer_and_fewer_play_the_largest_subnet(sampling: str, share: float, do
 
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
 def test_targets_and_skip_reach_the_model(name: str) -> None:
-    settings = {**SETTINGS.get(name, {}), "targets": r"blocks\.[01]\.(attn|mlp)", "skip": ("mlp.fc2",)}
-    sites = get_method(name, settings).apply(build(), head=("head",), seed=0).adapted.sites
+    sites = apply(name, {"targets": r"blocks\.[01]\.(attn|mlp)", "skip": ("mlp.fc2",)}).adapted.sites
     assert sorted(sites) == [f"blocks.{b}.{leaf}" for b in (0, 1) for leaf in ("attn.proj", "attn.qkv", "mlp.fc1")]
 
 
-class Normed(nn.Sequential):
-    """A Linear behind a batch norm, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 8), nn.Linear(8, 3))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_running_statistics_of_a_frozen_base_stay(name: str) -> None:
-    model = Normed().eval()
-    before = {key: value.clone() for key, value in model.named_buffers()}
-    tuned = get_method(name, SETTINGS.get(name, {})).apply(model, head=("4",), seed=0)
-    x = batch(size=8)
-    step(tuned, x)
-    same = [torch.equal(value, before[key]) for key, value in model.named_buffers()]
-    assert same == [name in FROZEN_BASE] * 3
-    tuned.merge().train()(x)
-    assert model[1].num_batches_tracked == 1 + (name not in FROZEN_BASE), "merged, the model is the user's own again"
-
-
 @pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
-def test_running_statistics_are_trained_where_asked(name: str) -> None:
+def test_running_statistics_are_trained_and_saved_where_asked(name: str, tmp_path: Path) -> None:
     model = Normed().eval()
-    tuned = get_method(name, {**SETTINGS.get(name, {}), "statistics": True}).apply(model, head=("4",), seed=0)
+    tuned = get_method(name, {"statistics": True}).apply(model, head=("4",), seed=0)
     step(tuned, batch(size=8))
     assert model[1].num_batches_tracked == 1
-    assert any("running_mean" in key for key in tuned.state())
+    tuned.save(tmp_path / "a.safetensors", {})
+    assert any("running_mean" in key for key in read_header(tmp_path / "a.safetensors")["statistics"])
 
 
-def test_full_fine_tuning_keeps_its_statistics_in_its_state() -> None:
-    first, second = (get_method("full", {}).apply(build("test_resnet"), head=("fc",), seed=0) for _ in range(2))
-    x = batch(size=64)
-    step(first, x)
+def test_full_fine_tuning_saves_its_running_statistics(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, x = Normed().eval(), batch(size=8)
+    plain = {name: value.clone() for name, value in base.state_dict().items()}
+    tuned = get_method("full", {}).apply(base, head=("4",), seed=0)
+    step(tuned, x)
+    assert not torch.equal(base[1].running_mean, plain["1.running_mean"])
+    tuned.save(tmp_path / "full.safetensors", {})
+    other = Normed().eval()
+    other.load_state_dict(plain)
+    loaded = get_method("full", {}).load(other, tmp_path / "full.safetensors")
     with torch.no_grad():
-        for name, value in second.state().items():
-            value.copy_(first.state()[name])
-        assert torch.equal(first.model(x), second.model(x))
-    assert any("running_mean" in name for name in first.state())
+        assert torch.equal(loaded.merged()(x), tuned.model(x))
+    assert torch.equal(other[1].running_mean, base[1].running_mean)
 
 
-def test_an_unknown_method_or_setting_is_told() -> None:
+def test_without_a_search_there_is_nothing_to_choose() -> None:
+    tuned = apply("linear")
+    for ask in (
+        tuned.snapshot,
+        lambda: tuned.restore(None),
+        lambda: tuned.strengthen(2.0),
+        lambda: tuned.alone(build()),
+    ):
+        with pytest.raises(StateError, match="there is nothing to choose"):
+            ask()
+
+
+def test_an_unknown_method_is_told() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
         get_method("loar", {})

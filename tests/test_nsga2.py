@@ -27,7 +27,7 @@ from glora.config import load_experiment
 from glora.errors import ConfigError
 from glora.files import read_jsonl
 from glora.genotype import Genotype
-from glora.runs.resolve import search_arguments, unused
+from glora.runs.resolve import plan_search
 from glora.searchers import (
     SEARCHERS,
     Candidate,
@@ -283,20 +283,29 @@ def test_wrong_settings_are_told(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_settings_that_the_searcher_does_not_have_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(searcher: str, *changes: str) -> tuple[str, ...]:
-        overrides = [f"search.{change}" for change in (f"searcher={searcher}", "population=12", *changes)]
-        return unused(load_experiment(None, overrides, {"data.source": "x"}).search)
+    def told(searcher: str, *changes: str) -> str:
+        overrides = [f"search.searcher={searcher}", *(f"search.searcher.{change}" for change in changes)]
+        try:
+            load_experiment(None, overrides, {"data.source": "digits"})
+        except ConfigError as error:
+            return str(error)
+        return ""
 
-    assert told("nsga2", "legalize=reject", "mutation_probability=0.3") == told("random") == ()
-    assert told("evolution", "parents=3", "legalize=reject") == ()
-    assert told("nsga2", "parents=3", "mutations=2")[0].startswith("The searcher 'nsga2' has no search.mutations, ")
-    assert told("random", "legalize=reject") == (
-        "The searcher 'random' has no search.legalize: nothing changes by it.",
+    assert told("nsga2", "population=12", "legalize=reject", "mutation_probability=0.3") == told("random") == ""
+    assert told("evolution", "parents=3", "mutations=2", "crossovers=2", "legalize=reject") == ""
+    wrong = told("nsga2", "parents=3", "mutations=2")
+    assert wrong.startswith("2 errors in the settings")
+    for name in ("parents", "mutations"):
+        assert f"search.searcher.{name}: no such setting of 'nsga2'." in wrong
+    assert "search.searcher.legalize: no such setting of 'random', which has candidates." in told(
+        "random", "legalize=reject"
     )
     monkeypatch.setitem(SEARCHERS, "mine", f"{__name__}:Mine")  # one more searcher is one more line
-    assert "search.legalize" not in told("mine", "legalize=reject", "parents=3")[0]
-    settings = load_experiment(None, ["search.searcher=mine", "search.min_budget=0"], {"data.source": "x"}).search
-    assert search_arguments(settings, toy_space(1))["settings"] == {"legalize": "repair"}
+    assert told("mine", "legalize=reject") == ""
+    assert "search.searcher.parents: no such setting of 'mine', which has tries, legalize." in told("mine", "parents=3")
+    overrides = ["search.searcher=mine", "search.searcher.tries=7", "search.min_budget=0"]
+    found = load_experiment(None, overrides, {"data.source": "digits"}).search
+    assert plan_search(found, toy_space(1)).settings.resolved() == {"tries": 7, "legalize": "repair"}
 
 
 class MySettings(SearcherSettings):
@@ -311,14 +320,15 @@ class Mine:
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None:
-    overrides = [f"search.searcher={searcher}", "search.population=12", "search.generations=4"]
-    options = search_arguments(load_experiment(None, overrides, {"data.source": "x"}).search, toy_space(12))
-    asker = new_searcher(toy_space(12), seed=0, **options)
-    assert len(asker.ask()) == (50 if searcher == "random" else 12)
-    if searcher != "random":
-        own: Any = asker
-        default = type(own.settings)(population=12, generations=4)
-        assert own.settings.resolved() == default.resolved()
+    sizes = {"candidates": 30} if searcher == "random" else {"population": 12, "generations": 4}
+    overrides = [f"search.searcher={searcher}", *(f"search.searcher.{name}={n}" for name, n in sizes.items())]
+    plan = plan_search(load_experiment(None, overrides, {"data.source": "digits"}).search, toy_space(12))
+    asker: Any = plan.new_searcher(toy_space(12), seed=0)
+    if searcher == "random":
+        assert asker.left == 30
+    else:
+        assert asker.settings.resolved() == type(asker.settings)(population=12, generations=4).resolved()
+    assert len(asker.ask()) == (30 if searcher == "random" else 12)
 
 
 @pytest.mark.figures

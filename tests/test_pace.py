@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,10 @@ from glora.config import TrainSettings, build_experiment
 from glora.errors import ConfigError, StateError
 from glora.methods.method import get_method
 from glora.runs.run import Run
-from glora.training.pace import Noise, image_steps
+from glora.training.pace import Noise, example_steps
 from suites.toy import Recorder, tiny
-from test_train import TESTS, adapted, equal, first_gradients, free_port, make_trainer, run, toy_images, values
+from suites.training import adapted, equal, first_gradients, make_trainer, run, toy_images, values
+from suites.two_processes import IMAGES, Ranks, train_with_two
 
 CPU = torch.device("cpu")
 FORMS = ("full", "fast", "lazy")
@@ -135,12 +133,12 @@ class Reading(nn.Module):
 def test_layers_that_cannot_be_perturbed_are_told_once() -> None:
     trainer = make_trainer(tuned_by("lora", Reading()), epochs=2, pace="full")
     run(trainer)
-    told = trainer.pace.news()
+    told = trainer.pace.warning()
     assert told.startswith("PACE perturbs 1 of 3 layers; not read, table: ")
-    assert trainer.pace.news() == ""
+    assert trainer.pace.warning() == ""
     silent = make_trainer(tuned_by("lora", Reading()), epochs=1)
     run(silent)
-    assert silent.pace.news() == ""
+    assert silent.pace.warning() == ""
 
 
 def test_running_statistics_are_read_as_before_and_updated_once() -> None:
@@ -206,9 +204,9 @@ def test_a_step_takes_as_many_passes_as_its_form_and_counts_them(vit: Vit, form:
     trainer.tuned.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     ends = run(trainer)
     assert seen == 2 * sizes
-    assert trainer.image_steps == sum(seen) == image_steps(trainer.settings, 30)
+    assert trainer.example_steps == sum(seen) == example_steps(trainer.settings, 30)
     assert ends[-1].seconds_left == 0
-    assert 0 <= ends[-1].accuracy <= 1
+    assert 0 <= ends[-1].metric <= 1
 
 
 def test_the_loss_is_that_of_one_pass_and_the_weighted_distance_of_two(vit: Vit) -> None:
@@ -259,7 +257,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, f
     left = run(second)
     assert equal(values(tuned), values(whole))
     assert [p.loss for p in left] == [p.loss for p in ends[1:]]
-    assert second.image_steps == uninterrupted.image_steps
+    assert second.example_steps == uninterrupted.example_steps
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -272,20 +270,16 @@ def test_the_seed_decides_the_noise(vit: Vit, form: str) -> None:
     assert losses(0) != losses(1)
 
 
+@pytest.fixture(scope="module")
+def by_two(vit: Vit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
+    return train_with_two(vit(), tmp_path_factory.mktemp("two"), *(f"sample-{form}" for form in FORMS))
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_two_processes_train_as_one(vit: Vit, tmp_path: Path, form: str) -> None:
-    """17 images in batches of 8: the last batch has one, which leaves nothing to the second process."""
-    save_tensors(tmp_path / "base.safetensors", vit().state_dict(), {})
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(TESTS / "suites" / "two_processes.py"), str(tmp_path), "sample", form]
-    ranks = [
-        subprocess.Popen(script, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
-    (first, meta), (second, _) = (read_tensors(tmp_path / f"{rank}.safetensors") for rank in range(2))
+def test_two_processes_train_as_one(vit: Vit, by_two: dict[str, Ranks], form: str) -> None:
+    (first, meta), (second, _) = by_two[f"sample-{form}"]
     assert all(torch.equal(first[name], second[name]) for name in first)
-    trainer = make_trainer(adapted(vit(), sampling="sample"), toy_images(17), epochs=2, pace=form)
+    trainer = make_trainer(adapted(vit(), sampling="sample"), toy_images(IMAGES), epochs=2, pace=form)
     gradients, ends = first_gradients(trainer), run(trainer)
     assert {name for name in first if name.startswith("gradient")} == gradients.keys()
     for name, value in gradients.items():
@@ -307,7 +301,7 @@ def test_each_form_lowers_the_distance_between_two_noisy_passes(vit: Vit, form: 
         noise = Noise(fresh, 0.5, CPU)
         for mine, theirs in zip(fresh.parameters(), tuned.parameters(), strict=True):
             mine.data.copy_(theirs.data)
-        x, _ = toy_images().batch(range(30))
+        x, _, _ = toy_images().batch(range(30))
         passes = [noisy(noise, lambda: fresh.model.eval()(x), 30, seed).detach() for seed in range(10)]
         return (
             torch.stack([(a - b).square().sum(1).mean() for a, b in zip(passes[::2], passes[1::2], strict=True)])
@@ -326,17 +320,17 @@ def test_a_run_says_and_counts_its_passes(photos: Path, tmp_path: Path, method: 
     reporter, train = Recorder(), {"epochs": 2, "pace": "full", "batch_size": 8}
     found = Run(tiny(photos, method=method, train=train, search={"controls": 0}), tmp_path / "run", reporter)
     result = found.fit()
-    steps = 2 * 2 * len(found.known.train)
-    assert result.image_steps == {"train": steps}
-    assert any(f"{steps:,} image-steps" in line and line.endswith("PACE full") for line in reporter.lines)
+    steps = 2 * 2 * len(found.session.data.train)
+    assert result.example_steps == {"train": steps}
+    assert any(f"{steps:,} passes of an example" in line and line.endswith("PACE full") for line in reporter.lines)
     assert not any("PACE perturbs" in line for line in reporter.lines), "nothing is left out"
 
 
-def test_a_run_counts_the_image_steps_of_folds(photos: Path, tmp_path: Path) -> None:
+def test_a_run_counts_the_example_steps_of_folds(photos: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": {"folds": 2}, "train": {"epochs": 1, "pace": "lazy", "batch_size": 5}}
     reporter = Recorder()
     result = Run(tiny(photos, search={"controls": 0}, **settings), tmp_path / "run", reporter).fit()
-    assert any(f"{result.image_steps['train']:,} image-steps" in line for line in reporter.lines)
+    assert any(f"{result.example_steps['train']:,} passes of an example" in line for line in reporter.lines)
 
 
 def test_without_an_adapter_there_is_nothing_to_perturb(photos: Path, tmp_path: Path, vit: Vit) -> None:

@@ -19,11 +19,11 @@ from glora.errors import ConfigError, RunError
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.report.tables import comparison_table
-from glora.runs.calibration import STRENGTHS
 from glora.runs.folder import RunFolder
 from glora.runs.resolve import POLISH
 from glora.runs.run import Run
-from glora.tasks.task import ImageSet
+from glora.tasks.calibration import STRENGTHS
+from glora.tasks.images import ImageSet
 from suites.toy import Recorder, tiny
 
 FEW = {"rescore": 2, "controls": 2}
@@ -64,7 +64,7 @@ def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFol
     assert not all(torch.equal(before[name], moved[name]) for name in before)
     genotype = read_metadata(searched.adapter)["genotype"]
     assert read_metadata(other.folder.adapter)["genotype"] == genotype
-    rate = POLISH * other.lr
+    rate = POLISH * other.session.lr
     assert other.folder.experiment().search.polish_lr == rate, "kept, whatever the next version's default is"
     assert read_metadata(other.folder.adapter)["info"]["polish"] == {"epochs": 2, "on": "train", "lr": rate}
     assert max(step.lr for step in reporter.steps) < 1e-11
@@ -73,8 +73,8 @@ def test_polish_trains_the_winner_on_from_the_supernets_weights(searched: RunFol
 def test_a_polished_winner_is_calibrated_by_itself_where_it_has_not_seen_val(
     searched: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glora.runs.calibration.FEWEST", 1)  # the toys are few, and all right
-    monkeypatch.setattr("glora.runs.calibration._flawless", lambda *_: False)
+    monkeypatch.setattr("glora.tasks.calibration.FEWEST", 1)  # the toys are few, and all right
+    monkeypatch.setattr("glora.tasks.calibration.is_flawless", lambda *_: False)
     for on in ("train", "all"):
         run, _ = polished(searched, tmp_path / on, polish_on=on)
         [folder] = (run.folder.path / "polished").iterdir()
@@ -101,9 +101,9 @@ def test_val_before_and_after_are_told_and_test_is_the_polished_one(searched: Ru
     told = [line for line in result.verdict if line.startswith("Accuracy on val before polishing")]
     assert told == [line for line in reporter.lines if line.startswith("Accuracy on val before polishing")]
     assert f"after it {100 * (after['val_accuracy'] or 0):.1f} %" in told[0]
-    table = comparison_table(result.rows)
+    table = comparison_table(result.rows, result.metrics_info)
     assert "winner before polishing" in list(table.columns[0].cells)
-    assert result.image_steps == {"train": 3 * len(run.known.train), "polish": 2 * len(run.known.train)}
+    assert result.example_steps == {"train": 3 * len(run.task.train), "polish": 2 * len(run.task.train)}
     assert result.seconds["polish"] > 0
     assert Result.read(run.folder.result) == result
 
@@ -113,14 +113,14 @@ def test_on_all_images_val_tells_nothing_after_it(searched: RunFolder, tmp_path:
     images = len(run.task.train) + len(run.task.val)
     assert any(f"winner alone on {images} images" in line for line in reporter.lines)
     outcome = Outcome.read(run.folder.winner)
-    assert not any(name.startswith(("val", "aside", "curse")) for name in outcome.rows["winner"])
+    assert not any(name.startswith(("val", "aside", "selection_bias")) for name in outcome.rows["winner"])
     assert any("has seen the val images" in line for line in outcome.verdict)
     result = run.evaluate()
-    assert not any(name.startswith(("val", "aside", "curse")) for name in result.metrics)
-    assert {"val_loss", "curse_loss", "test_loss"} <= set(result.controls["unpolished"])
+    assert not any(name.startswith(("val", "aside", "selection_bias")) for name in result.metrics)
+    assert {"val_loss", "selection_bias_loss", "test_loss"} <= set(result.controls["unpolished"])
     assert result.metrics["test_loss"] != result.controls["unpolished"]["test_loss"]
-    assert result.image_steps["polish"] == 2 * images
-    assert "–" in list(comparison_table(result.rows).columns[2].cells)
+    assert result.example_steps["polish"] == 2 * images
+    assert "–" in list(comparison_table(result.rows, result.metrics_info).columns[2].cells)
 
 
 def test_with_folds_the_pool_tells_nothing_and_what_was_set_aside_does(photos: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_polish_that_was_killed_goes_on_to_the_same_bits(photos: Path, tmp_pat
     mine, theirs = numbers(folder.adapter), numbers(tmp_path / "whole" / "adapter.safetensors")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert again.metrics == whole.metrics
-    assert again.image_steps == whole.image_steps
+    assert again.example_steps == whole.example_steps
 
 
 def test_another_winner_is_polished_too_and_without_polish_the_supernets_is_back(
@@ -179,7 +179,7 @@ def test_another_winner_is_polished_too_and_without_polish_the_supernets_is_back
 ) -> None:
     run, _ = polished(searched, tmp_path / "run")
     first = run.folder.adapter.read_bytes()
-    smallest = run.adapter.adapted.space.count(run.adapter.adapted.space.smallest)
+    smallest = run.tuned.space.count(run.tuned.space.smallest)
     sizes = [trial.parameters for trial in run.reporter.trials]  # type: ignore[attr-defined]
     budget = min(size for size in sizes if size > smallest)
     picked = run.pick(budget=budget, min_budget=0)
@@ -229,4 +229,4 @@ def test_what_cannot_be_is_told(photos: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"search\.{next(iter(wrong))}"):
             build_experiment({"data": {"source": str(photos)}, "search": wrong})
     run = Run(tiny(photos, method="lora", search={"polish": 1}), tmp_path / "run", Recorder())
-    assert any("search.polish change nothing" in note for note in run.known.notes)
+    assert any("search.polish change nothing" in note for note in run.session.data.notes)

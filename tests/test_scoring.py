@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +13,21 @@ from torch import nn
 
 from glora.adapt.adapted import Adapted
 from glora.genotype import Genotype
-from glora.runs.scoring import Part, ValScorer
-from glora.tasks.evaluation import evaluate
-from test_train import adapted, make_trainer, run, toy_images
+from glora.runs.scoring import Part, StoredNumbers, ValScorer
+from glora.tasks.evaluation import Evaluation, evaluate
+from glora.tasks.objectives.classify import Classify
+from suites.training import adapted, make_trainer, run, toy_images
 
 
-def scorer(tuned: Any, fitness: Literal["loss", "accuracy"] = "loss") -> ValScorer:
-    parts = (Part(tuned.supernet, toy_images(20)),)
-    return ValScorer(parts, fitness=fitness, accelerator=Accelerator(cpu=True), batch_size=8)
+def scorer(tuned: Any, fitness: str = "loss") -> ValScorer:
+    parts = (Part(StoredNumbers(tuned), toy_images(20)),)
+    how: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "batch_size": 8}
+    return ValScorer(parts, objective=Classify(), fitness=fitness, **how)
+
+
+def evaluated(model: nn.Module, batch_size: int) -> Evaluation:
+    how: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "batch_size": batch_size}
+    return evaluate(model, toy_images(20), objective=Classify(), **how)
 
 
 def some(adapted_model: Adapted, n: int) -> list[Genotype]:
@@ -43,17 +50,17 @@ def test_a_score_is_the_merged_models_bit_for_bit(trained: Any, vit: Callable[..
         other = adapted(vit())
         other.adapted.load_state(trained.adapted.state(whole=True))
         other.adapted.activate(genotype)
-        found = evaluate(other.merge(), toy_images(20), accelerator=Accelerator(cpu=True), batch_size=8)
-        assert score.value == -found.loss
-        assert score.standard_error == found.loss_standard_error > 0
+        found = evaluated(other.merged(), 8)
+        assert score.value == -found.value("loss")
+        assert score.standard_error == found.standard_error("loss") > 0
 
 
 def test_accuracy_is_the_papers_fitness(trained: Any) -> None:
     genotype = trained.adapted.space.largest
     score = scorer(trained, "accuracy")(genotype)
     with trained.adapted.hold(genotype) as model:
-        found = evaluate(model, toy_images(20), accelerator=Accelerator(cpu=True), batch_size=20)
-    assert score == (found.accuracy, found.accuracy_standard_error)
+        found = evaluated(model, 20)
+    assert score == (found.value("accuracy"), found.standard_error("accuracy"))
 
 
 def test_scoring_leaves_the_supernet_as_it_was(trained: Any) -> None:
@@ -69,8 +76,8 @@ def test_only_val_is_given_to_a_scorer(trained: Any) -> None:
     asked: list[int] = []
     score = scorer(trained)
     (part,) = score.parts
-    read = part.images.batch
-    part.images.batch = lambda indices: (asked.extend(indices), read(indices))[1]  # type: ignore[method-assign]
+    read = part.examples.batch
+    part.examples.batch = lambda indices: (asked.extend(indices), read(indices))[1]  # type: ignore[method-assign]
     score(trained.adapted.space.smallest)
     assert asked == list(range(20))
     assert not hasattr(score, "task")
@@ -79,7 +86,7 @@ def test_only_val_is_given_to_a_scorer(trained: Any) -> None:
 def test_some_images_are_scored_one_by_one(trained: Any) -> None:
     genotype, indices = trained.adapted.space.largest, [7, 3, 11]
     with trained.adapted.hold(genotype) as model:
-        whole = evaluate(model, toy_images(20), accelerator=Accelerator(cpu=True), batch_size=20)
+        whole = evaluated(model, 20).values
     values = scorer(trained)(genotype, indices)
-    assert values == pytest.approx([-whole.losses[index].item() for index in indices], rel=1e-5)
-    assert scorer(trained, "accuracy")(genotype, indices) == [float(whole.right[index]) for index in indices]
+    assert values == pytest.approx([-whole["loss"][index].item() for index in indices], rel=1e-5)
+    assert scorer(trained, "accuracy")(genotype, indices) == [whole["accuracy"][index].item() for index in indices]

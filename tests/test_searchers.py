@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,7 +198,7 @@ def test_what_are_no_values_in_a_race_is_told(values: Any) -> None:
         {"settings": {"legalize": []}}, {"searcher": "nsga2", "settings": {"mutation_probability": "a"}},
         {"searcher": "random", "settings": {"candidates": True}},
     ],
-    ids=str,
+    ids=lambda options: re.sub(" object at 0x[0-9a-f]+", "", str(options)),
 )  # fmt: skip
 def test_wrong_arguments_are_told(options: dict[str, Any]) -> None:
     arguments = {"score": constant, "space": toy_space(1)} | options

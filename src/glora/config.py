@@ -259,7 +259,7 @@ def _kinds(data: Mapping[str, Any]) -> tuple[dict[str, type[Settings]], list[str
         except GloraError as error:
             kinds[group] = Settings
             leaf = "data.source" if group == "data" else group
-            problems.append(f"{leaf}: {error.cause} {error.allowed}".rstrip())
+            problems.append(f"{leaf}: {error}")
     return kinds, problems
 
 

@@ -318,6 +318,10 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
         return TargetError(
             what, allowed=f"It has no layer of the types {listed(name.rpartition('.')[2] for name in layers.TABLE)}."
         )
+    if expression in layers.WORDS:
+        kinds = {site.kind for site in every.values()}
+        words = [f"{argument}={word!r}" for word in layers.WORDS if kinds & set(layers.WORDS[word])]
+        return TargetError(what, allowed=f"Its layers are matched by {' or '.join(words)}.")
     endings = {name.rpartition(".")[2] for name in every}
     near = nearest(expression, endings | every.keys())
     return TargetError(

@@ -41,8 +41,8 @@ class Summary:
 
     def __str__(self) -> str:
         share = f"{self.trainable / self.total:.2%}" if self.total else "0%"
-        line = f"trainable: {self.trainable:,} of {self.total:,} ({share}): {self._active()}, head {self._head()}; "
-        return line + f"{len(self.sites)} sites: {self._sites()}"
+        trainable = f"{self.trainable:,} trainable ({share} of the model's {self.total:,})"
+        return f"{trainable}: {self._active()}, head {self._head()}; {len(self.sites)} sites: {self._sites()}"
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -52,10 +52,10 @@ class Summary:
         rows = [
             ("model", f"{self.model}, {self.total:,} parameters"),
             ("sites", f"{len(self.sites)}: {self._sites()}"),
-            ("active", self._active()),
+            ("playing", self._active()),
             ("supernet", f"{self.supernet:,} numbers in all support tensors"),
             ("head", self._head()),
-            ("trainable", f"{self.trainable:,} ({self.trainable / max(1, self.total):.2%})"),
+            ("trainable", f"{self.trainable:,} ({self.trainable / max(1, self.total):.2%} of the model)"),
             ("adapters", ", ".join(self.adapters)),
             *(("note", note) for note in self.notes),
         ]
@@ -63,7 +63,7 @@ class Summary:
 
     def _active(self) -> str:
         if len(self.active) == 1:
-            return f"genotype {self.active[0]:,}"
+            return f"active genotype {self.active[0]:,}"
         if not self.active:
             return f"several adapters {self.supernet:,}"
         return f"{len(self.active)} genotypes of {min(self.active):,} to {max(self.active):,}"

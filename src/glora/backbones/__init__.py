@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -12,7 +13,7 @@ from glora import registry
 from glora.errors import BackboneError
 from glora.tasks.images import Preprocess
 
-__all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names"]
+__all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of"]
 
 PACKAGED = {"dinov2_vits14": "glora.backbones.packaged:dinov2_vits14"}
 
@@ -95,6 +96,15 @@ def load_backbone(
     else:
         backbone = registry.load(f"{_TIMM}:load")(name, **settings)
     return backbone
+
+
+def preprocess_of(model: nn.Module) -> Preprocess | None:
+    """How a timm model that a program has built wants its images; None where the model does not tell."""
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not {"input_size", "mean", "std"} <= config.keys():
+        return None
+    preprocess: Preprocess = registry.load(f"{_TIMM}:preprocess_of")(model)
+    return preprocess
 
 
 def names() -> list[str]:

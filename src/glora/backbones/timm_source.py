@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from glora.backbones import PACKAGED, Backbone, Spec
 from glora.errors import BackboneError, UnknownNameError, listed, nearest
 from glora.tasks.images import Preprocess
 
-__all__ = ["load", "names"]
+__all__ = ["load", "names", "preprocess_of"]
 
 _HUB = "hf-hub:"
 _CONVERT = (
@@ -280,6 +281,13 @@ def _preprocess(name: str, model: nn.Module, image_size: int | None) -> Preproce
     known = ("nearest", "bilinear", "bicubic", "lanczos")
     interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
     return Preprocess(size, tuple(config["mean"]), tuple(config["std"]), interpolation)
+
+
+def preprocess_of(model: nn.Module) -> Preprocess:
+    """How a model of timm wants its images, at the size that it was built for."""
+    found = _preprocess(type(model).__name__, model, None)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return replace(found, size=(int(size[0]), int(size[1]))) if isinstance(size, tuple | list) else found
 
 
 def _head(name: str, model: nn.Module) -> tuple[str, ...]:

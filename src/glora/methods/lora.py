@@ -31,10 +31,10 @@ class LoRA(Adapting):
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"), scaling="none")
         adapted = self.inject(model, space, head=head, seed=seed)
-        for support in adapted.supports.values():
-            if self.alpha is not None and self.alpha != self.rank:
+        adapted.set_dropout(self.dropout)
+        if self.alpha is not None and self.alpha != self.rank:
+            for support in (each for each in adapted.supports.values() if "B" in each.up):
                 support.scales["B.lora"] = self.alpha / self.rank
-            support.dropout = self.dropout
         return TunedAdapter(adapted)
 
 

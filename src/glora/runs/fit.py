@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,27 +9,30 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glora.adapt.head import find_head
-from glora.backbones import Backbone
+from glora.adapt.sites import refuse_unmade
+from glora.backbones import Backbone, preprocess_of
 from glora.config import Experiment, build_experiment, group_fields
-from glora.errors import ConfigError, DataError, RunError, need
+from glora.errors import ConfigError, DataError, RunError, TargetError, nearest, need
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.console import ConsoleReporter
 from glora.runs.folder import RunFolder
-from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
+from glora.runs.loaded import FROM_PYTHON, LoadedRun, copied, load_run, model_output
 from glora.runs.reporter import Reporter, Silent
 from glora.runs.run import Run
 from glora.settings import merged, put
-from glora.tasks.data.from_python import task_of
-from glora.tasks.objective import Objective
+from glora.tasks.data.from_python import DatasetExamples, task_of
+from glora.tasks.images import ImageSet, is_image
+from glora.tasks.objective import Batch, Objective
 from glora.tasks.task import DataSettings, Task
 
 __all__ = ["FitResult", "fit", "load"]
 
-GROUPS = ("train", "search", "search.searcher", "method", "objective", "data", "model")  # where a name is looked up
+GROUPS = ("train", "search", "search.searcher", "method", "objective", "data")  # where a name is looked up
+PROBE = 2  # examples that the model is tried on before anything is written
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ def fit(
 
     Args:
         model: Any module with a head of as many outputs as the objective has. It is left as it is.
-        train: A map-style dataset of `(inputs, target)` or of mappings, a Hugging Face dataset, or a DataFrame whose
-            first column names image files; inputs are what the model takes.
+        train: A map-style dataset of `(inputs, target)` or of mappings, or a Hugging Face dataset; inputs are what the
+            model takes, float64 is read as float32. For a model of timm inputs may be PIL images, and the data a
+            DataFrame whose first column names image files. Whole numbers as classes are places of outputs.
         val: The same; None cuts it from train, and says so.
         test: The same, read once at the end; None: nothing is tested, and the result says so.
         objective: `"classify"`, `"multilabel"` or `"regress"`, or its settings with the name.
@@ -102,7 +105,7 @@ def fit(
         out: The run folder.
         seed: Of everything random.
         method: A name of `glora ls methods`, or its settings with the name.
-        head: Modules trained whole: `"auto"`, names, or None.
+        head: Modules trained whole: `"auto"`, the layer that gives the outputs; names; or None.
         settings: Any other settings, nested as in the YAML file: `{"train": {"epochs": 10}}`.
         progress: Show on stderr what is going on, and the time left; or a reporter of your own.
         more: Single settings by their own name, `epochs=10`, or with `__` for the dot, `search__batch_size=64`.
@@ -119,10 +122,7 @@ def fit(
     experiment = _experiment(objective, method, budget, seed, settings or {}, more)
     folder = RunFolder(out)
     task = _task(experiment, Path(out).resolve().name, train=train, val=val, test=test)
-    base = copy.deepcopy(model)
-    heads, notes = find_head(base, head)
-    backbone = Backbone(type(model).__name__, base, None, heads, None, tuple(notes))
-    _check_outputs(backbone, task)
+    backbone = _backbone(model, head, task)
     with _reporting(progress) as reporter:
         run = Run(experiment, folder.path, reporter, backbone=backbone, task=task)
         record = run.fit()
@@ -142,10 +142,10 @@ def load(run: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
         model: The base, where it came from Python and cannot be rebuilt from a name. It is left as it is.
 
     Raises:
-        RunError: An earlier stage is missing, or the base must be given.
+        RunError: An earlier stage is missing, the base must be given, or it is not the one that the run began with.
         AdapterFileError: A file is damaged, or of another base.
     """
-    return load_run(run, model=None if model is None else copy.deepcopy(model))
+    return load_run(run, model=None if model is None else copied(model))
 
 
 def _experiment(
@@ -166,16 +166,36 @@ def _experiment(
     }
     data, problems = merged(data, settings), []
     for name, value in more.items():
-        problems += put(data, _dotted(name, data), value)
+        dotted = _dotted(name, data)
+        if not dotted:
+            problems.append(f"{name}: no such setting.{_hint(name, data)}")
+        elif isinstance(value, Mapping):
+            data = merged(data, {dotted: value})
+        else:
+            problems += put(data, dotted, value)
+    for group, given in (("model", "model"), ("data", "train")):
+        inner = data[group] if isinstance(data[group], Mapping) else {"source": data[group]}
+        own = {"name", "source"} | (group_fields(data)["data"] if group == "data" else set())
+        if inner.get("name", inner.get("source")) != FROM_PYTHON or inner.keys() - own:
+            problems.append(f"{group}: it is given as an object, {given}=..., and is not loaded by these settings.")
+            data[group] = {"name" if group == "model" else "source": FROM_PYTHON}
     return build_experiment(data, source="the arguments of glora.fit", problems=problems)
 
 
 def _dotted(name: str, data: Mapping[str, Any]) -> str:
-    """The dotted name of a setting that is given by its own, in the first group of `GROUPS` that has it."""
+    """The dotted name of a setting that is given by its own, in the first group of `GROUPS` that has it; "": none."""
     if "__" in name:
         return name.replace("__", ".")
     fields = group_fields(data)
-    return next((f"{group}.{name}" for group in GROUPS if name in fields[group]), name)
+    found = [f"{group}.{name}" for group in GROUPS if name in fields[group]]
+    return found[0] if found else name if name in Experiment.model_fields else ""
+
+
+def _hint(name: str, data: Mapping[str, Any]) -> str:
+    """Which setting may be meant."""
+    fields = group_fields(data)
+    near = nearest(name, {each for group in GROUPS for each in fields[group]}, n=1)
+    return f" Did you mean {near[0]!r} ({_dotted(near[0], data)})?" if near else ""
 
 
 @contextmanager
@@ -192,28 +212,88 @@ def _task(experiment: Experiment, name: str, **splits: Any) -> Task:
     return task_of(name, objective, settings=cast(DataSettings, experiment.data), **splits)
 
 
-@torch.no_grad()
-def _check_outputs(backbone: Backbone, task: Task) -> None:
-    """Nothing when the model takes the data and gives as many outputs as the objective has.
+def _backbone(model: nn.Module, head: str | Sequence[str] | None, task: Task) -> Backbone:
+    """A copy of the model with its head, tried on some examples.
 
     Raises:
-        DataError: It does not.
+        ConfigError: The model cannot be copied.
+        DataError: It does not take the data, or has not as many outputs as the objective.
+        TargetError: There is no such head, or a parameter is not made yet.
     """
-    model, objective = backbone.model, task.objective
-    training, batch = model.training, task.train.prepared(backbone.preprocess).batch([0])
-    try:
-        output = objective.forward(model.eval(), batch, train=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    refuse_unmade(model)
+    base, name = copied(model).cpu(), type(model).__name__
+    heads, notes = find_head(base, head)
+    preprocess = preprocess_of(base) if _holds_images(task) else None
+    train = task.train.prepared(preprocess)
+    if isinstance(train, ImageSet) and preprocess is None:
         raise DataError(
-            f"{backbone.name} does not take the data's inputs: {reason or type(error).__name__}.",
-            remedy="Give datasets whose items are what the model takes, transforms included.",
-        ) from error
+            f"It is not known how {name} reads images: only timm's models tell.",
+            allowed="For other models the data gives tensors, which the model takes as they are.",
+            remedy="Give a dataset of (tensor, target), or a model of timm.",
+        )
+    output, last = _probe(base, task.objective, train.batch(range(min(PROBE, len(train)))))
+    _check_outputs(name, output, task)
+    if head == "auto" and not heads and last:
+        heads, notes = (last,), [f"The head, trained whole, is {last!r}, the layer that gives the outputs."]
+    return Backbone(name, base, preprocess, heads, None, tuple(notes))
+
+
+def _holds_images(task: Task) -> bool:
+    """Whether the inputs are images still to be read: files, or PIL images."""
+    return not isinstance(task.train, DatasetExamples) or is_image(task.train.inputs(0))
+
+
+def _probe(model: nn.Module, objective: Objective, batch: Batch) -> tuple[Tensor, str]:
+    """The model's output, and the name of the layer that gives it; empty where it is not a layer's own output."""
+    called: list[tuple[str, Any]] = []
+    layers = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: called.append((name, output)))
+        for name, module in layers
+    ]
+    training = model.training
+    try:
+        output: Tensor = model_output(model.eval(), objective, batch)
     finally:
         model.train(training)
-    found = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() else None
-    if found != objective.outputs:
+        for hook in hooks:
+            hook.remove()
+    name, last = called[-1] if called else ("", None)
+    same = isinstance(last, Tensor) and torch.equal(last.float().flatten(), output.flatten())
+    return output, name if same and _may_be_head(model, name) else ""
+
+
+def _may_be_head(model: nn.Module, name: str) -> bool:
+    """Whether the layer can be trained whole: it is not the whole model, not quantised, and shares no weight."""
+    try:
+        find_head(model, [name])
+    except TargetError:
+        return False
+    own = {id(parameter) for parameter in model.get_submodule(name).parameters()}
+    found = [id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False)]
+    return sum(each in own for each in found) == len(own)
+
+
+def _check_outputs(name: str, output: Tensor, task: Task) -> None:
+    """Raises DataError unless the model gives as many outputs per example as the objective has."""
+    objective = task.objective
+    wanted = objective.outputs
+    examples = min(PROBE, len(task.train))
+    if not output.isfinite().all():
         raise DataError(
-            f"{backbone.name} gives {found or 'no'} outputs, and the data has {objective.summary}.",
-            remedy=f"Give the model a head of {objective.outputs} outputs.",
+            f"{name} gives outputs that are not finite.", remedy="Look for NaN in the inputs, and in the weights."
         )
+    if output.shape == (examples, wanted):
+        return
+    if output.dim() != 2 or len(output) != examples:
+        raise DataError(
+            f"{name} gives outputs of shape {tuple(output.shape)} for {examples} examples.",
+            allowed=f"({examples}, {wanted}): the data has {objective.summary}.",
+            remedy="End the model in a Linear layer, one row for each example.",
+        )
+    remedy, found = f"Give the model a head of {wanted} outputs.", output.shape[-1]
+    if objective.strata_names[:1] == ("0",) and not (task.train.targets == 0).any():
+        remedy += " Whole numbers are places of outputs: count classes from 0."
+    elif objective.strata_names and wanted is not None and found > wanted:
+        remedy += " Or name all classes: objective={'name': 'classify', 'classes': [...]}."
+    raise DataError(f"{name} gives {found} outputs, and the data has {objective.summary}.", remedy=remedy)

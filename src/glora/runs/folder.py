@@ -243,17 +243,40 @@ class RunFolder:
         Raises:
             RunError: They have changed: what was a test example then may be a training example now.
         """
-        begun = [record for record in read_jsonl(self.metrics) if record["stage"] == "begun"]
-        if begun and begun[0]["data"] != fingerprint:
+        if self._begun.get("data", fingerprint) != fingerprint:
             raise RunError(
                 f"The data has changed since the run in {self.path} began.",
                 remedy="Bring back the data of then, or start anew with another --out.",
             )
 
-    def begin(self, fingerprint: str, epoch: int) -> None:
-        """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone."""
+    def check_base(self, fingerprint: str) -> None:
+        """Nothing when the base, its head apart, is the one that the run began with.
+
+        Raises:
+            RunError: Its weights are others.
+        """
+        if self._begun.get("base", fingerprint) != fingerprint:
+            raise RunError(
+                f"The run in {self.path} began with another model: the weights differ, the head apart.",
+                allowed="A layer that starts at random needs the same seed every time, unless it is the head.",
+                remedy="Bring back the model of then, or start anew with another --out.",
+            )
+
+    @property
+    def _begun(self) -> dict[str, Any]:
+        """What the run began with; empty before."""
+        return next((record for record in read_jsonl(self.metrics) if record["stage"] == "begun"), {})
+
+    def begin(self, data: str, base: str, epoch: int) -> None:
+        """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone.
+
+        Args:
+            data: Fingerprint of the examples.
+            base: Fingerprint of the base, the head apart.
+            epoch: Epochs done.
+        """
         kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
-        records = [{"stage": "begun", "data": fingerprint}, *kept]
+        records = [{"stage": "begun", "data": data, "base": base}, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
     def record(self, stage: str, values: Mapping[str, Any]) -> None:

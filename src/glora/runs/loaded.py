@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,26 +13,27 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader
 
-from glora.adapt.adapter_file import save_merged
+from glora.adapt.adapter_file import fingerprint, save_merged
 from glora.backbones import load_backbone
 from glora.config import Experiment
-from glora.errors import DataError, RunError
+from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, whole
 from glora.files import read_metadata
 from glora.methods.method import Method
 from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
+from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
 from glora.tasks.evaluation import Evaluation, Evaluator
-from glora.tasks.images import ImageSet, Preprocess
+from glora.tasks.images import ImageSet, Preprocess, is_image, pixels_of
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.task import DataSettings, source_class
 from glora.training.device import new_accelerator
 
-__all__ = ["FROM_PYTHON", "LoadedRun", "load_run", "objective_of"]
+__all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
 
 FROM_PYTHON = "from_python"  # the name of a model or of data that a program gave
 
@@ -91,58 +93,28 @@ class LoadedRun:
 
         Args:
             inputs: Image files, PIL images or arrays `(h, w, 3)` uint8, read as the run read its own; a tensor, or a
-                tuple or mapping of tensors, examples first, as the model takes them; or a dataset of such.
+                tuple or mapping of tensors, examples first, as the model takes them; or a dataset of such, with or
+                without targets.
             batch_size: Examples per forward pass; by default the run's.
 
         Raises:
-            DataError: An image cannot be read, or the run's model takes no images.
+            DataError: An image cannot be read, or the inputs are none of the model's.
         """
         accelerator = new_accelerator(self.experiment.train.precision)
         model, size = self.model.to(accelerator.device).eval(), batch_size or self.experiment.search.batch_size
+        whole(size, "batch_size", least=1)
         found: list[dict[str, Any]] = []
-        with torch.no_grad():
-            for batch in self._batches(inputs, size):
-                with accelerator.autocast():
-                    moved = send_to_device(batch, accelerator.device)
-                    output = self.objective.forward(model, moved, train=False)
-                found += self.objective.predictions(output)
+        for batch in _batches(inputs, size, self.preprocess):
+            with accelerator.autocast():
+                output = model_output(model, self.objective, send_to_device(batch, accelerator.device))
+            found += self.objective.predictions(output)
         return found
 
-    def _batches(self, inputs: Any, size: int) -> Iterator[Batch]:
-        if isinstance(inputs, (str, Path)):
-            inputs = [inputs]
-        if isinstance(inputs, Tensor):
-            yield from (Batch(part, None) for part in torch.split(inputs, size))
-            return
-        if isinstance(inputs, tuple) and all(isinstance(each, Tensor) for each in inputs):
-            yield from (Batch(each, None) for each in zip(*(torch.split(part, size) for part in inputs), strict=True))
-            return
-        if isinstance(inputs, dict):
-            parts = [torch.split(value, size) for value in inputs.values()]
-            yield from (Batch(dict(zip(inputs, each, strict=True)), None) for each in zip(*parts, strict=True))
-            return
-        items = _Items(inputs)
-        first = items[0] if len(items) else None
-        images = None if first is None or isinstance(first, (Tensor, dict, tuple)) else self._images(list(items))
-        for start in range(0, len(items), size):
-            places = range(start, min(start + size, len(items)))
-            if images is not None:
-                yield Batch(images.batch(places).inputs, None)
-            else:
-                yield Batch(default_collate([items[place] for place in places]), None)
-
-    def _images(self, items: Sequence[Any]) -> ImageSet:
-        """Files, PIL images and arrays as the run reads its own images."""
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the model reads images; None where it was given its inputs ready."""
         given = self.info["preprocess"]
-        if given is None:
-            raise DataError(
-                "This run's model came from Python, with tensors as inputs: glora does not know how it reads images.",
-                remedy="Give tensors, preprocessed as in training.",
-            )
-        pixels = [Path(each) if isinstance(each, (str, Path)) else _pixels(each) for each in items]
-        if missing := [str(each) for each in pixels if isinstance(each, Path) and not each.is_file()]:
-            raise DataError(f"There is no image {missing[0]!r}.", remedy="Check the path.")
-        return ImageSet(pixels, [0] * len(pixels), cache_bytes=0).prepared(_preprocess(given))
+        return None if given is None else Preprocess(**{name: _tupled(value) for name, value in given.items()})
 
     def evaluate_on(self, source: str | Path) -> tuple[Evaluation, list[str]]:
         """What the model does on all labelled examples of another folder, and what a user should be told.
@@ -150,53 +122,137 @@ class LoadedRun:
         Raises:
             DataError: The folder has other classes, no images, or unreadable ones.
         """
+        if self.preprocess is None:
+            raise DataError(
+                "This run's model was given tensors, and does not know how to read images.",
+                remedy="Predict on the tensors: run.predict(dataset).",
+            )
         data = cast(DataSettings, self.experiment.data)
         kind = source_class({"source": str(source)})
         own = data.model_dump() if isinstance(data, kind) else {}
         settings = kind.model_validate({**own, "source": str(source), "train": None, "val": None})
         examples, notes = settings.load_all(self.objective)
         accelerator = new_accelerator(self.experiment.train.precision)
-        examples = examples.prepared(_preprocess(self.info["preprocess"]))
+        examples = examples.prepared(self.preprocess)
         evaluator = Evaluator(self.objective, accelerator, self.experiment.search.batch_size)
         return evaluator.evaluate(self.model.to(accelerator.device), examples), notes
 
 
-class _Items:
-    """The inputs of a list or dataset by index, without the targets."""
-
-    def __init__(self, inputs: Any) -> None:
-        if not hasattr(inputs, "__len__") or not hasattr(inputs, "__getitem__"):
-            inputs = list(inputs)
-        self.inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Any:
-        item = self.inputs[index]
-        labelled = isinstance(item, dict) or (isinstance(item, tuple) and len(item) == 2)
-        return load("glora.tasks.data.from_python:inputs_of")(item) if labelled else item
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _pixels(image: Any) -> Any:
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+@torch.no_grad()
+def model_output(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
+    """The model's outputs for a batch.
+
+    Raises:
+        DataError: It does not take such inputs; says what they are, and what the model said.
+    """
+    try:
+        output: Tensor = objective.forward(model, batch, train=False)
+    except GloraError:
+        raise
+    except Exception as error:  # whatever the model's own forward refuses
+        reason = " ".join(str(error).split()) or "no reason is given"
+        what, remedy = described(batch.inputs), "Give what the model takes, transforms included."
+        if "uint8" in what:
+            remedy = "Make numbers of the pixels: torchvision's ToDtype(torch.float32, scale=True), or x / 255."
         raise DataError(
-            f"An image is an array of {array.dtype} {array.shape}.", allowed="uint8 pixels (h, w) or (h, w, 3)."
+            f"{type(model).__name__} does not take the inputs, {what}: {type(error).__name__}: {reason.rstrip('.')}.",
+            remedy=remedy,
+        ) from error
+    return output
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model, so that the user's own is left as it is.
+
+    Raises:
+        ConfigError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own state refuses
+        raise ConfigError(
+            f"The {type(model).__name__} cannot be copied: {error}",
+            allowed="A model that copy.deepcopy takes.",
+            remedy="Give it fresh, before a forward pass: tensors with a graph cannot be copied.",
+        ) from error
+
+
+def _batches(inputs: Any, size: int, preprocess: Preprocess | None) -> Iterator[Batch]:
+    """The inputs in batches of this size, as the model takes them."""
+    if isinstance(inputs, DataLoader):
+        raise DataError("The inputs are a DataLoader.", remedy="Give its dataset: loader.dataset.")
+    if isinstance(inputs, np.ndarray) and (preprocess is None or inputs.dtype != np.uint8):
+        inputs = torch.as_tensor(inputs)
+    if isinstance(inputs, Tensor | Mapping) or (
+        isinstance(inputs, tuple) and inputs and all(isinstance(each, Tensor) for each in inputs)
+    ):
+        yield from _cut(inputs, size)
+        return
+    items = _items(inputs)
+    files = [Path(each).expanduser() for each in items if isinstance(each, str | Path)] if type(items) is list else []
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise DataError(f"There is no image {missing[0]!r}.", remedy="Check the path.")
+    for start in range(0, len(items), size):
+        some = [_unlabelled(items[place]) for place in range(start, min(start + size, len(items)))]
+        yield Batch(_together(some, preprocess), None)
+
+
+def _cut(inputs: Any, size: int) -> Iterator[Batch]:
+    """A tensor, or a tuple or mapping of them, examples first, cut into batches."""
+    named: dict[Any, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
+    if not named:
+        named = dict(enumerate(inputs if isinstance(inputs, tuple) else (inputs,)))
+    tensors = {name: torch.as_tensor(value) for name, value in named.items()}
+    lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors.values()}
+    if len(lengths) != 1 or not all(tensor.dim() for tensor in tensors.values()):
+        raise DataError(f"The inputs are {described(inputs)}.", allowed="Tensors of the same number of examples.")
+    for start in range(0, lengths.pop(), size):
+        parts = {name: as_float32(tensor[start : start + size]) for name, tensor in tensors.items()}
+        if isinstance(inputs, Mapping):
+            yield Batch(parts, None)
+        else:
+            yield Batch(tuple(parts.values()) if isinstance(inputs, tuple) else parts[0], None)
+
+
+def _items(inputs: Any) -> Any:
+    """The inputs one by one: a list, or a dataset as it is."""
+    if isinstance(inputs, str | Path) or is_image(inputs):
+        return [inputs]
+    if isinstance(inputs, np.ndarray) and (inputs.ndim == 2 or (inputs.ndim == 3 and inputs.shape[-1] == 3)):
+        return [inputs]  # one image
+    if hasattr(inputs, "iloc") and hasattr(inputs, "columns"):  # a DataFrame, as glora.fit takes it
+        return list(inputs[inputs.columns[0]])
+    if not hasattr(inputs, "__len__") or not hasattr(inputs, "__getitem__"):
+        try:
+            return list(inputs)
+        except TypeError:
+            raise DataError(f"The inputs are a {type(inputs).__name__}.", allowed="See LoadedRun.predict.") from None
+    return list(inputs) if isinstance(inputs, list | tuple | np.ndarray) else inputs
+
+
+def _unlabelled(item: Any) -> Any:
+    """The inputs of a dataset's item, without its target."""
+    pair = isinstance(item, tuple) and len(item) == 2
+    return inputs_of(item) if pair or isinstance(item, Mapping) else item
+
+
+def _together(items: list[Any], preprocess: Preprocess | None) -> Any:
+    """Inputs of some examples as the model takes them."""
+    first = items[0]
+    pixels = preprocess is not None and isinstance(first, np.ndarray) and first.dtype == np.uint8
+    if not pixels and not isinstance(first, str | Path) and not is_image(first):
+        return collate(items)
+    if preprocess is None:
+        raise DataError(
+            "This run's model was given tensors: it is not known how it reads images.",
+            remedy="Give tensors, made as for the training.",
         )
-    return array
-
-
-def _preprocess(given: dict[str, Any]) -> Preprocess:
-    return Preprocess(
-        size=tuple(given["size"]),
-        mean=tuple(given["mean"]),
-        std=tuple(given["std"]),
-        interpolation=given["interpolation"],
-    )
+    images = [Path(each).expanduser() if isinstance(each, str | Path) else pixels_of(each) for each in items]
+    return ImageSet(images, [0] * len(images), preprocess=preprocess, cache_bytes=0).batch(range(len(images))).inputs
 
 
 def objective_of(info: dict[str, Any]) -> Objective:
@@ -215,7 +271,8 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
             It is adapted and merged in place.
 
     Raises:
-        RunError: An earlier stage is missing, a stop has left two winners, or the base must be given.
+        RunError: An earlier stage is missing, a stop has left two winners, the base must be given, or it is another
+            one than the run began with.
         AdapterFileError: A file is damaged, or of another base.
     """
     folder = RunFolder(path)
@@ -224,15 +281,22 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
         raise RunError(f"{folder.path} is not trained yet.", remedy=f"Run `glora train --out {folder.path}` first.")
     folder.need(folder.adapter, f"glora search {folder.path}")
     folder.key()
-    info = read_metadata(folder.adapter)["info"]
+    info = read_metadata(folder.adapter).get("info", {})
+    if "backbone" not in info:
+        raise AdapterFileError(
+            f"{folder.adapter} is for another model: no run has written it.", remedy="Bring back the run's own file."
+        )
     objective = objective_of(info)
     if model is None and info["backbone"] is None:
         raise RunError(
             f"The base of {folder.path} came from Python, a {info['model']}: it cannot be rebuilt from a name.",
             remedy="Give it again: glora.load(RUN, model=...).",
         )
-    base = model
-    if base is None:
+    if model is None:
         base = load_backbone(**info["backbone"], num_classes=objective.outputs).model
+    else:
+        base = model
+        if "head" in info:
+            folder.check_base(fingerprint(base, info["head"]))
     tuned = cast(Method, experiment.method).load(base, folder.adapter)
     return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys)

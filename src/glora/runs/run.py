@@ -91,6 +91,7 @@ class Run:
             self.reporter,
             _info(backbone, found.objective),
         )
+        self.folder.check_base(self.session.base_fingerprint)
         if experiment.train.pace != "off":
             check_pace(self.tuned)
         model.to(accelerator.device)
@@ -286,7 +287,7 @@ class Run:
             task=self.task.name,
             objective=session.objective.name,
             metrics_info=[metric.to_json() for metric in session.objective.metrics],
-            model=self.experiment.model.name,
+            model=session.backbone.name,
             seed=self.experiment.seed,
             config=self.experiment.to_json(),
             parameters=round(rows["winner"]["parameters"] or 0),
@@ -336,8 +337,13 @@ def _backbone(experiment: Experiment, objective: Objective) -> Backbone:
 def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:
     """What travels with every file: how to rebuild the base, what it predicts, and how it reads images."""
     preprocess = None if backbone.preprocess is None else asdict(backbone.preprocess)
-    plain = objective.model_dump(mode="json")
-    return {"backbone": backbone.spec, "model": backbone.name, "objective": plain, "preprocess": preprocess}
+    return {
+        "backbone": backbone.spec,
+        "model": backbone.name,
+        "head": list(backbone.head),
+        "objective": objective.model_dump(mode="json"),
+        "preprocess": preprocess,
+    }
 
 
 def _visible(experiment: Experiment, task: Task, *, searches: bool) -> VisibleData:

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from glora.adapt.adapter_file import fingerprint
 from glora.backbones import Backbone
 from glora.config import Experiment
 from glora.methods.method import Method
@@ -58,6 +59,11 @@ class Session:
         lr = self.experiment.train.lr
         assert lr is not None  # resolved
         return lr
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """The sha256 of the pretrained network, the head apart: a fresh one may start elsewhere."""
+        return fingerprint(self.backbone.model, self.backbone.head)
 
     def base(self) -> nn.Module:
         """A fresh copy of the pretrained network."""

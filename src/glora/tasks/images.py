@@ -18,7 +18,7 @@ from glora import registry
 from glora.errors import DataError
 from glora.tasks.objective import Batch
 
-__all__ = ["ImageSet", "Item", "Preprocess", "unreadable"]
+__all__ = ["ImageSet", "Item", "Preprocess", "is_image", "pixels_of", "read_image", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,7 @@ class ImageSet:
                 remedy="Use task.prepared(backbone.preprocess).",
             )
         places = [int(index) for index in indices]
-        x = torch.stack(self._pixels(places, self.preprocess)).float()  # (b, 3, h, w) in [0, 255]
-        mean, std = torch.tensor(self.preprocess.mean), torch.tensor(self.preprocess.std)
-        x.mul_((1 / (255 * std)).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
+        x = _normalised(torch.stack(self._pixels(places, self.preprocess)), self.preprocess)  # (b, 3, h, w)
         return Batch(x, self.targets[torch.tensor(places)])
 
     def _pixels(self, places: list[int], preprocess: Preprocess) -> list[Tensor]:
@@ -137,10 +135,40 @@ class ImageSet:
         """Adds names, sizes, pixels and targets to a hash; file names count relative to `root`."""
         for item, target in zip(self.items, self.targets.tolist(), strict=True):
             if isinstance(item, Path):
-                name = item.relative_to(root) if root else item
+                name = item.relative_to(root) if root and item.is_relative_to(root) else item
                 digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{target}\n".encode())
             else:
                 digest.update(f"{item.shape}\0{target}\n".encode() + item.tobytes())
+
+
+def is_image(value: Any) -> bool:
+    """Whether it is a PIL image."""
+    return hasattr(value, "convert") and hasattr(value, "getbands")
+
+
+def pixels_of(image: Any) -> npt.NDArray[np.uint8]:
+    """The pixels of a PIL image, read as a file's are, or of an array.
+
+    Raises:
+        DataError: It is neither.
+    """
+    array = np.asarray(_rgb(image) if is_image(image) else image)
+    grey_or_rgb = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)
+    if array.dtype != np.uint8 or not grey_or_rgb or not array.size:
+        kind = type(image).__name__ if array.dtype == object else f"an array of {array.dtype} {array.shape}"
+        raise DataError(f"{kind} is no image.", allowed="A file, a PIL image, uint8 pixels (h, w) or (h, w, 3).")
+    return array
+
+
+def read_image(image: Any, preprocess: Preprocess) -> Tensor:
+    """A PIL image or an array of pixels as the backbone wants it, `(3, h, w)` float32."""
+    return _normalised(_decoded(pixels_of(image), preprocess), preprocess)
+
+
+def _normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """Pixels `(..., 3, h, w)` in [0, 255] as float32, scaled and normalised."""
+    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    return pixels.float().mul_((1 / (255 * std)).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
 
 
 def unreadable(files: Sequence[Path]) -> dict[Path, str]:

@@ -108,17 +108,21 @@ class Targets:
         columns: Names of the columns; a folder of classes has one.
         rows: One tuple of values per example, as long as `columns`.
         names: Names of the whole numbers in a single column, where the data knows them.
-        file: Where they stand, for messages; row k is its line k + 2, below a header.
+        what: Where they stand, for messages: a file, or `"train"`.
+        lines: The line of each row, where it is a file.
     """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
     names: tuple[str, ...] = ()
-    file: str = ""
+    what: str = ""
+    lines: Sequence[int] = ()
 
     def where(self, row: int) -> str:
-        """How a message names a row."""
-        return f"{self.file}, line {row + 2}" if self.file else f"example {row}"
+        """How a message names a row, at the beginning of its sentence."""
+        if self.lines:
+            return f"{self.what}, line {self.lines[row]},"
+        return f"Example {row} of {self.what}" if self.what else f"Example {row}"
 
     def single(self, objective: str) -> list[Any]:
         """The values of the only column.
@@ -130,7 +134,7 @@ class Targets:
             raise DataError(
                 f"The objective {objective!r} got {len(self.columns)} columns: {', '.join(self.columns)}.",
                 allowed="It takes one column.",
-                remedy="Name one: --set data.columns=[NAME]",
+                remedy="Name one: --set data.columns=[NAME]" if self.lines else "Give one value per example.",
             )
         return [row[0] for row in self.rows]
 
@@ -198,13 +202,23 @@ class Objective(Settings):
     # What the model gives.
 
     def forward(self, model: nn.Module, batch: Batch, *, train: bool) -> Any:
-        """The model's output for a batch, `(n, c)` in float32; precision is the caller's."""
+        """The model's output for a batch, `(n, c)` in float32; precision is the caller's.
+
+        Raises:
+            DataError: The model gives no tensor, and nothing with `logits`.
+        """
         inputs = batch.inputs
         if isinstance(inputs, Mapping):
             output: Any = model(**inputs)
         else:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-        output = getattr(output, "logits", output)
+        output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+        if not isinstance(output, Tensor):
+            raise DataError(
+                f"{type(model).__name__} gives a {type(output).__name__}{' in training' if train else ''}.",
+                allowed="A tensor of outputs, examples first, or an object with `logits`.",
+                remedy="Wrap the model in a module that gives the tensor alone.",
+            )
         return output.float()
 
     def losses(self, output: Any, batch: Batch) -> Tensor:

@@ -88,6 +88,8 @@ def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
     if folds < 2:
         return VisibleData(task.name, task.objective, task.train, val, set_aside, (), notes, task.fingerprint)
     pool = task.train.joined(val)
+    if folds > len(pool):
+        raise DataError(f"folds={folds} is more than the {len(pool)} {unit}.", remedy="Ask for fewer folds.")
     parts = _parts(strata_of(pool), folds, random.Random(f"folds {seed}"))
     told = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
     return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, told), task.fingerprint)
@@ -95,7 +97,5 @@ def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
 
 def _parts(strata: Sequence[Hashable], folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
     """Stratified parts of about equal size that together are all the examples."""
-    if folds > len(strata):
-        raise DataError(f"folds={folds} is more than the {len(strata)} examples.", remedy="Ask for fewer folds.")
     sizes = [(len(strata) + part) // folds for part in range(folds)]
     return tuple(map(tuple, stratified_split(strata, sizes, rng)))

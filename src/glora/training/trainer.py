@@ -204,7 +204,7 @@ class Trainer:
 
     def _epoch(self, start: float) -> Iterator[Progress]:
         n, size, epoch = len(self.examples), self.settings.batch_size, self.epoch - self.began
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63))
         rng = random.Random(f"subnets {self.seed} {epoch}")
         sums = torch.zeros(3, device=self.accelerator.device)
         shown, seen, first = 0.0, 0, epoch * self.steps_per_epoch

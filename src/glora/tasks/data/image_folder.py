@@ -162,7 +162,7 @@ def _pool(found: dict[str, list[Path]], classes: list[str], bad: dict[Path, str]
 
 
 def skipped(bad: dict[Path, str], path: Path | None, on_bad_image: str) -> list[str]:
-    """What is to be told of unreadable images, named relative to the path where there is one.
+    """What is to be told of unreadable images, named relative to the path where they are in it.
 
     Raises:
         DataError: There are some, and they are not to be skipped.
@@ -176,7 +176,8 @@ def skipped(bad: dict[Path, str], path: Path | None, on_bad_image: str) -> list[
             f"The image {str(file)!r} cannot be read: {reason.rstrip('.')}{others}.",
             remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
         )
-    names = ", ".join((file.relative_to(path) if path else file).as_posix() for file in bad)
+    shown = (file.relative_to(path) if path and file.is_relative_to(path) else file for file in bad)
+    names = ", ".join(file.as_posix() for file in shown)
     return [f"Skipped {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {names}."]
 
 

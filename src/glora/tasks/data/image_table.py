@@ -45,7 +45,7 @@ class ImageTable(DataSettings):
         pools = {}
         for name in _splits(table, rows, split):
             mine = [k for k, row in enumerate(rows) if not name or row[split].strip().lower() == name]
-            targets = Targets(columns, [tuple(rows[k][column] for column in columns) for k in mine], file=table.name)
+            targets = Targets(columns, [tuple(rows[k][column] for column in columns) for k in mine], what=table.name)
             pools[name] = Pool([files[k] for k in mine], targets)
         name = table.parent.name if table.name == NAME else table.stem
         return assemble(name, pools, objective, self, notes=notes, root=table.parent)
@@ -55,7 +55,7 @@ class ImageTable(DataSettings):
         header, rows = _rows(table)
         image, columns, _ = self._columns(table, header)
         rows, files, notes = self._readable(table, rows, image)
-        targets = Targets(columns, [tuple(row[column] for column in columns) for row in rows], file=table.name)
+        targets = Targets(columns, [tuple(row[column] for column in columns) for row in rows], what=table.name)
         return ImageSet(files, objective.encode(targets)), notes
 
     def _table(self) -> Path:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from glora.errors import DataError, listed
+from glora.errors import DataError, listed, nearest
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["Classify"]
@@ -26,15 +26,14 @@ class Classify(Objective):
     classes: tuple[str, ...] = Field((), description="Names of the classes, in the order of the outputs; the data's.")
 
     def named(self, targets: Targets) -> Classify:
-        if self.classes:
-            return self
-        values = targets.single(self.name)
-        classes = targets.names or tuple(sorted({str(value) for value in values}))
-        if len(classes) < 2:
+        values = set(targets.single(self.name))
+        found = [targets.names[value] if targets.names else str(value) for value in values]
+        if len(found) < 2:
             raise DataError(
-                f"There is only one class, {listed(map(repr, classes))}.",
+                f"There is only one class, {listed(map(repr, found))}.",
                 allowed="A classifier needs at least two classes.",
             )
+        classes = self.classes or targets.names or tuple(sorted(found, key=_order))
         return self.model_copy(update={"classes": classes})
 
     def encode(self, targets: Targets) -> Tensor:
@@ -43,8 +42,11 @@ class Classify(Objective):
         for row, value in enumerate(targets.single(self.name)):
             name = targets.names[value] if targets.names else str(value)
             if name not in index:
+                near = nearest(name, index, n=1)
                 raise DataError(
-                    f"{targets.where(row)} has the class {name!r}.", allowed=f"Allowed: {listed(index, n=20)}."
+                    f"{targets.where(row)} has the class {name!r}.",
+                    allowed=f"Allowed: {listed(index, n=20)}.",
+                    remedy=f"Did you mean {near[0]!r}?" if near else "",
                 )
             found.append(index[name])
         return torch.tensor(found, dtype=torch.int64)
@@ -86,3 +88,8 @@ class Classify(Objective):
             probabilities = dict(zip(self.classes, chances, strict=True))
             rows.append({"class": self.classes[best], "probability": chances[best], "probabilities": probabilities})
         return rows
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    """Whole numbers by their size, then names by their letters."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from glora.errors import DataError
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
@@ -79,6 +79,11 @@ class Regress(Objective):
     def _standardised(self, targets: Tensor) -> Tensor:
         mean, std = self._scale(targets)
         return (targets - mean) / std
+
+    def forward(self, model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
+        """The model's output, `(n, columns)`; of a single column a model may leave that dimension out."""
+        output: Tensor = super().forward(model, batch, train=train)
+        return output[:, None] if output.dim() == 1 else output
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         return (output - self._standardised(batch.targets)).square().mean(-1)

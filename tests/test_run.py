@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from glora.runs.winner import load_winner
 from PIL import Image
 
 import glora
@@ -27,10 +25,13 @@ from glora.errors import BudgetError, ConfigError, DataError, RunError, UnknownN
 from glora.files import read_jsonl
 from glora.report.outcome import Outcome
 from glora.report.result import Result
-from glora.runs import run as rooms
 from glora.runs.folder import RunFolder
+from glora.runs.loaded import load_run
 from glora.runs.run import Run
-from glora.tasks.task import ImageSet, Task
+from glora.runs.scoring import recipe_of
+from glora.tasks.data.image_folder import ImageFolder
+from glora.tasks.images import ImageSet
+from glora.tasks.task import Task
 from suites.toy import Recorder, free_port, image_folder, tiny
 
 TESTS = Path(__file__).parent
@@ -44,37 +45,37 @@ def fitted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run,
     return run, run.fit(), reporter
 
 
-class ReadOnce(ImageSet):
-    """A test split that counts how often each image is read."""
+class CountedReads(ImageSet):
+    """A test split that counts how often each image is read, by itself and by every split made of it."""
 
-    reads: Counter[int]
+    reads: Counter[Path]
 
     @classmethod
-    def of(cls, images: ImageSet, reads: Counter[int]) -> ReadOnce:
-        counting = cls(images.items, images.labels, preprocess=images.preprocess)
+    def of(cls, images: ImageSet, reads: Counter[Path]) -> CountedReads:
+        counting = cls(images.items, images.targets, strata=images.strata, preprocess=images.preprocess)
         counting.reads = reads
         return counting
 
-    def prepared(self, preprocess: Any) -> ImageSet:
-        return ReadOnce.of(super().prepared(preprocess), self.reads)
+    def _with(self, *args: Any) -> ImageSet:
+        return CountedReads.of(super()._with(*args), self.reads)
 
     def batch(self, indices: Any) -> Any:
-        self.reads.update(int(index) for index in indices)
+        self.reads.update(self.items[int(index)] for index in indices)
         return super().batch(indices)
 
 
 @pytest.fixture
-def test_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
+def test_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each test image was read by runs made within the test."""
-    reads: Counter[int] = Counter()
-    load = rooms.load_task
+    reads: Counter[Path] = Counter()
+    load = ImageFolder.load
 
-    def counting(*args: Any, **settings: Any) -> Task:
-        task = load(*args, **settings)
-        return dataclasses.replace(task, test=ReadOnce.of(task.test, reads))
+    def counting(self: ImageFolder, objective: Any) -> Task:
+        task = load(self, objective)
+        return dataclasses.replace(task, test=CountedReads.of(task.test, reads))
 
-    monkeypatch.setattr(rooms, "load_task", counting)
-    yield reads
+    monkeypatch.setattr(ImageFolder, "load", counting)
+    return reads
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:
@@ -96,12 +97,16 @@ def test_a_run_folder_holds_what_was_promised(fitted: tuple[Run, Result, Recorde
     names = {entry.name for entry in folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "supernet.safetensors", "search.jsonl", "adapter.safetensors", "result.json",
-        "plots", "images.jsonl", "winner.json", "calibration.json",
+        "plots", "examples.jsonl", "winner.json", "calibration.json", "state.json",
     }  # fmt: skip
     assert {"search.svg", "layers.svg", "parameters.svg"} <= {entry.name for entry in (folder / "plots").iterdir()}
     assert RunFolder(folder).experiment() == run.experiment
     stages = [record["stage"] for record in read_jsonl(folder / "metrics.jsonl")]
-    assert stages == ["begun", "train", "train", "train", "trained"]
+    assert stages == ["begun", "train", "train", "train"]
+    done = json.loads((folder / "state.json").read_text())
+    assert set(done) == {"trained", "searched"}
+    assert done["trained"]["example_steps"] == 3 * len(run.task.train)
+    assert done["searched"] == {"winner": Outcome.read(run.folder.winner).key}
     assert len(scores_in(folder / "search.jsonl")) == 12
 
 
@@ -109,7 +114,7 @@ def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], phot
     run, result, _ = fitted
     assert result == Result.read(run.folder.result)
     assert (result.method, result.task, result.model, result.seed) == ("glora", "photos", "test_vit", 0)
-    assert result.config == json.loads(run.experiment.model_dump_json())
+    assert result.config == run.experiment.to_json()
     lines = read_jsonl(run.folder.journal)
     outcome = Outcome.read(run.folder.winner)
     [best] = [line for line in lines if line["event"] == "score" and line["number"] == outcome.number]
@@ -120,8 +125,8 @@ def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], phot
     assert metrics["val_loss"] == pytest.approx(-best["score"], rel=1e-5), (
         "the winner as merged is the winner as scored"
     )
-    assert metrics["val_images"] == metrics["aside_images"] == len(run.task.val) / 2
-    assert metrics["test_images"] == len(run.task.test)
+    assert metrics["val_examples"] == metrics["aside_examples"] == len(run.task.val) / 2
+    assert metrics["test_examples"] == len(run.task.test)
     assert 0 <= (metrics["test_accuracy"] or 0) <= 1
     assert set(result.seconds) == {"train", "search", "check", "test"}
     assert all(seconds > 0 for seconds in result.seconds.values())
@@ -133,11 +138,11 @@ def test_a_result_tells_the_whole_run(fitted: tuple[Run, Result, Recorder], phot
 def test_a_run_says_first_what_it_is_going_to_do(fitted: tuple[Run, Result, Recorder]) -> None:
     run, _, reporter = fitted
     told = "\n".join(reporter.lines)
-    space = run.experiment.space.build().bind(read_sites(run))
+    space = run.experiment.method.space.bind(read_sites(run))
     for words in (
-        "photos: 26 train, 6 val and 8 test images of 2 classes", "Fewer than 1,250 images", "test_vit at 32 x 32 px",
+        "photos: 26 train, 6 val and 8 test images, 2 classes", "Fewer than 1,250 images", "test_vit at 32 x 32 px",
         "2 layers", f"10^{space.log10_size:.1f} genotypes of 0 to {space.count(space.largest):,} trainable numbers",
-        "searched from", "3 epochs, 78 image-steps, learning rate 0.001", "up to 12 genotypes",
+        "searched from", "3 epochs, 78 passes of an example, learning rate 0.001", "up to 12 genotypes",
     ):  # fmt: skip
         assert words in told, words
     assert [progress.step for progress in reporter.steps][-1] == 12
@@ -154,7 +159,7 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
     fitted: tuple[Run, Result, Recorder], tmp_path: Path
 ) -> None:
     run, _, _ = fitted
-    x, _ = run.task.val.batch(range(4))
+    x = run.task.val.batch(range(4)).inputs
     torch.save(x, tmp_path / "x.pt")
     code = (
         "import sys, torch, glora\n"
@@ -162,7 +167,7 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
         "from glora.adapt.adapter_file import read_header\n"
         "torch.set_num_threads(1)\n"
         "info = read_header(sys.argv[1])['info']\n"
-        "plain = load_backbone(**info['backbone'], num_classes=len(info['classes'])).model.eval()\n"
+        "plain = load_backbone(**info['backbone'], num_classes=len(info['objective']['classes'])).model.eval()\n"
         "model = glora.load_adapter(plain, sys.argv[1]).merge()\n"
         "assert model is plain and type(model).__module__.startswith('timm')\n"
         "torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])\n"
@@ -170,14 +175,14 @@ def test_the_adapter_in_a_fresh_process_gives_the_merged_models_bits(
     files = [str(run.folder.adapter), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     subprocess.run([sys.executable, "-c", code, *files], check=True, timeout=120)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "y.pt"), load_winner(run.folder).model.eval()(x))
+        assert torch.equal(torch.load(tmp_path / "y.pt"), load_run(run.folder.path).model.eval()(x))
 
 
 # -- test is read once
 
 
 def test_the_search_never_reads_test_and_the_result_reads_it_once_for_each_model_tested(
-    photos: Path, tmp_path: Path, test_reads: Counter[int]
+    photos: Path, tmp_path: Path, test_reads: Counter[Path]
 ) -> None:
     run = Run(tiny(photos), tmp_path / "run", Recorder())
     run.train()
@@ -185,12 +190,13 @@ def test_the_search_never_reads_test_and_the_result_reads_it_once_for_each_model
     assert not test_reads
     first = run.evaluate()
     models = ("winner", "random_best", "largest")
-    assert test_reads == Counter({image: len(models) for image in range(8)})
+    assert test_reads == Counter({image: len(models) for image in run.task.test.items})
     assert {name for name, row in first.controls.items() if "test_loss" in row} == set(models[1:])
     again = run.evaluate()
     reopened = Run.open(tmp_path / "run", Recorder())
     assert again == first == reopened.evaluate() == reopened.fit()
     assert set(test_reads.values()) == {len(models)}
+    assert len(test_reads) == 8
 
 
 # -- kill -9
@@ -202,7 +208,6 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from suites.toy import Recorder, tiny
 from glora.runs import run as experiment
-from glora.runs import latency
 torch.set_num_threads(1)
 step, trial = (int(text) if text else None for text in sys.argv[4:6])
 reporter = Recorder(kill_step=step, kill_trial=trial)
@@ -223,7 +228,7 @@ def test_a_run_killed_in_training_and_in_search_ends_as_if_it_was_not(
     whole, result, _ = fitted
     folder = tmp_path / "run"
     killed(photos, folder, step=9)  # the first of the third epoch
-    assert not (folder / "supernet.safetensors").exists()
+    assert RunFolder(folder).done("trained") is None
     assert len(read_jsonl(folder / "metrics.jsonl")) == 1 + 2
     killed(photos, folder, trial=5)
     trained = (folder / "supernet.safetensors").read_bytes()
@@ -249,12 +254,12 @@ def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path
     for epoch in (1, 2, 3):
         run.record("train", {"epoch": epoch, "loss": 1.0})
     for epoch in (1, 3):
-        run.record("news", {"epoch": epoch, "text": str(epoch)})
-    run.record("trained", {"seconds": 5.0})
+        run.record("warning", {"epoch": epoch, "text": str(epoch)})
+    run.mark("trained", seconds=5.0)
     run.begin("f", 2)
     assert [record.get("epoch") for record in read_jsonl(run.metrics)] == [None, 1, 2, 1]
-    assert run.news() == ["1"]
-    run.record("trained", {"seconds": 7.0})
+    assert run.warnings() == ["1"]
+    run.mark("trained", seconds=7.0)
     assert run.seconds() == {"train": 7.0}
 
 
@@ -268,7 +273,7 @@ def test_a_training_that_began_anew_is_told_wherever_its_result_is(
     assert line in result.notes
     assert "at a learning rate of 0.03. It begins anew at 0.01, for the epochs that are left: 1." in line
     assert [step.lr < 0.0101 for step in told.steps if step.epoch == 3][-1]
-    assert result.image_steps["train"] == 3 * len(Run(tiny(photos), tmp_path / "other", told).task.train)
+    assert result.example_steps["train"] == 3 * len(Run(tiny(photos), tmp_path / "other", told).task.train)
 
 
 def test_of_a_winners_polish_and_its_training_alone_the_result_tells_too(
@@ -328,10 +333,10 @@ def test_a_folder_of_something_else_is_refused(photos: Path, tmp_path: Path) -> 
     ("changes", "error", "words"),
     [
         ({"search": {"min_budget": "1G"}}, BudgetError, "the largest"),
-        ({"method": "glroa"}, UnknownNameError, "Did you mean 'glora'"),
-        ({"search": {"searcher": "evolve"}}, UnknownNameError, "evolution"),
+        ({"method": "glroa"}, ConfigError, "Did you mean 'glora'"),
+        ({"search": {"searcher": "evolve"}}, ConfigError, "evolution"),
         ({"model": {"name": "test_vitt"}}, UnknownNameError, "test_vit"),
-        ({"model": {"targets": "qkvv"}}, ValueError, "qkvv"),
+        ({"method": {"targets": "qkvv"}}, ValueError, "qkvv"),
         ({"model": {"image_size": 33}}, ValueError, "33 pixels"),
         ({"train": {"precision": "fp16"}}, ValueError, r"train\.precision=fp16"),
         ({"data": {"val": 0.5}}, ValueError, r"data\.val"),
@@ -365,7 +370,7 @@ def test_other_images_than_those_it_began_with_are_refused(tmp_path: Path) -> No
     photos = image_folder(tmp_path / "photos")
     Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder()).train()
     Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(photos / "dark" / "new.png")
-    with pytest.raises(RunError, match="images have changed"):
+    with pytest.raises(RunError, match="data has changed"):
         Run.open(tmp_path / "run", Recorder())
 
 
@@ -377,16 +382,16 @@ def test_stages_need_the_ones_before_and_the_search_may_still_change(photos: Pat
     with pytest.raises(RunError, match="holds no run"):
         Run.open(folder, Recorder())
     run = Run(tiny(photos, train={"epochs": 1}), folder, Recorder())
-    with pytest.raises(RunError, match=r"has no supernet\.safetensors yet.*glora train --out"):
+    with pytest.raises(RunError, match=r"is not trained yet.*glora train --out"):
         run.search()
     with pytest.raises(RunError, match="holds no run"):
         run.evaluate()
     assert not folder.exists()
     run.train()
-    for stage in (run.evaluate, lambda: load_winner(run.folder)):
+    for stage in (run.evaluate, lambda: load_run(run.folder.path)):
         with pytest.raises(RunError, match=r"has no adapter\.safetensors yet.*glora search"):
             stage()
-    run = Run.open(folder, Recorder(), search={"budget": 500, "generations": 0})
+    run = Run.open(folder, Recorder(), search={"budget": 500, "searcher": {"generations": 0}})
     found = run.search()
     assert found.parameters <= 500
     assert found.scored == 4
@@ -426,22 +431,25 @@ def test_other_images_of_the_same_classes(fitted: tuple[Run, Result, Recorder], 
     run, _, _ = fitted
     other = image_folder(tmp_path / "other", per_class=3)
     before = run.folder.result.read_bytes()
-    winner = load_winner(run.folder)
-    found = winner.evaluate_on(other, Recorder())
-    assert len(found.losses) == 6
+    winner = load_run(run.folder.path)
+    found, notes = winner.evaluate_on(other)
+    assert len(found) == 6
+    assert notes == []
     assert run.folder.result.read_bytes() == before
     with pytest.raises(DataError, match=r"class folders cats, which the run does not know.*dark, light"):
-        winner.evaluate_on(image_folder(tmp_path / "cats", per_class=1, classes=("dark", "cats")), Recorder())
+        winner.evaluate_on(image_folder(tmp_path / "cats", per_class=1, classes=("dark", "cats")))
     with pytest.raises(DataError, match="There is no folder"):
-        winner.evaluate_on(tmp_path / "nowhere", Recorder())
+        winner.evaluate_on(tmp_path / "nowhere")
     for file in (other / "light").iterdir():
         file.unlink()
-    assert len(winner.evaluate_on(other, Recorder()).losses) == 3
+    found, notes = winner.evaluate_on(other)
+    assert len(found) == 3
+    assert any("light" in note for note in notes)
 
 
 @pytest.mark.parametrize("method", ["linear", "full", "lora", "bitfit"])
 def test_other_methods_train_and_are_tested_the_same_way(photos: Path, tmp_path: Path, method: str) -> None:
-    run = Run(tiny(photos, method=method, rank=2, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run = Run(tiny(photos, method=method, train={"epochs": 1}), tmp_path / "run", Recorder())
     result = run.fit()
     assert set(result.seconds) == {"train", "test"}
     assert (result.parameters == 0) == (method == "linear")
@@ -453,7 +461,7 @@ def test_other_methods_train_and_are_tested_the_same_way(photos: Path, tmp_path:
 
 
 def test_another_searcher_runs_from_the_settings(photos: Path, tmp_path: Path) -> None:
-    search = {"searcher": "random", "population": 3, "generations": 1, "budget": 500}
+    search = {"searcher": {"name": "random", "candidates": 6}, "budget": 500}
     run = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", Recorder())
     assert run.fit().parameters <= 500
     assert len(scores_in(run.folder.journal)) == 6
@@ -462,7 +470,7 @@ def test_another_searcher_runs_from_the_settings(photos: Path, tmp_path: Path) -
 def test_the_published_method_runs(photos: Path, tmp_path: Path) -> None:
     run = Run(tiny(photos, preset="paper", train={"epochs": 1, "batch_size": 8}), tmp_path / "run", Recorder())
     result = run.fit()
-    options = run.experiment.space.build().options(next(iter(read_sites(run).values())))
+    options = run.experiment.method.space.options(next(iter(read_sites(run).values())))
     assert np.prod([len(choices) for choices in options]) == 432
     assert max(scores_in(run.folder.journal)) == result.metrics["val_accuracy"]
     assert os.fspath(run.folder.path) == str(tmp_path / "run")
@@ -473,16 +481,16 @@ def test_a_finished_run_needs_its_images_no_more(photos: Path, tmp_path: Path) -
     shutil.copytree(photos, images)
     run = Run(tiny(images, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.fit()
-    expected = {name: value.clone() for name, value in load_winner(run.folder).model.state_dict().items()}
+    expected = {name: value.clone() for name, value in load_run(run.folder.path).model.state_dict().items()}
     shutil.rmtree(images)
-    merged = load_winner(RunFolder(tmp_path / "run")).model.state_dict()
+    merged = load_run(tmp_path / "run").model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in merged.items())
 
 
 def test_the_resolved_settings_have_the_learning_rate(photos: Path, tmp_path: Path) -> None:
     run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
-    assert RunFolder(tmp_path / "run").experiment().train.lr == run.method.lr
+    assert RunFolder(tmp_path / "run").experiment().train.lr == run.session.method.lr
 
 
 def test_what_a_killed_process_was_writing_is_no_obstacle(photos: Path, tmp_path: Path) -> None:
@@ -505,12 +513,10 @@ def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: 
     )
     look = (
         "import sys\n"
-        "from glora.runs.reporter import Silent\n"
-        "from glora.runs.folder import RunFolder\n"
-        "from glora.runs.winner import load_winner\n"
-        "found = load_winner(RunFolder(sys.argv[1])).evaluate_on(sys.argv[2], Silent())\n"
+        "from glora.runs.loaded import load_run\n"
+        "found, notes = load_run(sys.argv[1]).evaluate_on(sys.argv[2])\n"
         "from accelerate import Accelerator\n"
-        "print(len(found.losses), Accelerator().mixed_precision)\n"
+        "print(len(found), Accelerator().mixed_precision, *notes)\n"
     )
     other, run = image_folder(tmp_path / "other", per_class=3), str(tmp_path / "run")
     (other / "light" / "broken.jpg").write_bytes(b"no image")
@@ -521,7 +527,7 @@ def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: 
             [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["6", "bf16"]
+    assert done.stdout.strip() == "6 bf16 Skipped 1 unreadable image: light/broken.jpg."
 
 
 def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_path: Path) -> None:
@@ -533,12 +539,13 @@ def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_pa
     one.search()
     torch.set_num_threads(threads)
     two = Run.open(tmp_path / "b", Recorder(), search={"workers": 2})
-    recipe = two._searching().recipe()
+    search = two._searching()
+    recipe = recipe_of(two.session, search.tuned, search.parts)
     built = recipe.build()
-    assert all(parameter.is_shared() for parameter in built.parts[0].supernet.adapted.model.parameters())
+    assert all(parameter.is_shared() for parameter in built.parts[0].numbers.tuned.model.parameters())
     pointers = {name: tensor.data_ptr() for name, tensor in recipe.weights.items()}
-    assert pointers == {name: p.data_ptr() for name, p in two.backbone.model.named_parameters()} | {
-        name: buffer.data_ptr() for name, buffer in two.backbone.model.named_buffers()
+    assert pointers == {name: p.data_ptr() for name, p in two.tuned.model.named_parameters()} | {
+        name: buffer.data_ptr() for name, buffer in two.tuned.model.named_buffers()
     }, "nothing was copied"
     two.search()
     first, second = tmp_path / "a", tmp_path / "b"
@@ -550,9 +557,9 @@ def test_workers_play_a_supernet_with_the_scales_of_its_file(photos: Path, tmp_p
     run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
     search = run._searching()
-    for support in search.adapted.supports.values():  # as if an older version had trained it
+    for support in run.tuned.adapted.supports.values():  # as if an older version had trained it
         support.scales = {"B.lora": 0.5}
-    built, largest = search.recipe().build(), search.space.largest
+    built, largest = recipe_of(run.session, search.tuned, search.parts).build(), search.space.largest
     assert built(largest) == search.scorer(largest)
 
 
@@ -579,7 +586,8 @@ def test_a_run_begun_with_other_fewest_numbers_keeps_them_where_none_are_given(p
 
 
 def test_a_run_races_where_it_is_told_to(photos: Path, tmp_path: Path) -> None:
-    search = {"population": 6, "generations": 2, "parents": 2, "racing": True, "racing_first": 2, "rescore": 0}
+    searcher = {"population": 6, "generations": 2, "parents": 2}
+    search = {"searcher": searcher, "racing": True, "racing_first": 2, "rescore": 0}
     recorder = Recorder()
     result = Run(tiny(photos, search=search, train={"epochs": 1}), tmp_path / "run", recorder).fit()
     assert min(trial.seen for trial in recorder.trials) < 1
@@ -594,5 +602,5 @@ def test_a_cluster_without_workers_is_told_with_the_other_settings(photos: Path)
 
 def test_a_searcher_that_cannot_race_is_told_before_any_training(photos: Path, tmp_path: Path) -> None:
     wrong = tiny(photos, search={"racing": True, "searcher": "nsga2"})
-    with pytest.raises(ConfigError, match="'nsga2' looks at more than its best trials"):
+    with pytest.raises(ConfigError, match="'nsga2' does not look at its best trials only"):
         Run(wrong, tmp_path / "run", Recorder())

@@ -1,4 +1,4 @@
-"""What training and search may know of a task: no test image, and no image in two roles."""
+"""What training and search may see of a task: no test image, and no image in two roles."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from glora.errors import DataError
-from glora.tasks.images import Preprocess
-from glora.tasks.task import ImageSet, Task
-from glora.tasks.visible import known
+from glora.tasks.images import ImageSet, Preprocess
+from glora.tasks.objectives.classify import Classify
+from glora.tasks.task import Task
+from glora.tasks.visible import visible
 
 PREPROCESS = Preprocess(size=(2, 2))
 
@@ -25,7 +26,7 @@ def task(train: int = 40, val: int = 20, test: int = 8, classes: int = 3, seed: 
         images = [np.full((2, 2), next(levels), np.uint8) for _ in range(n)]
         return ImageSet(images, [rng.randrange(classes) for _ in images], preprocess=PREPROCESS)
 
-    return Task("toy", tuple("abc"[:classes]), split(train), split(val), split(test), fingerprint="f")
+    return Task("toy", Classify(classes=tuple("abc"[:classes])), split(train), split(val), split(test), fingerprint="f")
 
 
 def levels(images: ImageSet) -> list[int]:
@@ -36,12 +37,12 @@ def levels(images: ImageSet) -> list[int]:
 @pytest.mark.parametrize("aside", [0, 1, 7, 19])
 def test_val_is_cut_in_two_and_test_is_left_behind(seed: int, aside: int) -> None:
     whole = task(seed=seed)
-    found = known(whole, seed=seed, aside=aside, folds=1)
+    found = visible(whole, seed=seed, aside=aside, folds=1)
     assert levels(found.train) == levels(whole.train)
     assert sorted(levels(found.val) + levels(found.aside)) == levels(whole.val)
     assert len(found.aside) == aside
     assert found.scoring == (found.val,)
-    again, other = (known(whole, seed=each, aside=aside, folds=1) for each in (seed, seed + 1))
+    again, other = (visible(whole, seed=each, aside=aside, folds=1) for each in (seed, seed + 1))
     assert levels(again.aside) == levels(found.aside)
     assert (levels(other.aside) == levels(found.aside)) == (aside == 0)
 
@@ -50,7 +51,7 @@ def test_val_is_cut_in_two_and_test_is_left_behind(seed: int, aside: int) -> Non
 @pytest.mark.parametrize("aside", [0, 6])
 def test_every_image_is_scored_once_by_a_supernet_that_has_not_seen_it(folds: int, aside: int) -> None:
     whole = task()
-    found = known(whole, seed=0, aside=aside, folds=folds)
+    found = visible(whole, seed=0, aside=aside, folds=folds)
     pool = sorted(levels(whole.train) + levels(whole.val))
     assert sorted(levels(found.train) + levels(found.aside)) == pool
     scored = Counter(level for part in found.scoring for level in levels(part))
@@ -61,21 +62,21 @@ def test_every_image_is_scored_once_by_a_supernet_that_has_not_seen_it(folds: in
 
 
 def test_folds_and_what_is_set_aside_have_every_class_in_its_share() -> None:
-    found = known(task(train=120, val=60), seed=0, aside=30, folds=4)
-    labels = Counter(found.train.labels)
+    found = visible(task(train=120, val=60), seed=0, aside=30, folds=4)
+    labels = Counter(found.train.strata)
     for part in (*found.scoring, found.aside):
-        share = Counter(part.labels)
+        share = Counter(part.strata)
         assert all(abs(share[label] - len(part) * count / len(found.train)) < 2.5 for label, count in labels.items())
 
 
 def test_what_cannot_be_cut_is_told() -> None:
     with pytest.raises(DataError, match="aside=20 leaves no val images of 20"):
-        known(task(), seed=0, aside=20, folds=1)
+        visible(task(), seed=0, aside=20, folds=1)
     with pytest.raises(DataError, match="folds=61 is more than the 60 images"):
-        known(task(), seed=0, aside=0, folds=61)
+        visible(task(), seed=0, aside=0, folds=61)
 
 
 def test_a_person_is_told_of_the_cut() -> None:
-    told = " ".join(known(task(), seed=0, aside=10, folds=3).notes)
+    told = " ".join(visible(task(), seed=0, aside=10, folds=3).notes)
     assert "10 of the 20 val images are set aside" in told
     assert "3 folds of the 50 images" in told
