@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from suites import toy
 from torch import nn
 from torch.utils.data import TensorDataset
 from typer.main import get_command
@@ -26,6 +25,7 @@ from glora.errors import ConfigError
 from glora.report.result import Result
 from glora.runs.reporter import Silent
 from glora.runs.run import Run
+from suites import toy
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
