@@ -54,8 +54,8 @@ class Subject(NamedTuple):
 def digits(name: str, size: int, *targets: str, pretrained: bool = True) -> Subject:
     """A backbone with a head drawn at random, on 64 digits of `size` pixels."""
     task = load_task("digits", train=64, val=10)
-    backbone = load_backbone(name, num_classes=len(task.classes), image_size=size, pretrained=pretrained)
-    x, y = task.prepared(backbone.preprocess).train.batch(range(64))
+    backbone = load_backbone(name, num_classes=task.objective.outputs, image_size=size, pretrained=pretrained)
+    x, y, _ = task.prepared(backbone.preprocess).train.batch(range(64))
     return Subject(backbone.model, tuple(backbone.head), targets, lambda model: F.cross_entropy(model(x), y))
 
 

@@ -13,11 +13,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from glora.runs.console import ConsoleReporter
 from glora.report.result import Result
+from glora.runs.console import ConsoleReporter
 from glora.runs.demo import demo_experiment
 from glora.runs.run import Run
-from glora.tasks.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "defaults"
@@ -35,16 +34,15 @@ def measure(method: str, lr: float) -> Result:
     with tempfile.TemporaryDirectory() as folder, ConsoleReporter() as reporter:
         run = Run(experiment, folder, reporter)
         run.train()
-        size = {"accelerator": run.accelerator, "batch_size": experiment.search.batch_size}
-        found = evaluate(run.tuned.model, run.task.val, **size)
+        found = run.session.evaluate(run.tuned.model, run.task.val)
         return Result.stamped(
             method=method,
             task=run.task.name,
             model=experiment.model.name,
             seed=experiment.seed,
-            config=experiment.model_dump(mode="json"),
+            config=run.experiment.to_json(),
             parameters=run.tuned.count(),
-            metrics={"val_accuracy": found.accuracy, "val_loss": found.loss},
+            metrics={f"val_{name}": found.value(name) for name in ("accuracy", "loss")},
             seconds=run.folder.seconds(),
         )
 

@@ -33,7 +33,8 @@ from glora.report.result import Result
 from glora.runs.comparison import random_genomes
 from glora.runs.reporter import Silent
 from glora.runs.run import Run
-from glora.tasks.task import ImageSet, load_task
+from glora.tasks.images import ImageSet
+from glora.tasks.task import load_task
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "fitness"
@@ -49,47 +50,51 @@ def measure(cell: Cell) -> Result:
     torch.backends.cuda.enable_flash_sdp(False)  # type: ignore[no-untyped-call]  # on a CPU slower with 17 tokens
     run = Run.open(cell.run, Silent())
     run.train()  # is trained
-    space, budget = run.adapter.adapted.space, cell.experiment.search.budget
-    assert budget is not None
+    space, budget = run.tuned.space, cell.experiment.search.budget
+    assert space is not None and budget is not None
     genotypes, near = [], []
     for name, number in SUBNETS.items():
         least = round(LEAST * budget) if name == "near" else 0
         drawn = random_genomes(space, number, budget=budget, min_budget=least, seed=1)
         genotypes += [space.decode(genome) for genome in drawn]
         near += [name == "near"] * len(drawn)
-    logits, labels = looked(run, genotypes, unseen(run))
+    logits, labels = logits_of(run, genotypes, unseen(run))
     sizes = np.array([space.count(genotype) for genotype in genotypes])
     return Result.stamped(
         method="glora",
         task=cell.task,
         model=run.experiment.model.name,
         seed=cell.seed,
-        config=run.experiment.model_dump(mode="json"),
+        config=run.experiment.to_json(),
         parameters=budget,
-        metrics=compared(logits.numpy().astype(np.float64), labels.numpy(), np.array(near), sizes),
+        metrics=figures(logits.numpy().astype(np.float64), labels.numpy(), np.array(near), sizes),
     )
 
 
 def unseen(run: Run) -> ImageSet:
     """More val images than the run has, of the same split."""
     data = run.experiment.data
-    task = load_task(data.source, seed=data.split_seed, train=data.train, val=IMAGES).prepared(run.backbone.preprocess)
+    task = load_task(data.source, seed=data.split_seed, train=data.train, val=IMAGES).prepared(
+        run.session.backbone.preprocess
+    )
     every = range(len(task.train))
-    assert torch.equal(task.train.batch(every)[0], run.task.train.batch(every)[0]), "they trained on the same images"
+    assert torch.equal(task.train.batch(every).inputs, run.task.train.batch(every).inputs), (
+        "they trained on the same images"
+    )
     return task.val
 
 
-def looked(run: Run, genotypes: list[Genotype], images: ImageSet) -> tuple[Tensor, Tensor]:
+def logits_of(run: Run, genotypes: list[Genotype], images: ImageSet) -> tuple[Tensor, Tensor]:
     """Logits of every subnet on every image, and the labels."""
     every = []
-    x, labels = images.batch(range(len(images)))
+    x, labels, _ = images.batch(range(len(images)))
     for genotype in genotypes:
-        with run.adapter.adapted.hold(genotype) as model, torch.no_grad(), run.accelerator.autocast():
+        with run.tuned.hold(genotype) as model, torch.no_grad(), run.session.accelerator.autocast():
             every.append(torch.cat([model.eval()(part).float() for part in x.split(SCORING)]))
     return torch.stack(every), labels
 
 
-def compared(logits: Any, labels: Any, near: Any, sizes: Any) -> dict[str, float | None]:
+def figures(logits: Any, labels: Any, near: Any, sizes: Any) -> dict[str, float | None]:
     """For each score and all subnets or those near the budget: rank, gain, and the chosen one's numbers."""
     shown = logits[None] / TEMPERATURES[:, None, None, None]
     shown -= np.log(np.exp(shown - shown.max(-1, keepdims=True)).sum(-1, keepdims=True)) + shown.max(-1, keepdims=True)

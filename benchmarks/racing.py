@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from glora.runs.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
 from glora.files import read_jsonl
 from glora.genotype import Genotype
 from glora.report.result import Result
+from glora.runs.console import ConsoleReporter
 from glora.runs.run import Run
-from glora.runs.scoring import Part, ValScorer
+from glora.runs.scoring import Part, StoredNumbers, ValScorer
 from glora.searchers import Racing, SearchResult, search
 from glora.searchers.jobs import Job, JobResult
 from glora.searchers.racing import Race
@@ -61,14 +61,13 @@ def experiment(seed: int) -> Experiment:
 def scorer_of(run: Run) -> ValScorer:
     """Loss on val."""
     return ValScorer(
-        [Part(run.adapter.supernet, run.task.val)],
+        [Part(StoredNumbers(run.tuned), run.task.val)],
         fitness="loss",
-        accelerator=run.accelerator,
-        batch_size=run.experiment.search.batch_size,
+        **run.session.how,
     )
 
 
-class Known:
+class Remembering:
     """The scorer with a memory: what two searches and the ranking share is computed once."""
 
     def __init__(self, scorer: ValScorer) -> None:
@@ -88,13 +87,14 @@ class Known:
 
 
 def searched(
-    run: Run, score: Known, racing: Racing, journal: Path, budget: int | None
+    run: Run, score: Remembering, racing: Racing, journal: Path, budget: int | None
 ) -> tuple[SearchResult, float | None]:
     """The search, and its seconds outside of the score function over those inside; None when it was continued."""
     score.inside = 0.0
 
     continued, start = journal.is_file(), time.perf_counter()
-    space, seed = run.adapter.adapted.space, run.experiment.seed
+    space, seed = run.tuned.space, run.experiment.seed
+    assert space is not None
     result = search(score, space, budget=budget, seed=seed, racing=racing, journal=journal)
     return result, None if continued else (time.perf_counter() - start - score.inside) / score.inside
 
@@ -108,7 +108,7 @@ def measure(seed: int) -> Result:
     n = len(run.task.val)
     budget = run.experiment.search.budget
     scorer = scorer_of(run)
-    score = Known(scorer)
+    score = Remembering(scorer)
     raced, overhead = searched(run, score, Racing(n), folder / "raced.jsonl", budget)
     full, _ = searched(run, score, Racing(n, first=n), folder / "full.jsonl", budget)
     rows = np.array([score(trial.genotype, range(n)) for trial in raced.trials])
@@ -131,7 +131,7 @@ def measure(seed: int) -> Result:
         task=run.task.name,
         model=run.experiment.model.name,
         seed=seed,
-        config={**run.experiment.model_dump(mode="json"), "race": dataclasses.asdict(Racing(n))},
+        config={**run.experiment.to_json(), "race": dataclasses.asdict(Racing(n))},
         parameters=raced.best.parameters,
         metrics=metrics,
         seconds={"raced": sum(trial.seconds for trial in raced.trials)},
@@ -152,11 +152,10 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> float:
 
 def shortcuts(run: Run, scorer: ValScorer) -> dict[str, float | None]:
     """Seconds of CPU for the images of one batch: held, not held, and several genotypes sharing the batch."""
-    adapted, size = run.adapter.adapted, min(100, len(run.task.val))
-    rng = random.Random(0)
-    genotypes = [adapted.sample(rng) for _ in range(4)]
-    x, _ = run.task.val.batch(range(size))
-    x = x.to(run.accelerator.device)
+    tuned, size, rng = run.tuned, min(100, len(run.task.val)), random.Random(0)
+    assert tuned.space is not None
+    genotypes = [tuned.space.sample(rng) for _ in range(4)]
+    x = run.task.val.batch(range(size)).inputs.to(run.session.accelerator.device)
 
     def seconds(work: Any) -> float:
         taken = []
@@ -168,21 +167,21 @@ def shortcuts(run: Run, scorer: ValScorer) -> dict[str, float | None]:
 
     def held() -> None:
         for genotype in genotypes:
-            with adapted.hold(genotype) as model:
+            with tuned.hold(genotype) as model:
                 model(x)
 
     def active() -> None:
         for genotype in genotypes:
-            adapted.activate(genotype)
-            adapted.model(x)
+            tuned.activate(genotype)
+            tuned.model(x)
 
     def together() -> None:
         quarter = size // 4
-        adapted.activate([genotype for genotype in genotypes for _ in range(quarter)])
+        tuned.adapted.activate([genotype for genotype in genotypes for _ in range(quarter)])
         for _ in genotypes:
-            adapted.model(x[: 4 * quarter])
+            tuned.model(x[: 4 * quarter])
 
-    adapted.model.eval()
+    tuned.model.eval()
     with torch.no_grad():
         return {"held": seconds(held), "not_held": seconds(active), "sharing": seconds(together)}
 

@@ -37,6 +37,8 @@ from glora.adapt.sites import plan_sites
 from glora.backbones import load_backbone
 from glora.report.result import Result
 from glora.runs.latency import latency_ratio
+from glora.tasks.objective import Batch
+from glora.tasks.objectives.classify import Classify
 from glora.training.device import device_name
 
 FOLDER = Path(__file__).parent.parent / "results" / "step"
@@ -342,8 +344,11 @@ def measure_forward(name: str, subject: Subject, options: argparse.Namespace) ->
     adapted = adapted_by(mine.model, space, options.targets)
     genotype = adapted.sample(random.Random(0))
 
+    how: dict[str, Any] = {"objective": Classify(), "device": torch.device(options.device)}
+
     def pairs(model: nn.Module, metric: str) -> dict[str, float]:
-        found = latency_ratio(model, plain.model, subject.inputs[0], rounds=options.rounds, seconds=1e9)
+        batch = Batch(subject.inputs, None)
+        found = latency_ratio(model, plain.model, batch, **how, rounds=options.rounds, seconds=1e9)
         return {metric + key.removeprefix("ratio"): found[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
     with adapted.hold(genotype) as held:

@@ -42,19 +42,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from glora.runs.console import ConsoleReporter
 from glora.config import Experiment, build_experiment
 from glora.genotype import Genotype
 from glora.methods.method import get_method
 from glora.report.outcome import Outcome
 from glora.report.result import Result
-from glora.runs.calibration import Calibration, chosen_alone
+from glora.runs.calibration import apply_calibration, calibrate_alone
 from glora.runs.comparison import random_genomes
+from glora.runs.console import ConsoleReporter
 from glora.runs.run import Run
-from glora.runs.winner import load_winner
+from glora.runs.stages.search import Search
 from glora.space import SearchSpace
-from glora.tasks.evaluation import Evaluation, evaluate
-from glora.tasks.task import DATASETS, ImageSet
+from glora.tasks.calibration import Calibration
+from glora.tasks.evaluation import Evaluation
+from glora.tasks.objective import Examples
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "supernet"
@@ -69,16 +70,19 @@ SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
 STEPS = (-1, 1)  # up or down the ladder, to the learning rates beside the best
 SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 2_000, 8, 10_000, 0.9
 ABLATED = "fashion_mnist"
-PUBLISHED = {"space": SearchSpace.paper().to_json(), "train": {"sampling": "batch", "largest": 0.0, "restart": False}}
+PUBLISHED = {
+    "method": {**SearchSpace.paper().to_json(), "sampling": "batch", "largest": 0.0},
+    "train": {"restart": False},
+}
 VARIANTS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {  # name -> method, settings beside the defaults
     "lora": ("lora", {}),
     "glora": ("glora", {}),
     "polished": ("glora", {"search": {"polish": 3}}),  # as glora, and then
     "published": ("glora", PUBLISHED),
-    "unscaled": ("glora", {"space": {"scaling": "none"}, "train": {"restart": False}}),
-    "elementwise": ("glora", {"space": {"product": "elementwise"}}),
-    "batch": ("glora", {"train": {"sampling": "batch"}}),
-    "no-largest": ("glora", {"train": {"largest": 0.0}}),
+    "unscaled": ("glora", {"method": {"scaling": "none"}, "train": {"restart": False}}),
+    "elementwise": ("glora", {"method": {"product": "elementwise"}}),
+    "batch": ("glora", {"method": {"sampling": "batch"}}),
+    "no-largest": ("glora", {"method": {"largest": 0.0}}),
     "no-decay": ("glora", {"train": {"weight_decay": 0.0}}),
     "lora-pace": ("lora", {"train": {"pace": "full", "epochs": 5}}),  # two passes a step: as many image-steps
     "glora-pace": ("glora", {"train": {"pace": "full", "epochs": 5}}),
@@ -122,13 +126,14 @@ class Cell:
             "model": {"name": "dinov2_vits14", "image_size": 56},
             "data": {"source": self.task, "train": 800, "val": 200},
             "train": {"epochs": self.epochs, "precision": "bf16", "lr": self.lr},
-            "search": {"generations": 9, "racing": True, "controls": 0},
+            "search": {"searcher": {"generations": 9}, "racing": True, "controls": 0},
+            "method": {"name": method, **({"rank": RANK} if method == "lora" else {})},
         }
         if method == "glora":
             settings["search"] |= {"budget": budget(), "min_budget": round(LEAST * budget())}
         for group, changed in changes.items():
             settings[group] = {**settings.get(group, {}), **changed}
-        return build_experiment({"method": method, "rank": RANK, "seed": self.seed, **settings})
+        return build_experiment({"seed": self.seed, **settings})
 
     @property
     def run(self) -> Path:
@@ -158,7 +163,7 @@ def measure(cell: Cell) -> None:
         run = Run(cell.experiment, cell.run, reporter)
         run.train()
         metrics: dict[str, float | None] = {}
-        trained = {"train": run.folder.image_steps()}
+        trained = {"train": run.folder.example_steps()}
         hits: dict[str, np.ndarray] = {}
         parameters = run.experiment.search.budget or run.tuned.count()
         lengths = {"": cell.epochs} | ({"_long": LONG} if (cell.variant, cell.epochs) == ("lora", SHORT) else {})
@@ -169,13 +174,13 @@ def measure(cell: Cell) -> None:
             for images, test in tests.items() if cell.tested else ():
                 on_test = [evaluated(run, subnet, test) for subnet in subnets]
                 metrics |= figures(f"{name}{images}_test", on_test)
-                hits[name + images] = np.mean([each.right.numpy() for each in on_test], axis=0)
-            if counts := [run.adapter.adapted.count(each) for each in subnets if isinstance(each, Genotype)]:
+                hits[name + images] = np.mean([each.values["accuracy"].numpy() for each in on_test], axis=0)
+            if counts := [run.tuned.space.count(each) for each in subnets if isinstance(each, Genotype)]:
                 metrics[f"{name}_parameters"] = float(np.mean(counts))
         if run.folder.calibration.is_file():
             metrics |= asdict(Calibration.read(run.folder.calibration))
         if run.experiment.search.polish:
-            trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).image_steps()
+            trained["polish"] = run.folder.polished(Outcome.read(run.folder.winner).key).example_steps()
     if hits:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with cell.path.with_suffix(".npz").open("wb") as file:
@@ -185,12 +190,12 @@ def measure(cell: Cell) -> None:
         task=cell.task,
         model=run.experiment.model.name,
         seed=cell.seed,
-        config=run.experiment.model_dump(mode="json"),
+        config=run.experiment.to_json(),
         parameters=parameters,
         metrics=metrics,
         seconds=run.folder.seconds(),
         example_steps=trained,
-        notes=run.folder.news(),
+        notes=tuple(run.folder.warnings()),
     ).write(cell.path)
 
 
@@ -207,16 +212,16 @@ def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
     if not run.searches:
         yield "model", [run.tuned.model]
         if cell.tested:
-            how = {"accelerator": run.accelerator, "batch_size": run.experiment.search.batch_size}
-            adapted = run.adapter.adapted
-            chosen_alone(adapted, run.task.val, **how).apply(adapted)  # where a search has half of val
+            found = calibrate_alone(run.session, run.tuned, run.task.val)  # where a search has half of val
+            apply_calibration(run.tuned, found)
             yield "calibrated", [run.tuned.model]
         return
     if run.experiment.search.polish:
         run.search()
-        yield "polished", [load_winner(run.folder).model.to(run.accelerator.device)]
+        yield "polished", [run.load().model.to(run.session.accelerator.device)]
         return
-    space, most = run.adapter.adapted.space, budget()
+    space, most = run.tuned.space, budget()
+    assert space is not None
     draws = {}
     for name, least in (("random", 0), ("sized", round(LEAST * most))):
         drawn = random_genomes(space, SUBNETS // (1 + cell.tested), budget=most, min_budget=least, seed=cell.seed)
@@ -224,31 +229,32 @@ def contenders(run: Run, cell: Cell) -> Iterator[tuple[str, list[Subnet]]]:
     yield "largest", [space.largest]
     yield from draws.items()
     if not cell.tested:
-        run._searching()._calibrate()
+        Search(run.session, run.tuned).calibrate()
         yield "calibrated", draws["sized"]
         return
-    winner = space.decode(run.search().genome)  # from here on the supernet is calibrated
+    outcome = run.search()  # from here on the supernet is calibrated
+    assert outcome is not None  # one process
     yield "calibrated", draws["sized"]
     yield "calibrated_largest", [space.largest]
-    yield "winner", [winner]
+    yield "winner", [space.decode(outcome.genome)]
 
 
-def evaluated(run: Run, subnet: Subnet, images: ImageSet) -> Evaluation:
+def evaluated(run: Run, subnet: Subnet, images: Examples) -> Evaluation:
     """What a subnet, or a whole model, does on the images."""
     held: Any = contextlib.nullcontext(subnet)
     if isinstance(subnet, Genotype):
-        held = run.adapter.adapted.hold(subnet)
+        held = run.tuned.hold(subnet)
     with held as model:
-        return evaluate(model, images, accelerator=run.accelerator, batch_size=run.experiment.search.batch_size)
+        return run.session.evaluate(model, images)
 
 
 def figures(name: str, found: Sequence[Evaluation]) -> dict[str, float | None]:
     """The mean over the subnets, and the spread between them."""
-    accuracies = [each.accuracy for each in found]
+    accuracies = [each.value("accuracy") for each in found]
     spread = {f"{name}_spread": float(np.std(accuracies, ddof=1))} if len(found) > 1 else {}
     return {
         f"{name}_accuracy": float(np.mean(accuracies)),
-        f"{name}_loss": float(np.mean([each.loss for each in found])),
+        f"{name}_loss": float(np.mean([each.value("loss") for each in found])),
         **spread,
     }
 
@@ -334,7 +340,7 @@ def tested(task: str, variant: str, seed: int, epochs: int = SHORT, step: int = 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=DATASETS, help="one task alone")
+    parser.add_argument("--task", help="one task alone")
     parser.add_argument("--seed", type=int, help="what is tested, with this seed alone")
     given = parser.parse_args()
     tasks = [given.task] if given.task else [*TASKS, *OTHERS]

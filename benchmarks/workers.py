@@ -17,11 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from glora.runs.console import ConsoleReporter
 from glora.genotype import Genotype, Site
 from glora.report.result import Result
+from glora.runs.console import ConsoleReporter
 from glora.runs.demo import demo_experiment
 from glora.runs.run import Run
+from glora.runs.scoring import recipe_of
+from glora.runs.stages.search import Search
 from glora.searchers import Racing, search
 from glora.space import BoundSpace, SearchSpace
 
@@ -69,9 +71,10 @@ def message(sites: int, cluster: str | None) -> float:
 def candidates(run: Run, workers: int) -> float:
     """Seconds per candidate with so many workers, their start not counted."""
     ends: list[float] = []
+    searching = Search(run.session, run.tuned)
     search(
-        run._searching().recipe(),
-        run.adapter.adapted.space,
+        recipe_of(run.session, run.tuned, searching.parts),
+        searching.space,
         searcher="random",
         settings={"candidates": CANDIDATES},
         workers=workers,
@@ -82,7 +85,7 @@ def candidates(run: Run, workers: int) -> float:
 
 def elsewhere(run: Run, racing: bool) -> float:
     """Share of a search's time that is not the network's forward passes: drawing, building weights, the journal."""
-    searching = run._searching()
+    searching = Search(run.session, run.tuned)
     inside, begun = 0.0, 0.0
 
     def begin(*_: object) -> None:
@@ -93,16 +96,16 @@ def elsewhere(run: Run, racing: bool) -> float:
         nonlocal inside
         inside += time.perf_counter() - begun
 
-    model = run.adapter.model
+    model = run.tuned.model
     hooks = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     settings = {"population": 20, "generations": 3, "parents": 5}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         search(
             searching.scorer,
-            run.adapter.adapted.space,
+            searching.space,
             settings=settings,
-            racing=Racing(len(searching.known.val)) if racing else None,
+            racing=Racing(len(run.session.data.val)) if racing else None,
             journal=Path(folder) / "search.jsonl",
         )
         whole = time.perf_counter() - start
@@ -128,7 +131,7 @@ def measure(cluster: str | None) -> Result:
             task=run.task.name,
             model=experiment.model.name,
             seed=experiment.seed,
-            config={**experiment.model_dump(mode="json"), "cluster": cluster},
+            config={**experiment.to_json(), "cluster": cluster},
             parameters=0,
             metrics=metrics,
         )

@@ -82,8 +82,8 @@ class Search:
     def _scorer(self, parts: Sequence[Part]) -> ValScorer:
         return ValScorer(parts, self.session.evaluator, fitness=self.settings.fitness)
 
-    def _calibrate(self) -> None:
-        """The supernets play as strongly, with logits as far apart, as is best on val for genotypes of the search."""
+    def calibrate(self) -> None:
+        """Chooses on val how strongly the supernets play and how far apart their logits are, and keeps it."""
         session, val = self.session, self.session.data.val
         genomes = random_genomes(self.space, GENOTYPES, **self.bounds, seed=session.experiment.seed + 1)
 
@@ -107,7 +107,7 @@ class Search:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
         folder, reporter = self.session.folder, self.session.reporter
         if self.settings.calibrate and not folder.begun:
-            self._calibrate()
+            self.calibrate()
         best: list[Trial] = []
         seen: list[float] = []
         total = self.plan.settings.candidates
@@ -290,7 +290,8 @@ class Search:
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            self.tuned.save_winner(folder.adapter, {**session.info, "winner": outcome.key})
+            info = {**session.info, "winner": outcome.key}
+            self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
         outcome.write(folder.winner)
         folder.mark("searched", winner=outcome.key)
         for line in outcome.verdict:

@@ -52,8 +52,9 @@ class MultiLabel(Objective):
     def encode(self, targets: Targets) -> Tensor:
         if len(targets.columns) == 1 and targets.columns != self.labels:
             return self._encode_names(targets)
-        found = [[self._bit(value, targets, row) for value in values] for row, values in enumerate(targets.rows)]
-        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(targets.columns))
+        rows = targets.ordered(self.labels)
+        found = [[self._bit(value, targets, row) for value in values] for row, values in enumerate(rows)]
+        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(self.labels))
 
     def _encode_names(self, targets: Targets) -> Tensor:
         index = {label: place for place, label in enumerate(self.labels)}
@@ -105,7 +106,7 @@ class MultiLabel(Objective):
         scores, targets = values["output"].double(), values["target"] > 0.5
         precisions = [average_precision(scores[:, k], targets[:, k]) for k in range(len(self.labels))]
         known = [each for each in precisions if each is not None]
-        predicted = scores > math.log(self.threshold / (1 - self.threshold))
+        predicted = scores >= math.log(self.threshold / (1 - self.threshold))
         right = float((predicted & targets).sum())
         wrong = float((predicted ^ targets).sum())
         f1 = 2 * right / (2 * right + wrong) if right + wrong else 0.0
