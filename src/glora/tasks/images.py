@@ -135,7 +135,7 @@ class ImageSet:
         """Adds names, sizes, pixels and targets to a hash; file names count relative to `root`."""
         for item, target in zip(self.items, self.targets.tolist(), strict=True):
             if isinstance(item, Path):
-                name = item.relative_to(root) if root else item
+                name = item.relative_to(root) if root and item.is_relative_to(root) else item
                 digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{target}\n".encode())
             else:
                 digest.update(f"{item.shape}\0{target}\n".encode() + item.tobytes())

@@ -176,7 +176,7 @@ def skipped(bad: dict[Path, str], path: Path, on_bad_image: OnBadImage) -> list[
             f"The image {str(file)!r} cannot be read: {reason.rstrip('.')}{others}.",
             remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
         )
-    names = ", ".join(file.relative_to(path).as_posix() for file in bad)
+    names = ", ".join((file.relative_to(path) if file.is_relative_to(path) else file).as_posix() for file in bad)
     return [f"Skipped {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {names}."]
 
 
