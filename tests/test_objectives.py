@@ -178,11 +178,7 @@ def test_labels_stand_in_one_column_or_in_one_column_each() -> None:
         ("dog", "owl", "cat"),
         [("1", "0", "yes"), ("0", "", "no"), (0, 1.0, False)],
         what="t.csv",
-        lines=(
-            2,
-            3,
-            4,
-        ),
+        lines=(2, 3, 4),
     )
     by_one, by_each = MultiLabel().named(one), MultiLabel().named(each)
     assert (by_one.labels, by_each.labels) == (ANIMALS, ("dog", "owl", "cat"))
@@ -191,6 +187,7 @@ def test_labels_stand_in_one_column_or_in_one_column_each() -> None:
     assert by_one.encode(each).tolist() == by_one.encode(one).tolist(), "columns are found by their names"
     assert MultiLabel(separator=";").named(Targets(("t",), [("a;b|c",)])).labels == ("a", "b|c")
     single = Targets(("cat",), [("1",), ("0",)])
+    assert MultiLabel().named(single).labels == ("cat",)
     assert MultiLabel(labels=("cat",)).encode(single).tolist() == [[1], [0]]
     refused(MultiLabel(), Targets(("t",), [("",)]), "No example has a label")
     refused(MultiLabel(labels=ANIMALS), Targets(("t",), [("cat|dogg",)]), "label 'dogg'.*Did you mean 'dog'")
@@ -206,10 +203,7 @@ def test_numbers_are_read_and_named() -> None:
         ("age", "mass"),
         [("3", "4e2"), (" 5 ", 1)],
         what="t.csv",
-        lines=(
-            2,
-            3,
-        ),
+        lines=(2, 3),
     )
     objective = Regress().named(ages)
     assert objective.encode(ages).tolist() == [[3, 400], [5, 1]]
@@ -335,13 +329,12 @@ Run(here.experiment(Path(sys.argv[2]), sys.argv[3]), sys.argv[4], Recorder(kill_
 """
 
 
-@pytest.mark.parametrize("when", [{"step": 5}, {"trial": 3}])
-def test_a_killed_run_goes_on_to_the_same_result(
-    run: tuple[str, Path, Run, Result], tmp_path: Path, when: dict[str, int]
-) -> None:
+KILLED = {"multilabel": ("5", ""), "regress": ("", "3")}  # in training, in the search
+
+
+def test_a_killed_run_goes_on_to_the_same_result(run: tuple[str, Path, Run, Result], tmp_path: Path) -> None:
     name, folder, job, result = run
-    words = [str(TESTS), str(folder), name, str(tmp_path / "run")]
-    words += [str(when.get(key, "")) for key in ("step", "trial")]
+    words = [str(TESTS), str(folder), name, str(tmp_path / "run"), *KILLED[name]]
     ended = subprocess.run([sys.executable, "-c", VICTIM, *words], timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL
     again = Run(experiment(folder, name), tmp_path / "run", Recorder()).fit()

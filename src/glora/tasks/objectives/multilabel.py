@@ -16,6 +16,7 @@ from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["MultiLabel", "average_precision"]
 
+BITS = {"0", "1", "0.0", "1.0"}
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
 
 
@@ -40,7 +41,7 @@ class MultiLabel(Objective):
         if self.labels:
             return self
         labels = targets.columns
-        if len(labels) == 1:
+        if len(labels) == 1 and not all(str(row[0]).strip() in BITS for row in targets.rows):
             labels = tuple(sorted({label for row in targets.rows for label in self._split(row[0])}))
         if not labels:
             raise DataError("No example has a label.", allowed=f"Labels are separated by {self.separator!r}.")
