@@ -100,9 +100,10 @@ class LoadedRun:
         Raises:
             DataError: An image cannot be read, or the inputs are none of the model's.
         """
-        accelerator = new_accelerator(self.experiment.train.precision)
-        model, size = self.model.to(accelerator.device).eval(), batch_size or self.experiment.search.batch_size
+        size = self.experiment.search.batch_size if batch_size is None else batch_size
         whole(size, "batch_size", least=1)
+        accelerator = new_accelerator(self.experiment.train.precision)
+        model = self.model.to(accelerator.device).eval()
         found: list[dict[str, Any]] = []
         for batch in _batches(inputs, size, self.preprocess):
             with accelerator.autocast():
