@@ -42,7 +42,6 @@ from glora.tasks.calibration import (
     is_flawless,
     lowest_loss,
 )
-from glora.tasks.evaluation import outputs
 from glora.tasks.images import ImageSet, Preprocess
 from glora.tasks.objective import Batch, Examples
 from glora.tasks.objectives.classify import Classify
@@ -281,7 +280,7 @@ def test_alone_the_numbers_are_tried_and_put_back(vit: Callable[..., nn.Module],
     adapted = glora.inject(vit(classes=2), SearchSpace(only=LayerConfig(B="lora:4")), targets="linear")
     moved(adapted)
     session, tuned = session_of(), TunedAdapter(adapted)
-    answers = [logits.argmax(1) for logits, _ in outputs(adapted.model, toys, **session.how)]
+    answers = [logits.argmax(1) for logits, _ in session.evaluator.outputs(adapted.model, toys)]
     toys = ImageSet(toys.items, torch.cat(answers).tolist(), preprocess=toys.preprocess)  # of which it is too unsure
     before = [number.clone() for number in adapted.parameters()]
     found = calibrate_alone(session, tuned, toys)

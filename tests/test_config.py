@@ -11,7 +11,7 @@ import yaml
 from glora.config import Experiment, build_experiment, describe, description, load_experiment
 from glora.errors import BudgetError, ConfigError, UnknownNameError
 from glora.methods.glora import GLoRA
-from glora.runs.resolve import search_arguments
+from glora.runs.resolve import plan_search
 from glora.settings import merged, parse_count
 from glora.space import SearchSpace
 from suites.searcher_suite import legal, toy_space
@@ -74,7 +74,7 @@ def test_relations_name_both_settings() -> None:
     with pytest.raises(ConfigError, match=r"mutations=19 and crossovers=10 exceed population=20"):
         build_experiment({**DATA, "search": {"searcher": {"population": 20, "mutations": 19}}})
     settings = build_experiment({**DATA, "search": {"searcher": {"population": 20}}}).search
-    assert search_arguments(settings, toy_space(1))["settings"].population == 20
+    assert plan_search(settings, toy_space(1)).settings.population == 20
 
 
 @pytest.mark.parametrize(
@@ -88,32 +88,32 @@ def test_relations_name_both_settings() -> None:
 )  # fmt: skip
 def test_a_search_looks_near_the_most_numbers_it_may_have(changes: dict[str, Any], least: int) -> None:
     settings = build_experiment({**DATA, "search": changes}).search
-    found = search_arguments(settings, toy_space(4))
-    assert (found["budget"], found["min_budget"]) == (changes.get("budget"), least)
+    found = plan_search(settings, toy_space(4))
+    assert (found.budget, found.min_budget) == (changes.get("budget"), least)
 
 
 def test_every_size_is_searched_where_fewer_are_near_the_most_than_a_search_scores() -> None:
     space, settings = toy_space(1), build_experiment({**DATA, "search": {"budget": 200}}).search
     near = legal(space, 200, 180)
     searcher: Any = settings.searcher
-    assert 0 < len(near) < searcher.candidates and search_arguments(settings, space)["min_budget"] == 0
+    assert 0 < len(near) < searcher.candidates and plan_search(settings, space).min_budget == 0
     few = searcher.model_copy(update={"population": len(near), "generations": 0})
     settings = settings.model_copy(update={"searcher": few})
-    assert search_arguments(settings, space)["min_budget"] == 180
+    assert plan_search(settings, space).min_budget == 180
     assert not legal(space, 7, 6)
     settings = settings.model_copy(update={"budget": 7})
-    assert search_arguments(settings, space)["min_budget"] == 0
+    assert plan_search(settings, space).min_budget == 0
 
 
 def test_the_published_search_takes_every_size() -> None:
     settings = build_experiment({**DATA, "preset": "paper", "search": {"budget": 400}}).search
-    assert search_arguments(settings, toy_space(4))["min_budget"] == 0
+    assert plan_search(settings, toy_space(4)).min_budget == 0
 
 
 def test_a_budget_below_everything_is_still_told() -> None:
     settings = build_experiment({**DATA, "search": {"budget": -1}}).search
     with pytest.raises(BudgetError, match="below the smallest"):
-        search_arguments(settings, toy_space(4))
+        plan_search(settings, toy_space(4))
 
 
 def test_overrides_win_over_values_and_both_over_the_file(tmp_path: Path) -> None:

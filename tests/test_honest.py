@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from glora.cli.terminal import search_or_pick
 
 import glora
 from glora.adapt.adapter_file import load_supernet, read_header
 from glora.adapt.supernet import copied
+from glora.cli.app import search_or_pick
 from glora.errors import BudgetError, ConfigError, RunError
 from glora.files import read_jsonl
 from glora.methods.glora import TunedAdapter

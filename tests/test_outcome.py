@@ -97,6 +97,11 @@ def test_the_verdict_of_a_classifier_from_the_users_model_to_its_controls() -> N
     assert ["Winner's curse" + bias.removeprefix("Selection bias"), *comparisons] == list(result.verdict[2:])
 
 
+def test_a_score_without_a_standard_error_is_told_without_one() -> None:
+    found = outcome(metrics_info=REGRESSION, fitness="rmse", standard_error=0.0).search_score
+    assert found == "The winner's rmse on val, as the search read it: 0.2500."
+
+
 def test_the_first_line_is_of_the_most_honest_split() -> None:
     metrics = {f"{split}_{name}": 0.5 for split in ("val", "aside", "test") for name in ("rmse", "loss")}
     metrics |= {"val_examples": 1.0, "aside_examples": 2.0, "test_examples": 3000.0}

@@ -98,7 +98,9 @@ class MethodSuite:
             self.make(nonsense=1)
         assert all(field in caught.value.allowed for field in fields)
         for field in fields:
-            with pytest.raises(ConfigError, match=rf"{field}x: no such setting\. Did you mean '{field}'\?"):
+            with pytest.raises(
+                ConfigError, match=rf"{field}x: no such setting of '{self.method}'\. Did you mean '{field}'\?"
+            ):
                 self.make(**{f"{field}x": 1})
 
     # Training

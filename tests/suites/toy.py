@@ -47,8 +47,11 @@ def tiny(folder: Path, **changes: Any) -> Experiment:
         "train": {"epochs": 3, "batch_size": 8},
         "search": {"searcher": {"name": "evolution", **SEARCHER}},
     }
-    if changes.get("method") in ("lora", "bitfit"):
-        changes["method"] = {"name": changes["method"], "targets": TARGETS}
+    method = changes.get("method", {})
+    method = {"name": method} if isinstance(method, str) else method
+    if method.get("name", "glora") in ("glora", "lora", "bitfit"):
+        method = {"targets": TARGETS, **method}
+    changes["method"] = method
     return build_experiment(merged(settings, changes))
 
 

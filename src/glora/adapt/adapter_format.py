@@ -1,7 +1,7 @@
 """The format of an adapter file: an `AdapterState` as safetensors, with one JSON header as its metadata.
 
 Reading is strict: the header's format and version and every name and shape are checked before any tensor is read, then
-everything against the model that it is for. docs/adapter-file.md describes the format.
+everything against the model that it is for. docs/reference/adapter-file.md describes the format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The weight-entangled supernet: draw what a training step plays, hold a subnet to score it; several on one base."""
+"""The weight-entangled supernet: draw what a step plays, calibrate, hold a subnet to score it; several on one base."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,16 @@ from glora.adapt.adapted import Adapted
 from glora.adapt.state import AdapterState
 from glora.errors import ConfigError, whole, within
 from glora.genotype import Genotype
+from glora.tasks.calibration import (
+    GENOTYPES,
+    Calibration,
+    Outputs,
+    choose_calibration,
+    divide_outputs,
+    possible_temperatures,
+)
+from glora.tasks.objective import Batch, Objective
+from glora.tasks.objectives.classify import Classify
 
 __all__ = ["Sampling", "StoredSupernet", "Supernet", "copied", "on_cpu"]
 
@@ -35,6 +45,18 @@ class Supernet:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
+
+        supernet.calibrate(lambda: (model(val_x), val_y))
+
+        @torch.no_grad()
+        def score(genotype):
+            with supernet.hold(genotype):
+                return -torch.nn.functional.cross_entropy(model(val_x), val_y).item()
+
+        model.eval()
+        result = glora.search(score, adapted.space, budget=300_000)
+        adapted.activate(result.best.genotype)
+        model = adapted.merge()
 
     Args:
         adapted: The adapted model.
@@ -96,6 +118,62 @@ class Supernet:
     def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype with its effective weights built once."""
         return self.adapted.hold(genotype)
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        outputs: Callable[[], tuple[Tensor, Any]],
+        *,
+        objective: Objective | None = None,
+        genotypes: int | Sequence[Genotype] = GENOTYPES,
+        seed: int = 0,
+    ) -> Calibration:
+        """Sets how strongly subnets play, and how far apart their logits are, by held-out examples; before a search.
+
+        Both are multiplied into the support tensors and the head. Nothing is changed where the examples cannot tell
+        that from no change: fewer than 30, none of them wrong, or a gain within two standard errors.
+
+        Args:
+            outputs: Called with the model in eval mode, playing a subnet: the model's outputs on all held-out
+                examples, `(n, c)`, and their targets.
+            objective: Whose loss; by default that of a classifier of c classes.
+            genotypes: How many random subnets it is judged by, or which: those of the size that will be searched.
+            seed: Draws the random ones.
+
+        Returns:
+            The two factors.
+        """
+        model, space = self.adapted.model, self.adapted.space
+        if isinstance(genotypes, int):
+            whole(genotypes, "genotypes", least=1)
+            rng = random.Random(seed)
+            genotypes = [space.sample(rng) for _ in range(genotypes)]
+        before, training = copied(self.adapted), model.training
+        model.eval()
+        try:
+            with self.hold(space.largest):
+                output, _ = outputs()
+                objective = objective or Classify(classes=tuple(map(str, range(output.shape[-1]))))
+                allowed = possible_temperatures(model, self.adapted.head, objective, lambda: outputs()[0])
+
+            def measure(strength: float) -> Outputs:
+                self.scale(strength)
+                found = [self._held(genotype, outputs) for genotype in genotypes]
+                self.adapted.load_state(before)
+                return found
+
+            chosen = choose_calibration(measure, objective, examples=len(output), temperatures=allowed)
+        finally:
+            self.adapted.load_state(before)
+            model.train(training)
+        self.scale(chosen.strength)
+        divide_outputs(model, self.adapted.head, chosen.temperature)
+        return chosen
+
+    def _held(self, genotype: Genotype, outputs: Callable[[], tuple[Tensor, Any]]) -> tuple[Tensor, Batch]:
+        with self.hold(genotype):
+            output, targets = outputs()
+        return output.float(), Batch(None, targets)
 
 
 class StoredSupernet(Supernet):

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from glora.adapt.adapted import Adapted, inject
-from glora.adapt.adapter_file import load_adapter, load_supernet, save_adapter, save_supernet
+from glora.adapt.adapter_file import fingerprint, load_adapter, load_supernet, save_adapter, save_supernet
 from glora.adapt.state import AdapterState
+from glora.adapt.statistics import statistics_of
 from glora.adapt.supernet import Sampling, Supernet, copied
 from glora.genotype import Genotype
 from glora.methods.method import Method, Tuned
@@ -68,14 +69,12 @@ class TunedAdapter(Tuned):
         for name, support in self.adapted.supports.items():
             support.scales = dict(constants.get(name, {}))
 
-    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
-        if self.space is None:
-            save_adapter(self.adapted, path, info=info)
-        else:
-            save_supernet(self.adapted, path, info=info)
+    def save(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
+        write = save_adapter if self.space is None else save_supernet
+        write(self.adapted, path, info=info, base_fingerprint=base_fingerprint)
 
-    def load(self, path: str | Path) -> None:
-        load_supernet(self.adapted, path)
+    def load(self, path: str | Path, *, base_fingerprint: str | None = None) -> None:
+        load_supernet(self.adapted, path, base_fingerprint=base_fingerprint)
 
     def merged(self) -> nn.Module:
         return self.adapted.merge(keep_base=False)
@@ -90,8 +89,8 @@ class TunedAdapter(Tuned):
     def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
         return self.adapted.hold(genotype)
 
-    def save_winner(self, path: str | Path, info: Mapping[str, Any]) -> None:
-        save_adapter(self.adapted, path, info=info)
+    def save_winner(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
+        save_adapter(self.adapted, path, info=info, base_fingerprint=base_fingerprint)
 
     def alone(self, model: nn.Module) -> TunedAdapter:
         return TunedAdapter(Adapted.from_state(model, self.adapted.state()))
@@ -120,8 +119,11 @@ class Adapting(Method):
         where: dict[str, Any] = {"targets": self.targets, "skip": self.skip, "head": head}
         return inject(model, space, **where, seed=seed, statistics=self.statistics)
 
-    def load(self, model: nn.Module, path: str | Path) -> TunedAdapter:
-        return TunedAdapter(load_adapter(model, path))
+    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> TunedAdapter:
+        return TunedAdapter(load_adapter(model, path, base_fingerprint=base_fingerprint))
+
+    def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
+        return fingerprint(model, (*head, *(statistics_of(model, head) if self.statistics else ())))
 
 
 class GLoRA(Adapting):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from glora import registry
+from glora.adapt.adapter_format import fingerprint
 from glora.errors import StateError
 from glora.genotype import Genotype
 from glora.methods import METHODS
@@ -76,12 +77,23 @@ class Tuned(ABC):
         return
 
     @abstractmethod
-    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
-        """Writes all that was trained, with plain JSON beside it."""
+    def save(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
+        """Writes all that was trained.
+
+        Args:
+            path: The file.
+            info: Plain JSON that travels with it.
+            base_fingerprint: `Method.base_fingerprint` of the base where it is known already, so that the weights are
+                not hashed again; methods whose files know no base do not use it.
+        """
 
     @abstractmethod
-    def load(self, path: str | Path) -> None:
+    def load(self, path: str | Path, *, base_fingerprint: str | None = None) -> None:
         """Takes over what `save` wrote.
+
+        Args:
+            path: The file.
+            base_fingerprint: As in `save`.
 
         Raises:
             AdapterFileError: The file is damaged, or of another base.
@@ -106,9 +118,9 @@ class Tuned(ABC):
         """Within it the model plays the genotype, as quickly as it can."""
         raise self._nothing_to_choose()
 
-    def save_winner(self, path: str | Path, info: Mapping[str, Any]) -> None:
-        """Writes the active genotype alone; `Method.load` reads it."""
-        self.save(path, info)
+    def save_winner(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
+        """Writes the active genotype alone, which `Method.load` reads; the arguments are those of `save`."""
+        self.save(path, info, base_fingerprint=base_fingerprint)
 
     def alone(self, model: nn.Module) -> Tuned:
         """The active genotype by itself on a plain model, with the numbers that it has now."""
@@ -144,13 +156,27 @@ class Method(Settings):
         """The model made trainable in place, the modules `head` trained whole."""
         raise NotImplementedError
 
-    def load(self, model: nn.Module, path: str | Path) -> Tuned:
+    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> Tuned:
         """The plain model with what a run of this method has saved: its winner, or all of it.
+
+        Args:
+            model: The base; it is changed in place.
+            path: The file.
+            base_fingerprint: As in `Tuned.save`.
 
         Raises:
             AdapterFileError: The file is damaged, or of another base.
         """
         raise NotImplementedError
+
+    def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
+        """The hash of an untouched base by which a run and its files know it.
+
+        Args:
+            model: The base.
+            head: Names of the modules trained whole, which are not the base's.
+        """
+        return fingerprint(model, head)
 
 
 def get_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

@@ -50,10 +50,10 @@ class TunedSubset(Tuned):
         named = {name: p.detach() for name, p in self.model.named_parameters() if id(p) in trained}
         return {**named, **dict(self.model.named_buffers())}
 
-    def save(self, path: str | Path, info: Mapping[str, Any]) -> None:
+    def save(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
         save_tensors(path, self._state(), {"info": dict(info)})
 
-    def load(self, path: str | Path) -> None:
+    def load(self, path: str | Path, *, base_fingerprint: str | None = None) -> None:
         _fill(self._state(), path)
 
     def merged(self) -> nn.Module:
@@ -82,7 +82,7 @@ def _fill(own: Mapping[str, Tensor], path: str | Path) -> None:
 class Subset(Method):
     """The base of methods that train some of the model's own parameters; their `apply` returns a `TunedSubset`."""
 
-    def load(self, model: nn.Module, path: str | Path) -> TunedSubset:
+    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> TunedSubset:
         """The model with the trained tensors of a file in place; which ones they are, the file says."""
         own = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
         _fill(own | dict(model.named_buffers()), path)

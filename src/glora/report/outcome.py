@@ -49,7 +49,7 @@ class Outcome:
         fitness: Name of the metric that the search read on val.
         score: What it read of the winner, higher is better: the metric, or the negative of one that is better when
             lower. None where it was not finite.
-        standard_error: Of the score.
+        standard_error: Of the score; 0 where the metric has none.
         budget: The most trainable numbers allowed; None: any.
         min_budget: The fewest.
         scored: Genotypes that the search scored.
@@ -124,7 +124,8 @@ class Outcome:
         if self.score is None:
             return "Its score on val was not finite."
         value = find_metric(self.metrics_info, self.fitness).sign * self.score
-        return f"The winner's {self.fitness} on val, as the search read it: {value:.4f} ± {self.standard_error:.4f}."
+        error = f" ± {self.standard_error:.4f}" if self.standard_error else ""
+        return f"The winner's {self.fitness} on val, as the search read it: {value:.4f}{error}."
 
     @property
     def selection_bias(self) -> str:

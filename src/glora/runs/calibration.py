@@ -65,7 +65,7 @@ def load_calibrated(session: Session, path: Path, examples: Examples | None) -> 
         path: The adapter file.
         examples: Examples that it was not trained on; None leaves it as it is.
     """
-    tuned = session.method.load(session.base(), path)
+    tuned = session.method.load(session.base(), path, base_fingerprint=session.base_fingerprint)
     tuned.model.to(session.accelerator.device)
     if examples is not None:
         apply_calibration(tuned, calibrate_alone(session, tuned, examples))

@@ -67,10 +67,6 @@ class RunFolder:
         """The folder of the polished winner of this key."""
         return RunFolder(self.path / "polished" / key)
 
-    def trained(self, *, several: bool) -> Path:
-        """The file of what was trained: the supernet where several genotypes share it, else the adapter."""
-        return self.supernet if several else self.adapter
-
     def done(self, stage: str) -> dict[str, Any] | None:
         """The facts that a stage has left at its end; None as long as it has not ended.
 
@@ -82,6 +78,31 @@ class RunFolder:
         """
         found: dict[str, Any] | None = self._stages().get(stage)
         return found
+
+    def need_trained(self) -> dict[str, Any]:
+        """The facts of the training, which is done.
+
+        Raises:
+            RunError: It is not.
+        """
+        facts = self.done("trained")
+        if facts is None:
+            raise RunError(f"{self.path} is not trained yet.", remedy=f"Run `glora train --out {self.path}` first.")
+        return facts
+
+    def trained_file(self) -> Path:
+        """What the training has written: a supernet where there is one, else an adapter.
+
+        Raises:
+            RunError: It is not done; or it is, and the file is gone.
+        """
+        file = self.path / str(self.need_trained()["file"])
+        if not file.is_file():
+            raise RunError(
+                f"{self.path} was trained, but its {file.name} is gone.",
+                remedy="Bring the file back, or start anew with another --out.",
+            )
+        return file
 
     def mark(self, stage: str, **facts: Any) -> None:
         """The stage is done, its files are written."""

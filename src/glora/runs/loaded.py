@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from glora.adapt.adapter_file import fingerprint, save_merged
+from glora.adapt.adapter_file import save_merged
 from glora.backbones import load_backbone
 from glora.config import Experiment
 from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, whole
@@ -100,9 +100,10 @@ class LoadedRun:
         Raises:
             DataError: An image cannot be read, or the inputs are none of the model's.
         """
-        accelerator = new_accelerator(self.experiment.train.precision)
-        model, size = self.model.to(accelerator.device).eval(), batch_size or self.experiment.search.batch_size
+        size = self.experiment.search.batch_size if batch_size is None else batch_size
         whole(size, "batch_size", least=1)
+        accelerator = new_accelerator(self.experiment.train.precision)
+        model = self.model.to(accelerator.device).eval()
         found: list[dict[str, Any]] = []
         for batch in _batches(inputs, size, self.preprocess):
             with accelerator.autocast():
@@ -262,13 +263,14 @@ def objective_of(info: dict[str, Any]) -> Objective:
     return kind.model_validate(plain)
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
+def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerprint: str | None = None) -> LoadedRun:
     """A finished run, read from its folder: its training data is not needed.
 
     Args:
         path: The run folder.
         model: The base, where it came from Python and cannot be rebuilt from a name: the same object or an equal one.
             It is adapted and merged in place.
+        base_fingerprint: `Method.base_fingerprint` of this base, where it is known already.
 
     Raises:
         RunError: An earlier stage is missing, a stop has left two winners, the base must be given, or it is another
@@ -277,9 +279,10 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
     """
     folder = RunFolder(path)
     experiment = folder.experiment()
-    if folder.done("trained") is None:
-        raise RunError(f"{folder.path} is not trained yet.", remedy=f"Run `glora train --out {folder.path}` first.")
-    folder.need(folder.adapter, f"glora search {folder.path}")
+    if folder.need_trained()["file"] == folder.adapter.name:
+        folder.trained_file()
+    else:  # the winner's; the supernet itself is needed no more
+        folder.need(folder.adapter, f"glora search {folder.path}")
     folder.key()
     info = read_metadata(folder.adapter).get("info", {})
     if "backbone" not in info:
@@ -296,7 +299,9 @@ def load_run(path: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
         base = load_backbone(**info["backbone"], num_classes=objective.outputs).model
     else:
         base = model
-        if "head" in info:
-            folder.check_base(fingerprint(base, info["head"]))
-    tuned = cast(Method, experiment.method).load(base, folder.adapter)
+    method = cast(Method, experiment.method)
+    if base_fingerprint is None and "head" in info:
+        base_fingerprint = method.base_fingerprint(base, info["head"])
+        folder.check_base(base_fingerprint)
+    tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
     return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys)

@@ -215,10 +215,7 @@ class Run:
                 f"Method {self.session.method.name!r} has one genotype: there is nothing to search.",
                 remedy=f"Test it: glora eval {self.folder.path}",
             )
-        if self.folder.done("trained") is None:
-            raise RunError(
-                f"{self.folder.path} is not trained yet.", remedy=f"Run `glora train --out {self.folder.path}` first."
-            )
+        self.folder.trained_file()  # tells when there is none
         return Search(self.session, self.tuned)
 
     def load(self) -> LoadedRun:
@@ -227,7 +224,8 @@ class Run:
         Raises:
             RunError: An earlier stage is missing.
         """
-        return load_run(self.folder.path, model=self.session.base())
+        session = self.session
+        return load_run(self.folder.path, model=session.base(), base_fingerprint=session.base_fingerprint)
 
     def evaluate(self) -> Result | None:
         """The Result: val, and test exactly once; a run that has one is not tested again.

@@ -111,8 +111,7 @@ def load_numbers(session: Session, tuned: Tuned) -> list[Any]:
     """
     folder, snapshots = session.folder, []
     for each in (*(folder.fold(place) for place in range(len(session.data.folds))), folder):
-        each.need(each.supernet, f"glora train --out {folder.path}")
-        tuned.load(each.supernet)
+        tuned.load(each.trained_file(), base_fingerprint=session.base_fingerprint)
         snapshots.append(tuned.snapshot())
     return snapshots
 

@@ -11,7 +11,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from glora.adapt.adapter_file import fingerprint
 from glora.backbones import Backbone
 from glora.config import Experiment
 from glora.methods.method import Method
@@ -62,8 +61,8 @@ class Session:
 
     @cached_property
     def base_fingerprint(self) -> str:
-        """The sha256 of the pretrained network, the head apart: a fresh one may start elsewhere."""
-        return fingerprint(self.backbone.model, self.backbone.head)
+        """The hash by which the method's files know the base: of the untouched network, computed once."""
+        return self.method.base_fingerprint(self.backbone.model, self.backbone.head)
 
     def base(self) -> nn.Module:
         """A fresh copy of the pretrained network."""

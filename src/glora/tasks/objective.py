@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from glora.errors import DataError
+from glora.errors import DataError, listed
 from glora.settings import Settings
 
 __all__ = ["Batch", "Examples", "Metric", "Objective", "Targets"]
@@ -137,6 +137,25 @@ class Targets:
                 remedy="Name one: --set data.columns=[NAME]" if self.lines else "Give one value per example.",
             )
         return [row[0] for row in self.rows]
+
+    def ordered(self, names: Sequence[str]) -> Sequence[tuple[Any, ...]]:
+        """The rows with their columns in the order of these names, whatever order the data has.
+
+        Examples of a program have columns without names, and are taken as they are.
+
+        Raises:
+            DataError: A column is missing, or there are others.
+        """
+        if sorted(self.columns) != sorted(names):
+            if not self.lines and len(self.columns) == len(names):
+                return self.rows
+            raise DataError(
+                f"{self.what or 'The data'} has the columns {listed(self.columns, n=20)}.",
+                allowed=f"To be predicted are {listed(names, n=20)}.",
+                remedy="Name the columns: --set data.columns=[NAME,NAME]" if self.lines else "",
+            )
+        places = [self.columns.index(name) for name in names]
+        return [tuple(row[place] for place in places) for row in self.rows]
 
 
 class Objective(Settings):

@@ -133,9 +133,9 @@ def assemble(
     Raises:
         DataError: The targets are none of the objective's, or the splits cannot be made.
     """
-    first = next(iter(pools.values())).targets
-    rows = [row for pool in pools.values() for row in pool.targets.rows]
-    objective = objective.named(replace(first, rows=rows))
+    every = [pool.targets for pool in pools.values()]
+    rows, lines = ([each for targets in every for each in getattr(targets, name)] for name in ("rows", "lines"))
+    objective = objective.named(replace(every[0], rows=rows, lines=lines))
     found: dict[str, Examples] = {}
     for split, pool in pools.items():
         encoded = objective.encode(pool.targets)

@@ -51,7 +51,7 @@ class Polishing:
             tuned.model.to(session.accelerator.device)
             train_into(session, tuned, folder, examples, Training(settings, self.polish["lr"], info))
         tuned = load_calibrated(session, folder.adapter, self._val)
-        tuned.save_winner(session.folder.adapter, info)
+        tuned.save_winner(session.folder.adapter, info, base_fingerprint=session.base_fingerprint)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
         others = {"unpolished": search.contender(outcome.genome), **others}
         rows = compare(self.contender(tuned.merged()), others, session.objective)

@@ -290,7 +290,8 @@ class Search:
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            self.tuned.save_winner(folder.adapter, {**session.info, "winner": outcome.key})
+            info = {**session.info, "winner": outcome.key}
+            self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
         outcome.write(folder.winner)
         folder.mark("searched", winner=outcome.key)
         for line in outcome.verdict:

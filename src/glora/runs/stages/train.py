@@ -71,11 +71,10 @@ def train_into(
         own: Its epochs, learning rate and info, where they are not the run's.
     """
     training = own or Training.of(session)
-    path, done = folder.trained(several=tuned.space is not None), folder.done("trained")
+    done = folder.done("trained") is not None
     session.accelerator.wait_for_everyone()  # before the first of them writes
-    if done is not None:
-        folder.need(path, "the training again, in another --out")
-        tuned.load(path)
+    if done:
+        tuned.load(folder.trained_file(), base_fingerprint=session.base_fingerprint)
         return
     folder.check_data(session.data.fingerprint)
     seed = session.experiment.seed
@@ -91,8 +90,9 @@ def train_into(
     )
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
-        tuned.save(path, training.info)
-        folder.mark("trained", seconds=trainer.seconds, example_steps=trainer.example_steps)
+        file = folder.adapter if tuned.space is None else folder.supernet
+        tuned.save(file, training.info, base_fingerprint=session.base_fingerprint)
+        folder.mark("trained", file=file.name, seconds=trainer.seconds, example_steps=trainer.example_steps)
         folder.training.unlink(missing_ok=True)
 
 

@@ -363,7 +363,7 @@ def task_of(
     splits = {key: _split(value, key) for key, value in given.items() if value is not None or key == "train"}
     targets = _named_alike({key: split.targets for key, split in splits.items()}, objective)
     every = [row for each in targets.values() for row in each.rows]
-    objective = objective.named(replace(targets["train"], rows=every))
+    objective = objective.named(replace(targets["train"], rows=every, what=""))
     made: dict[str, Examples] = {}
     for key, split in splits.items():
         encoded = objective.encode(targets[key])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from glora.errors import DataError, listed, nearest
 from glora.tasks.data.image_folder import skipped
@@ -18,8 +19,10 @@ from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 __all__ = ["ImageTable"]
 
 NAME = "images.csv"
-SPLITS = ("train", "val", "test")
-_LAYOUT = "A folder with images.csv, or a .csv file; its first line names the columns, and one holds file names."
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+OTHERS = {";": "semicolons", "\t": "tabs"}
+Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+LAYOUT = "A folder with images.csv, or a .csv file: its first line names the columns, every other line is an image."
 
 
 class ImageTable(DataSettings):
@@ -28,7 +31,7 @@ class ImageTable(DataSettings):
     reads_paths = True
 
     format: Literal["image_table"] = Field("image_table", description="A .csv file that names images.")
-    columns: tuple[str, ...] = Field((), description="Columns to predict; every other column if not given.")
+    columns: Columns = Field((), description="Columns to predict; every other column if not given.")
     image: str | None = Field(None, description="Column of the files; the first if not given.")
     split: str = Field("split", description="Column of train, val and test, where there is one.")
     on_bad_image: OnBadImage = Field("error", description="What to do with unreadable images.")
@@ -38,98 +41,182 @@ class ImageTable(DataSettings):
         return path.suffix.lower() == ".csv" or (path / NAME).is_file()
 
     def load(self, objective: Objective) -> Task:
-        table = self._table()
-        header, rows = _rows(table)
-        image, columns, split = self._columns(table, header)
-        rows, files, notes = self._readable(table, rows, image)
-        pools = {}
-        for name in _splits(table, rows, split):
-            mine = [k for k, row in enumerate(rows) if not name or row[split].strip().lower() == name]
-            targets = Targets(columns, [tuple(rows[k][column] for column in columns) for k in mine], what=table.name)
-            pools[name] = Pool([files[k] for k in mine], targets)
-        name = table.parent.name if table.name == NAME else table.stem
-        return assemble(name, pools, objective, self, notes=notes, root=table.parent)
+        table, lines, notes = self._lines()
+        columns = self._targets(table)
+        pools = {name: _pool(table, some, columns) for name, some in self._splits(table, lines).items()}
+        name = table.path.parent.name if table.path.name == NAME else table.path.stem
+        return assemble(name, pools, objective, self, notes=notes, root=table.path.parent)
 
     def load_all(self, objective: Objective) -> tuple[ImageSet, list[str]]:
-        table = self._table()
-        header, rows = _rows(table)
-        image, columns, _ = self._columns(table, header)
-        rows, files, notes = self._readable(table, rows, image)
-        targets = Targets(columns, [tuple(row[column] for column in columns) for row in rows], what=table.name)
-        return ImageSet(files, objective.encode(targets)), notes
+        table, lines, notes = self._lines()
+        pool = _pool(table, lines, self._targets(table))
+        return ImageSet(pool.items, objective.encode(pool.targets)), notes
 
-    def _table(self) -> Path:
+    def _lines(self) -> tuple[_Table, list[_Line], list[str]]:
+        """The table, its lines whose image can be read, and what a user should be told."""
         path = Path(self.source).expanduser()
-        table = path / NAME if path.is_dir() else path
-        if not table.is_file():
-            raise DataError(f"There is no table {str(table)!r}.", allowed=_LAYOUT)
-        return table.resolve()
+        table = _read(path / NAME if path.is_dir() else path)
+        image = table.place(self.image) if self.image is not None else 0
+        lines = [_Line(number, row, _file(table, number, row[image])) for number, row in table.rows]
+        bad = unreadable(list(dict.fromkeys(line.file for line in lines)))
+        notes = skipped(bad, table.path.parent, self.on_bad_image)
+        good = [line for line in lines if line.file not in bad]
+        if not good:
+            raise DataError(f"{table.path} names no image that can be read.", remedy="Check the files.")
+        return table, good, [*notes, *_repeated(good)]
 
-    def _columns(self, table: Path, header: Sequence[str]) -> tuple[str, tuple[str, ...], str]:
-        """The column of files, those to predict, and that of splits."""
-        image = self.image or header[0]
-        others = tuple(name for name in header if name not in (image, self.split))
-        for name in (image, *self.columns):
-            if name not in header:
-                near = nearest(name, header, n=1)
-                raise DataError(
-                    f"{table} has no column {name!r}.",
-                    allowed=f"Its columns are {listed(header, n=30)}.",
-                    remedy=f"Did you mean {near[0]!r}?" if near else "",
-                )
-        columns = self.columns or others
-        if not columns:
-            raise DataError(f"{table} has no column to predict.", allowed=_LAYOUT)
-        return image, columns, self.split
-
-    def _readable(
-        self, table: Path, rows: list[dict[str, Any]], image: str
-    ) -> tuple[list[dict[str, Any]], list[Path], list[str]]:
-        """The rows whose image can be read, their files, and what a user should be told."""
-        files = [table.parent / row[image] for row in rows]
-        for place, file in enumerate(files):
-            if not file.is_file():
-                raise DataError(
-                    f"{table.name}, line {place + 2}, names the image {rows[place][image]!r}, which is not there.",
-                    allowed=f"Names are relative to {str(table.parent)!r}.",
-                    remedy="Add the image or remove the line.",
-                )
-        bad = unreadable(list(dict.fromkeys(files)))
-        notes = skipped(bad, table.parent, self.on_bad_image)
-        kept = [place for place, file in enumerate(files) if file not in bad]
-        return [rows[place] for place in kept], [files[place] for place in kept], notes
-
-
-def _rows(table: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the columns, and every line as a mapping from them."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read: {error}.", remedy="Save it as comma-separated UTF-8.") from error
-    if not header or not rows:
-        raise DataError(f"{table} has no lines below its header.", allowed=_LAYOUT)
-    for place, row in enumerate(rows):
-        if None in row or None in row.values():
+    def _targets(self, table: _Table) -> list[int]:
+        """The places of the columns to predict."""
+        if self.columns:
+            return [table.place(name) for name in self.columns]
+        image = table.header[0] if self.image is None else self.image
+        found = [place for place, name in enumerate(table.header) if name not in (image, self.split)]
+        if not found:
             raise DataError(
-                f"{table.name}, line {place + 2}, has not as many values as the header's {len(header)} columns.",
-                remedy="Mend the line; values with commas stand in quotes.",
+                f"{table.path} has no column to predict beside {listed(table.header, n=9)}.", allowed=LAYOUT
             )
-    return header, rows
+        return found
+
+    def _splits(self, table: _Table, lines: Sequence[_Line]) -> dict[str, list[_Line]]:
+        """The lines of each split that the table names; all of them under `""` where it names none."""
+        if self.split not in table.header:
+            if self.split != type(self).model_fields["split"].default:
+                table.place(self.split)
+            return {"": list(lines)}
+        place, found = table.header.index(self.split), dict[str, list[_Line]]()
+        for line in lines:
+            name = SPLITS.get(line.row[place].strip().lower())
+            if name is None:
+                raise DataError(
+                    f"{table.path.name}, line {line.number}, has the split {line.row[place]!r}.",
+                    allowed="Allowed: train, val and test.",
+                )
+            found.setdefault(name, []).append(line)
+        if not {"train", "test"} <= found.keys():
+            raise DataError(
+                f"The column {self.split!r} of {table.path.name} has {listed(sorted(found))} alone.",
+                allowed="train, test and maybe val.",
+                remedy="Name the missing split, or remove the column: the images are then split by chance.",
+            )
+        return {name: found[name] for name in ("train", "val", "test") if name in found}
 
 
-def _splits(table: Path, rows: Sequence[dict[str, Any]], split: str) -> list[str]:
-    """The splits that the table names; `[""]` where it names none."""
-    if split not in rows[0]:
-        return [""]
-    found = {row[split].strip().lower() for row in rows}
-    if unknown := sorted(found - set(SPLITS)):
+@dataclass(frozen=True)
+class _Table:
+    """A .csv file as text.
+
+    Attributes:
+        path: The file.
+        header: The names of the columns.
+        rows: The number of each line, and its values.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+
+    def place(self, column: str) -> int:
+        """Where a column is.
+
+        Raises:
+            DataError: There is none of this name.
+        """
+        if column in self.header:
+            return self.header.index(column)
+        near = nearest(column, self.header, n=1)
         raise DataError(
-            f"{table.name} has the split {unknown[0]!r} in its column {split!r}.", allowed=f"Allowed: {listed(SPLITS)}."
+            f"{self.path} has no column {column!r}.",
+            allowed=f"Its columns are {listed(self.header, n=30)}.",
+            remedy=f"Did you mean {near[0]!r}?" if near else "",
         )
-    if not {"train", "test"} <= found:
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the table: its number, its values, and the image that it names."""
+
+    number: int
+    row: list[str]
+    file: Path
+
+
+def _read(path: Path) -> _Table:
+    """The table in the file.
+
+    Raises:
+        DataError: There is none, it is no table, or a line has not as many values as the header.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no table {str(path)!r}.", allowed=LAYOUT)
+    rows, line = list[tuple[int, list[str]]](), 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if any(map(str.strip, row)):  # no blank line
+                    rows.append((line, row))
+                line = reader.line_num + 1
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        where = f"{path}, line {line}," if isinstance(error, csv.Error) else str(path)
+        raise DataError(f"{where} cannot be read: {error}.", remedy="Save it as comma-separated UTF-8.") from error
+    if len(rows) < 2:
+        raise DataError(f"{path} has no lines below its header.", allowed=LAYOUT)
+    header = [name.strip() for name in rows[0][1]]
+    if odd := [name for name in header if not name or header.count(name) > 1]:
+        what = f"several columns {odd[0]!r}" if odd[0] else "a column without a name"
+        raise DataError(f"{path} has {what}.", remedy="Give every column its own name in the first line.")
+    if len(header) == 1:
+        other = next((f" It looks separated by {name}." for sign, name in OTHERS.items() if sign in header[0]), "")
+        raise DataError(f"{path} has one column alone, {header[0]!r}.{other}", allowed=LAYOUT)
+    for number, row in rows[1:]:
+        if len(row) != len(header):
+            raise DataError(
+                f"{path.name}, line {number}, has {len(row)} values, and the header {len(header)}.",
+                remedy="Mend the line: values are separated by commas, and one with a comma stands in quotes.",
+            )
+    return _Table(path.resolve(), header, rows[1:])
+
+
+def _file(table: _Table, number: int, name: str) -> Path:
+    """The image that a line names.
+
+    Raises:
+        DataError: It is not there.
+    """
+    if not name.strip():
+        raise DataError(f"{table.path.name}, line {number}, names no image.", remedy="Fill it or remove the line.")
+    file = table.path.parent / name.strip()
+    if not file.is_file():
+        beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        near = nearest(file.name, beside, n=1)
         raise DataError(
-            f"The column {split!r} of {table.name} names {listed(sorted(found))}.", allowed="train and test."
+            f"{table.path.name}, line {number}, names the image {name.strip()!r}, which is not there.",
+            allowed=f"Names are relative to {str(table.path.parent)!r}.",
+            remedy=f"Did you mean {near[0]!r}?" if near else "Add the image or remove the line.",
         )
-    return [name for name in SPLITS if name in found]
+    return file
+
+
+def _repeated(lines: Sequence[_Line]) -> list[str]:
+    """What is to be told of images that several lines name: splits may share them."""
+    seen: dict[Path, list[int]] = {}
+    for line in lines:
+        seen.setdefault(line.file, []).append(line.number)
+    several = [(file.name, numbers) for file, numbers in seen.items() if len(numbers) > 1]
+    if not several:
+        return []
+    name, numbers = several[0]
+    where = listed(map(str, numbers), n=9)
+    count = f"{len(several)} images are" if len(several) > 1 else "1 image is"
+    return [f"{count} named more than once, and may be in train and in test: {name} in lines {where}."]
+
+
+def _pool(table: _Table, lines: Sequence[_Line], columns: Sequence[int]) -> Pool:
+    """The images of these lines, and what is to be predicted of them."""
+    targets = Targets(
+        tuple(table.header[place] for place in columns),
+        [tuple(line.row[place].strip() for place in columns) for line in lines],
+        what=table.path.name,
+        lines=[line.number for line in lines],
+    )
+    return Pool([line.file for line in lines], targets)

@@ -26,7 +26,10 @@ class Classify(Objective):
     classes: tuple[str, ...] = Field((), description="Names of the classes, in the order of the outputs; the data's.")
 
     def named(self, targets: Targets) -> Classify:
-        values = set(targets.single(self.name))
+        every = targets.single(self.name)
+        if empty := [row for row, value in enumerate(every) if value is None or not str(value).strip()]:
+            raise DataError(f"{targets.where(empty[0])} has no class.", remedy="Fill it, or leave the example out.")
+        values = set(every)
         found = [targets.names[value] if targets.names else str(value) for value in values]
         if len(found) < 2:
             raise DataError(
@@ -44,7 +47,7 @@ class Classify(Objective):
             if name not in index:
                 near = nearest(name, index, n=1)
                 raise DataError(
-                    f"{targets.where(row)} has the class {name!r}.",
+                    f"{targets.where(row)} has {f'the class {name!r}' if name.strip() else 'no class'}.",
                     allowed=f"Allowed: {listed(index, n=20)}.",
                     remedy=f"Did you mean {near[0]!r}?" if near else "",
                 )

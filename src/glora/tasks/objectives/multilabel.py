@@ -16,6 +16,7 @@ from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["MultiLabel", "average_precision"]
 
+BITS = {"0", "1", "0.0", "1.0"}
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
 
 
@@ -40,7 +41,7 @@ class MultiLabel(Objective):
         if self.labels:
             return self
         labels = targets.columns
-        if len(labels) == 1:
+        if len(labels) == 1 and not all(str(row[0]).strip() in BITS for row in targets.rows):
             labels = tuple(sorted({label for row in targets.rows for label in self._split(row[0])}))
         if not labels:
             raise DataError("No example has a label.", allowed=f"Labels are separated by {self.separator!r}.")
@@ -52,8 +53,9 @@ class MultiLabel(Objective):
     def encode(self, targets: Targets) -> Tensor:
         if len(targets.columns) == 1 and targets.columns != self.labels:
             return self._encode_names(targets)
-        found = [[self._bit(value, targets, row) for value in values] for row, values in enumerate(targets.rows)]
-        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(targets.columns))
+        rows = targets.ordered(self.labels)
+        found = [[self._bit(value, targets, row) for value in values] for row, values in enumerate(rows)]
+        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(self.labels))
 
     def _encode_names(self, targets: Targets) -> Tensor:
         index = {label: place for place, label in enumerate(self.labels)}
@@ -105,7 +107,7 @@ class MultiLabel(Objective):
         scores, targets = values["output"].double(), values["target"] > 0.5
         precisions = [average_precision(scores[:, k], targets[:, k]) for k in range(len(self.labels))]
         known = [each for each in precisions if each is not None]
-        predicted = scores > math.log(self.threshold / (1 - self.threshold))
+        predicted = scores >= math.log(self.threshold / (1 - self.threshold))
         right = float((predicted & targets).sum())
         wrong = float((predicted ^ targets).sum())
         f1 = 2 * right / (2 * right + wrong) if right + wrong else 0.0

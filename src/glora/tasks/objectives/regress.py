@@ -15,6 +15,8 @@ from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["Regress"]
 
+ROUNDING = 1e-7  # of float32, relative
+
 
 class Regress(Objective):
     """Numbers. Outputs are standardised values `(n, columns)`, targets values in the user's units `(n, columns)`.
@@ -42,12 +44,13 @@ class Regress(Objective):
         if self.mean and self.std:
             return self
         mean, std = train.double().mean(0), train.double().std(0, correction=0)
-        std = torch.where(std > 0, std, 1.0)  # a constant column
+        std = torch.where(std > ROUNDING * mean.abs(), std, 1.0)  # a constant column
         return self.model_copy(update={"mean": tuple(mean.tolist()), "std": tuple(std.tolist())})
 
     def encode(self, targets: Targets) -> Tensor:
-        found = [[self._number(value, targets, row) for value in values] for row, values in enumerate(targets.rows)]
-        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(targets.columns))
+        rows = targets.ordered(self.columns)
+        found = [[self._number(value, targets, row) for value in values] for row, values in enumerate(rows)]
+        return torch.tensor(found, dtype=torch.float32).reshape(len(found), len(self.columns))
 
     @staticmethod
     def _number(value: Any, targets: Targets, row: int) -> float:
