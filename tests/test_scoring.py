@@ -14,15 +14,14 @@ from torch import nn
 from glora.adapt.adapted import Adapted
 from glora.genotype import Genotype
 from glora.runs.scoring import Part, StoredNumbers, ValScorer
-from glora.tasks.evaluation import Evaluation, evaluate
+from glora.tasks.evaluation import Evaluation, Evaluator, evaluate
 from glora.tasks.objectives.classify import Classify
 from suites.training import adapted, make_trainer, run, toy_images
 
 
 def scorer(tuned: Any, fitness: str = "loss") -> ValScorer:
-    parts = (Part(StoredNumbers(tuned), toy_images(20)),)
-    how: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "batch_size": 8}
-    return ValScorer(parts, objective=Classify(), fitness=fitness, **how)
+    parts = (Part(StoredNumbers(tuned, tuned.snapshot()), toy_images(20)),)
+    return ValScorer(parts, Evaluator(Classify(), Accelerator(cpu=True), 8), fitness=fitness)
 
 
 def evaluated(model: nn.Module, batch_size: int) -> Evaluation:
