@@ -42,6 +42,7 @@ from glora.tasks.calibration import (
     is_flawless,
     lowest_loss,
 )
+from glora.tasks.evaluation import Evaluator
 from glora.tasks.images import ImageSet, Preprocess
 from glora.tasks.objective import Batch, Examples
 from glora.tasks.objectives.classify import Classify
@@ -106,8 +107,9 @@ def test_the_strength_multiplies_all_that_a_genotype_changes(
 
 def session_of() -> Session:
     """As much of a session as a calibration asks for."""
-    how = {"objective": Classify(), "accelerator": new_accelerator("no"), "batch_size": 4}
-    return cast(Session, SimpleNamespace(objective=Classify(), how=how))
+    return cast(
+        Session, SimpleNamespace(objective=Classify(), evaluator=Evaluator(Classify(), new_accelerator("no"), 4))
+    )
 
 
 SMALL = {  # head linear, head of norm and linear, head of pooling and linear

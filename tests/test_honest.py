@@ -153,7 +153,7 @@ def test_the_best_are_scored_again_and_the_best_on_all_images_wins(searched: Run
     for trial in first:
         with searched.tuned.hold(trial.genotype) as model:
             data = searched.session.data
-            found = [searched.session.evaluate(model, each) for each in (data.val, data.aside)]
+            found = [searched.session.evaluator.evaluate(model, each) for each in (data.val, data.aside)]
         assert values(trial.genome)["val"].value("loss") == pytest.approx(-trial.score.value)
         losses[trial.number] = torch.cat([each.values["loss"] for each in found]).mean().item()
     assert outcome.number == min(losses, key=lambda number: losses[number])
@@ -218,13 +218,13 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
         load_supernet(fresh.tuned.adapted, run.folder.fold(place).supernet)
         apply_calibration(fresh.tuned, Calibration.read(run.folder.calibration))
         fresh.tuned.activate(genotype)
-        found = run.session.evaluate(fresh.tuned.merged(), part)
+        found = run.session.evaluator.evaluate(fresh.tuned.merged(), part)
         total += found.values["loss"].double().sum().item()
     assert result.metrics["val_loss"] == pytest.approx(total / len(run.session.data.val), rel=1e-5)
     assert outcome.score == pytest.approx(-(result.metrics["val_loss"] or 0))
     files = [run.folder.supernet, *(run.folder.fold(place).supernet for place in range(3))]
     assert len({file.read_bytes() for file in files}) == 4
-    aside = run.session.evaluate(load_run(run.folder.path).model, run.session.data.aside).value("loss")
+    aside = run.session.evaluator.evaluate(load_run(run.folder.path).model, run.session.data.aside).value("loss")
     assert result.metrics["aside_loss"] == pytest.approx(aside, rel=1e-5), "the winner plays the last supernet"
 
 
@@ -368,7 +368,7 @@ def test_a_finished_search_gives_the_best_for_any_budget_without_a_new_score(
     trials = trials_of(searched)
     front = pareto_front(trials)
     monkeypatch.setattr(ValScorer, "__call__", lambda *_, **__: pytest.fail("a new score"))
-    monkeypatch.setattr("glora.runs.scoring.evaluate", lambda *_, **__: pytest.fail("a new forward"))
+    monkeypatch.setattr("glora.tasks.evaluation.Evaluator.evaluate", lambda *_, **__: pytest.fail("a new forward"))
     journal = (folder / "search.jsonl").read_bytes()
     for trial in front[1:]:
         budget = trial.parameters + 1

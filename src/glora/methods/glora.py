@@ -15,7 +15,7 @@ from glora.adapt.adapted import Adapted, inject
 from glora.adapt.adapter_file import fingerprint, load_adapter, load_supernet, save_adapter, save_supernet
 from glora.adapt.state import AdapterState
 from glora.adapt.statistics import statistics_of
-from glora.adapt.supernet import Sampling, Supernet, copied
+from glora.adapt.supernet import Sampling, Supernet, copied, on_cpu
 from glora.genotype import Genotype
 from glora.methods.method import Method, Tuned
 from glora.space import BoundSpace, SearchSpace
@@ -95,8 +95,8 @@ class TunedAdapter(Tuned):
     def alone(self, model: nn.Module) -> TunedAdapter:
         return TunedAdapter(Adapted.from_state(model, self.adapted.state()))
 
-    def snapshot(self) -> AdapterState:
-        return copied(self.adapted)
+    def snapshot(self, *, cpu: bool = False) -> AdapterState:
+        return on_cpu(copied(self.adapted)) if cpu else copied(self.adapted)
 
     def restore(self, snapshot: AdapterState) -> None:
         self.adapted.load_state(snapshot)

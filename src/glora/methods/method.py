@@ -126,8 +126,8 @@ class Tuned(ABC):
         """The active genotype by itself on a plain model, with the numbers that it has now."""
         raise self._nothing_to_choose()
 
-    def snapshot(self) -> Any:
-        """A copy of all numbers that training changes; it can be sent to other processes."""
+    def snapshot(self, *, cpu: bool = False) -> Any:
+        """A copy of all numbers that training changes; on the CPU it can be sent to any other process."""
         raise self._nothing_to_choose()
 
     def restore(self, snapshot: Any) -> None:

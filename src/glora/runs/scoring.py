@@ -184,13 +184,17 @@ class Recipe:
 def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
     """How worker processes make the scorer of these parts."""
     backbone, search = session.backbone, session.experiment.search
+    snapshots = []
+    for part in parts:
+        part.numbers.put()
+        snapshots.append(tuned.snapshot(cpu=True))
     return Recipe(
         base=backbone if backbone.spec is None else dict(backbone.spec),
         outputs=session.objective.outputs,
         method=session.method,
         weights=_shared_weights(tuned.model),
         examples=tuple(part.examples for part in parts),
-        snapshots=tuple(part.numbers.snapshot for part in parts),
+        snapshots=tuple(snapshots),
         constants=tuned.constants,
         objective=session.objective,
         fitness=search.fitness,
