@@ -263,7 +263,7 @@ def test_a_collapsed_training_begins_anew_as_one_of_the_epochs_left_at_a_third_o
 
 def test_what_is_dropped_out_begins_anew_too(vit: Vit, tmp_path: Path) -> None:
     tuned, trainer = struck(vit, drop=0.1)
-    session: Any = SimpleNamespace(reporter=Silent(), data=SimpleNamespace(fingerprint=""))
+    session: Any = SimpleNamespace(reporter=Silent(), data=SimpleNamespace(fingerprint=""), base_fingerprint="")
     run_training(session, trainer, RunFolder(tmp_path))
     assert trainer.began == 5
     fresh = dropping(vit, 0.1)
