@@ -332,6 +332,7 @@ Run(here.experiment(Path(sys.argv[2]), sys.argv[3]), sys.argv[4], Recorder(kill_
 KILLED = {"multilabel": ("5", ""), "regress": ("", "3")}  # in training, in the search
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_goes_on_to_the_same_result(run: tuple[str, Path, Run, Result], tmp_path: Path) -> None:
     name, folder, job, result = run
     words = [str(TESTS), str(folder), name, str(tmp_path / "run"), *KILLED[name]]
@@ -344,6 +345,7 @@ def test_a_killed_run_goes_on_to_the_same_result(run: tuple[str, Path, Run, Resu
 
 
 @pytest.mark.parametrize(("name", "metric"), [("multilabel", "loss"), ("regress", "mae"), ("regress", "loss")])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_race_reads_any_metric_that_is_a_mean_over_examples(tmp_path: Path, name: str, metric: str) -> None:
     folder = TABLES[name](tmp_path / "data")
     search = {"racing": True, "racing_first": 2, "fitness": metric, "calibrate": False}
@@ -356,10 +358,17 @@ def test_a_race_reads_any_metric_that_is_a_mean_over_examples(tmp_path: Path, na
     assert winner.score == pytest.approx(-(result.metrics[f"val_{metric}"] or 0), rel=1e-5)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of such small runs."""
+    monkeypatch.setattr("glora.runs.stages.search.Search._draw", lambda *_: None)
+
+
 NO_MEANS = [("multilabel", "map"), ("multilabel", "f1"), ("regress", "rmse"), ("regress", "r2")]
 
 
 @pytest.mark.parametrize(("name", "metric"), NO_MEANS)
+@pytest.mark.usefixtures("no_pictures")
 def test_other_metrics_choose_too_but_do_not_race(tmp_path: Path, name: str, metric: str) -> None:
     folder = TABLES[name](tmp_path / "data")
     with pytest.raises(ConfigError, match=f"racing needs a mean over examples; search.fitness={metric}"):
@@ -377,6 +386,7 @@ def test_other_metrics_choose_too_but_do_not_race(tmp_path: Path, name: str, met
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
+@pytest.mark.usefixtures("no_pictures")
 def test_a_calibrated_supernet_has_a_temperature_where_the_objective_has(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,16 +288,17 @@ class RunFolder:
         """What the run began with; empty before."""
         return next((record for record in read_jsonl(self.metrics) if record["stage"] == "begun"), {})
 
-    def begin(self, data: str, base: str, epoch: int) -> None:
+    def begin(self, data: str, epoch: int, *, base: str | None = None) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone.
 
         Args:
             data: Fingerprint of the examples.
-            base: Fingerprint of the base, the head apart.
             epoch: Epochs done.
+            base: Fingerprint of the base, the head apart; None does not keep it.
         """
         kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
-        records = [{"stage": "begun", "data": data, "base": base}, *kept]
+        begun = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
+        records = [begun, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
     def record(self, stage: str, values: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     accelerator.wait_for_everyone()  # all have read what the main process will write anew
     main = accelerator.is_main_process
     if main:
-        folder.begin(session.data.fingerprint, session.base_fingerprint, trainer.epoch)
+        folder.begin(session.data.fingerprint, trainer.epoch, base=session.base_fingerprint)
     saved, cost = trainer.seconds, 0.0
     for progress in trainer.run(reporter.training):
         if trainer.began == trainer.epoch:  # it begins anew
