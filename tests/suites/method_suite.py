@@ -16,7 +16,10 @@ from glora.errors import ConfigError
 from glora.methods import METHODS
 from glora.methods.method import Method, Tuned, get_method
 from glora.registry import load
+from glora.runs.loaded import load_run
+from glora.runs.run import Run
 from glora.settings import describe
+from suites.toy import Recorder, tiny
 from suites.training import equal, make_trainer, run, values
 
 HEAD = ("head",)
@@ -208,6 +211,18 @@ class MethodSuite:
         for each in (tuned, other):
             play_one(each)
         assert torch.equal(other.model(images), tuned.model(images))
+
+    # A run
+
+    def test_a_short_run_trains_and_tests_it(self, photos: Path, tmp_path: Path) -> None:
+        method = {"name": self.method, **self.settings}
+        run = Run(tiny(photos, method=method, train={"epochs": 1}, search={"controls": 0}), tmp_path, Recorder())
+        result = run.fit()
+        assert result is not None and result.method == self.method
+        loaded, test = load_run(tmp_path), run.task.test
+        assert test is not None and result.metrics["test_examples"] == len(test)
+        found = run.session.evaluator.evaluate(loaded.model, test)
+        assert found.value("loss") == pytest.approx(result.metrics["test_loss"], rel=1e-5)
 
     # A search
 
