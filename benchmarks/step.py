@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,14 +165,16 @@ def peft(kind: str) -> Callable[[Subject, str], Runner]:
     return build
 
 
-def supernet(product: str, **how: Any) -> Callable[[Subject, str], Runner]:
-    """The supernet with one genotype per step, or as `how` says."""
+def supernet(
+    product: str, *, sampling: Literal["sample", "batch"] = "batch", largest: float = 0.0
+) -> Callable[[Subject, str], Runner]:
+    """The supernet, by default with one genotype per step."""
 
     def build(subject: Subject, targets: str) -> Runner:
         mine, size = own(subject), len(subject.inputs[0])
         space = SearchSpace(ranks=(RANK,), product=product)  # type: ignore[arg-type]
         adapted = adapted_by(mine.model, space, targets)
-        net, rng = Supernet(adapted, **{"sampling": "batch", "largest": 0.0, **how}), random.Random(0)
+        net, rng = Supernet(adapted, sampling=sampling, largest=largest), random.Random(0)
         return Runner(mine, adapted.parameters(), lambda: net.sample(rng, range(size), size, 0.0))
 
     return build
@@ -344,11 +346,10 @@ def measure_forward(name: str, subject: Subject, options: argparse.Namespace) ->
     adapted = adapted_by(mine.model, space, options.targets)
     genotype = adapted.sample(random.Random(0))
 
-    how: dict[str, Any] = {"objective": Classify(), "device": torch.device(options.device)}
-
     def pairs(model: nn.Module, metric: str) -> dict[str, float]:
         batch = Batch(subject.inputs, None)
-        found = latency_ratio(model, plain.model, batch, **how, rounds=options.rounds, seconds=1e9)
+        device = torch.device(options.device)
+        found = latency_ratio(model, plain.model, batch, Classify(), device, rounds=options.rounds, seconds=1e9)
         return {metric + key.removeprefix("ratio"): found[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
     with adapted.hold(genotype) as held:

@@ -14,7 +14,7 @@ import pytest
 
 from glora.errors import SpaceError
 from glora.genotype import NONE, TENSORS, Choice, Genotype, LayerConfig, Site
-from glora.space import PRODUCTS, BoundSpace, SearchSpace, factor_shapes, numbers
+from glora.space import PRODUCTS, BoundSpace, SearchSpace, count_parameters, factor_shapes
 from suites.cases import every
 
 SITE = Site("linear", 12, 8, True)
@@ -285,7 +285,10 @@ def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks
         full = SearchSpace(variant="paper", **settings).options(site)
         lean = SearchSpace(variant="lean", **settings).options(site)
         cost = {
-            (t, c): numbers(site, t, c, product) for t, cs in zip(TENSORS, full, strict=True) for c in cs if c != NONE
+            (t, c): count_parameters(site, t, c, product)
+            for t, cs in zip(TENSORS, full, strict=True)
+            for c in cs
+            if c != NONE
         }
         kept = [(t, c) for t, cs in zip(TENSORS, lean, strict=True) for c in cs if c != NONE]
         dropped = [each for each in cost if each not in kept]

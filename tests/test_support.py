@@ -13,7 +13,7 @@ from glora.adapt.layers.factored import one
 from glora.adapt.layers.linear import Linear
 from glora.adapt.support import Support, fixed_scale
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig, Site
-from glora.space import SearchSpace, numbers
+from glora.space import SearchSpace, count_parameters
 from suites.cases import every
 from suites.layer_suite import PRODUCTS, randomize, swept
 
@@ -211,7 +211,7 @@ def test_slices_are_as_many_numbers_as_counted_and_contiguous(product):
     for config in itertools.starmap(LayerConfig, itertools.product(*support.space.options(site))):
         for tensor, choice in zip(TENSORS, config, strict=True):
             parts = support.slices(tensor, config)
-            assert sum(part.numel() for part in parts.values()) == numbers(site, tensor, choice, product)
+            assert sum(part.numel() for part in parts.values()) == count_parameters(site, tensor, choice, product)
             assert all(part.is_contiguous() for part in parts.values())
 
 

@@ -108,7 +108,7 @@ class SearchSettings(Settings):
     )
     fitness: str = Field("loss", description="The metric of the objective that the search reads on val.")
     calibrate: bool = Field(
-        True, description="First set how strongly subnets play, and how far apart their logits are, by val."
+        True, description="First choose, on val, how strongly subnets change the base, and a temperature."
     )
     batch_size: int = Field(100, ge=1, description="Examples per forward pass of scoring.")
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
@@ -119,14 +119,14 @@ class SearchSettings(Settings):
         "train", description="'all': also val and what was set aside; then neither tells of the polished winner."
     )
     polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 3 if not given.")
-    racing: bool = Field(False, description="Candidates leave when some val examples have told that they cannot win.")
+    racing: bool = Field(False, description="Drop candidates once the val examples seen show that they cannot win.")
     racing_level: float = Field(0.05, gt=0, le=0.5, description="How easily candidates leave the race.")
     racing_first: int = Field(
         10, ge=2, description="Examples of the race's first piece; then half as many again, and so on."
     )
     workers: int = Field(0, ge=0, description="Processes that score, a thread each; 0: this one, with its threads.")
     cluster: Literal["ray"] | None = Field(None, description="Where the workers are; not given: on this machine.")
-    limit: float = Field(600, gt=0, description="Seconds until a worker that says nothing is replaced.")
+    limit: float = Field(600, gt=0, description="Seconds without an answer after which a worker is replaced.")
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
@@ -362,11 +362,11 @@ def _common() -> list[str]:
     """The lines of the settings that every experiment has; of a group of several kinds, which kind it is by default."""
     lines = []
     for line in texts.describe(Experiment):
-        name, _, told = line.partition("  ")
+        name, _, text = line.partition("  ")
         if name == "data":
             lines += texts.describe(load("glora.tasks.task:DataSettings"), "data.")
         else:
-            lines.append(f"{name} = {_default(name)}  {told}" if name in TABLES else line)
+            lines.append(f"{name} = {_default(name)}  {text}" if name in TABLES else line)
     return lines
 
 

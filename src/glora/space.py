@@ -24,9 +24,9 @@ __all__ = [
     "LayerConfig",
     "SearchSpace",
     "Site",
+    "count_parameters",
     "factor_shapes",
     "is_matrix",
-    "numbers",
 ]
 
 PRODUCTS = ("elementwise", "matrix")
@@ -56,8 +56,8 @@ def factor_shapes(site: Site, tensor: str, choice: Choice, product: str) -> dict
     return {"down": (left if choice.kind == "vector" else 1, 1)}
 
 
-def numbers(site: Site, tensor: str, choice: Choice, product: str) -> int:
-    """How many trainable numbers the choice of one support tensor has at the site."""
+def count_parameters(site: Site, tensor: str, choice: Choice, product: str) -> int:
+    """Trainable parameters of one choice of a support tensor at a site."""
     return sum(math.prod(shape) for shape in factor_shapes(site, tensor, choice, product).values())
 
 
@@ -150,7 +150,7 @@ def _lean(offered: Mapping[str, tuple[Choice, ...]], site: Site, product: str) -
 
     def order(tensor: str, choice: Choice) -> tuple[int, int, int, int]:
         kind = ("scalar", "vector", "lora").index(choice.kind)
-        return numbers(site, tensor, choice, product), "EBADC".index(tensor), kind, choice.rank
+        return count_parameters(site, tensor, choice, product), "EBADC".index(tensor), kind, choice.rank
 
     def dropped(tensor: str, choice: Choice) -> bool:
         return any(
@@ -250,7 +250,7 @@ class BoundSpace:
     def costs(self) -> tuple[tuple[int, ...], ...]:
         """Trainable numbers of every option of every gene."""
         return tuple(
-            tuple(numbers(site, tensor, choice, self.rules.product) for choice in choices)
+            tuple(count_parameters(site, tensor, choice, self.rules.product) for choice in choices)
             for name, site in self.sites.items()
             for tensor, choices in zip(TENSORS, self.options[name], strict=True)
         )

@@ -20,7 +20,7 @@ from glora.adapt.layers.quantized import is_quantized, plain_parts
 from glora.adapt.support import Support
 from glora.errors import GloraError
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
-from glora.space import SearchSpace, numbers
+from glora.space import SearchSpace, count_parameters
 from suites.cases import every
 
 PRODUCTS = ("elementwise", "matrix")
@@ -464,7 +464,7 @@ class LayerSuite:
                 read = [each for each in shown(layer) if each is not None] if held else [layer(x)]
                 sum((tensor**2).sum() for tensor in read).backward()
             reached = sum(int((p.grad != 0).sum()) for p in support.parameters() if p.grad is not None)
-            counted = sum(numbers(support.site, t, c, product) for t, c in zip(TENSORS, config, strict=True))
+            counted = sum(count_parameters(support.site, t, c, product) for t, c in zip(TENSORS, config, strict=True))
             saved = sum(part.numel() for t in TENSORS for part in support.slices(t, config).values())
             assert reached == counted == saved, config
             assert all(p.grad is None for p in layer.parameters() if not p.requires_grad)

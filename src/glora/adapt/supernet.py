@@ -1,10 +1,10 @@
-"""The weight-entangled supernet: draw what a step plays, calibrate, hold a subnet to score it; several on one base."""
+"""The weight-entangled supernet: draw what a step plays, calibrate, hold a subnet to score it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glora.adapt.adapted import Adapted
 from glora.adapt.state import AdapterState
-from glora.errors import ConfigError, whole, within
+from glora.errors import ConfigError, need, whole, within
 from glora.genotype import Genotype
 from glora.tasks.calibration import (
     GENOTYPES,
@@ -26,7 +26,7 @@ from glora.tasks.calibration import (
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.objectives.classify import Classify
 
-__all__ = ["Sampling", "StoredSupernet", "Supernet", "copied", "on_cpu"]
+__all__ = ["Sampling", "Supernet", "copied", "on_cpu"]
 
 
 Sampling = Literal["sample", "batch"]
@@ -70,6 +70,7 @@ class Supernet:
     """
 
     def __init__(self, adapted: Adapted, *, sampling: Sampling = "sample", largest: float = 1.0, seed: int = 0) -> None:
+        need(adapted, Adapted, ConfigError, "adapted", "what glora.inject returns")
         if sampling not in get_args(Sampling):
             allowed = f"Allowed: {', '.join(get_args(Sampling))}."
             raise ConfigError(f"sampling={sampling!r} is not allowed.", allowed=allowed)
@@ -174,29 +175,6 @@ class Supernet:
         with self.hold(genotype):
             output, targets = outputs()
         return output.float(), Batch(None, targets)
-
-
-class StoredSupernet(Supernet):
-    """One of several supernets on the same base: its numbers are put in place whenever it is held.
-
-    Args:
-        adapted: The adapted model that all of them share.
-        state: The numbers of this one.
-    """
-
-    def __init__(self, adapted: Adapted, state: AdapterState) -> None:
-        super().__init__(adapted)
-        self.state = state
-
-    def put(self) -> None:
-        """Its numbers are those of the adapted model."""
-        self.adapted.load_state(self.state)
-
-    @contextmanager
-    def hold(self, genotype: Genotype) -> Iterator[nn.Module]:
-        self.put()
-        with self.adapted.hold(genotype) as model:
-            yield model
 
 
 def copied(adapted: Adapted) -> AdapterState:

@@ -236,8 +236,8 @@ def _misfit(error: Exception) -> str:
         "unexpected": re.findall(r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\)[^\n]*", text))),
         "of another shape": re.findall(r"size mismatch for ([\w.]+):", text),
     }
-    told = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
-    return told or f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+    summary = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
+    return summary or f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _check_size(name: str, model: nn.Module, image_size: int | None) -> None:

@@ -268,8 +268,8 @@ def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
         return
     name = found.objective.metrics[0].name
     metric = MetricInfo(**found.objective.metrics[0].to_json())
-    told = metric.quantity(found.value(name), found.standard_error(name))
-    typer.echo(f"{name} {told} on the {len(found):,} examples of {data}")
+    shown = metric.quantity(found.value(name), found.standard_error(name))
+    typer.echo(f"{name} {shown} on the {len(found):,} examples of {data}")
 
 
 @app.command()

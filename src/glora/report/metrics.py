@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from glora.errors import RunError, listed
+
 __all__ = ["RAW_SCORE", "MetricInfo", "find_metric"]
 
 PERCENT = "percent"
@@ -80,5 +82,12 @@ RAW_SCORE = MetricInfo("score", True, ".3g")  # a score of which nothing else is
 
 
 def find_metric(metrics: Iterable[MetricInfo], name: str) -> MetricInfo:
-    """The metric of this name; one of which nothing is known but that higher is better where it is not among them."""
-    return next((metric for metric in metrics if metric.name == name), MetricInfo(name, True, ".4g"))
+    """The metric of this name.
+
+    Raises:
+        RunError: It is not among them.
+    """
+    every = {metric.name: metric for metric in metrics}
+    if name not in every:
+        raise RunError(f"There is no metric {name!r} in the record.", allowed=f"It has {listed(every, n=10)}.")
+    return every[name]

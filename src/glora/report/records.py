@@ -33,6 +33,6 @@ def checked(record: type[Record], data: Mapping[str, Any], what: str) -> Record:
         problems: dict[str, str] = {}
         for each in error.errors():
             name = ".".join(map(str, each["loc"][:2]))
-            told = WORDS.get(each["type"]) or f"{each['msg'].lower()}, not {each['input']!r}"
-            problems.setdefault(name, f"{name}: {told}")
+            text = WORDS.get(each["type"]) or f"{each['msg'].lower()}, not {each['input']!r}"
+            problems.setdefault(name, f"{name}: {text}")
         raise RunError(f"The {what} has wrong fields. {'; '.join(problems.values())}.") from error

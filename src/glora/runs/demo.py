@@ -10,7 +10,7 @@ from typing import Any
 from glora.config import Experiment, build_experiment
 from glora.report.result import Result
 from glora.runs.run import Reporter, Run
-from glora.space import Choice, Site, numbers
+from glora.space import Choice, Site, count_parameters
 
 __all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict"]
 
@@ -72,7 +72,7 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
 
 def lora_rank(parameters: int, sites: Sequence[Site]) -> int:
     """The smallest rank of LoRA on these sites with at least so many trainable numbers; 1 at least."""
-    one = sum(numbers(site, "B", Choice("lora", 1), "elementwise") for site in sites)
+    one = sum(count_parameters(site, "B", Choice("lora", 1), "elementwise") for site in sites)
     return max(1, math.ceil(parameters / one))
 
 

@@ -224,7 +224,7 @@ class RunFolder:
         if not differing:
             return experiment
         only_search = all(key.startswith("search.") for key in differing)
-        begun, tested = self.journal.is_file(), bool(self.tested)
+        begun, tested = self.begun, bool(self.tested)
         if only_search and not tested and (not begun or AFTER.issuperset(differing)):
             return experiment
         if not only_search or tested:

@@ -183,7 +183,7 @@ class Run:
         if not self.alone:
             return None
         search = self._searching()
-        if not self.folder.journal.is_file():  # a search anew
+        if not self.folder.begun:  # a search anew
             self.folder.forget_search()
         self.folder.write_config(self.experiment)
         return self._finished(search, search.run())

@@ -1,8 +1,8 @@
 """Which two numbers make the subnets of a trained supernet better on held-out examples, before a search.
 
-Training leaves subnets to draw that differ in size; those near a budget have more parts than the mean one, each of
-them trained to work without the others, and together they overshoot, as units do that dropout had left out. One factor
-on all support tensors takes that back. Networks trained long on few examples are more confident than they are right,
+The subnets drawn in training differ in size. Those near a budget are larger than the average one; their parts were
+trained to work without each other, and together they overshoot, as units do that dropout had left out. One factor on
+all support tensors takes that back. Networks trained long on few examples are more confident than they are right,
 each to another degree, and their loss shows the overconfidence more than what they know; one temperature takes most of
 that back. Both are multiplied into numbers that are there already: the formula, the files and the merge know nothing
 of them.

@@ -140,9 +140,9 @@ def assemble(
     for split, pool in pools.items():
         encoded = objective.encode(pool.targets)
         found[split] = make(pool.items, encoded, strata=objective.strata(encoded))
-    train, val, test, told = _split(found, objective.strata_names, settings)
+    train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
-    return Task(name, objective, train, val, test, (*notes, *told)).stamped(root)
+    return Task(name, objective, train, val, test, (*notes, *split_notes)).stamped(root)
 
 
 def _split(
@@ -211,7 +211,7 @@ def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
 def _nowhere(source: str | Path) -> DataError | UnknownNameError:
     path = Path(source).expanduser()
     is_path = isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith((".", "~"))
-    sets = [name for name, place in SOURCES.items() if not registry.load(place).reads_paths]
+    sets = [n for n, place in SOURCES.items() if n != "from_python" and not registry.load(place).reads_paths]
     allowed = f"Known data sets: {', '.join(sets)}; anything else is the path of labelled examples."
     beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     near = nearest(path.name, beside, n=1) if is_path else nearest(str(source), [*sets, *beside], n=1)

@@ -91,8 +91,8 @@ def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
     if folds > len(pool):
         raise DataError(f"folds={folds} is more than the {len(pool)} {unit}.", remedy="Ask for fewer folds.")
     parts = _parts(strata_of(pool), folds, random.Random(f"folds {seed}"))
-    told = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
-    return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, told), task.fingerprint)
+    note = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
+    return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, note), task.fingerprint)
 
 
 def _parts(strata: Sequence[Hashable], folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from glora.genotype import NONE, TENSORS, Choice, LayerConfig
 from glora.report.plots.figures import INK, count_axis, figure, patches, save
-from glora.space import BoundSpace, numbers
+from glora.space import BoundSpace, count_parameters
 
 __all__ = ["layer_plot", "parameters_plot"]
 
@@ -203,4 +203,4 @@ def _offered_choices(site: str, genotype: Mapping[str, LayerConfig], space: Boun
 
 def _numbers(site: str, tensor: str, genotype: Mapping[str, LayerConfig], space: BoundSpace) -> int:
     choice = genotype[site][TENSORS.index(tensor)]
-    return numbers(space.sites[site], tensor, choice, space.rules.product)
+    return count_parameters(space.sites[site], tensor, choice, space.rules.product)

@@ -29,7 +29,7 @@ from glora.runs.resolve import plan_search, polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
-from glora.space import BoundSpace, numbers
+from glora.space import BoundSpace, count_parameters
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
@@ -262,7 +262,9 @@ class Search:
         for name, config in winner.genotype.items():
             site, written, offered = self.space.sites[name], config.to_json(), self.space.options[name]
             cells = {t: written[t] if len(o) > 1 else None for t, o in zip(TENSORS, offered, strict=True)}
-            counts = [numbers(site, t, c, self.space.rules.product) for t, c in zip(TENSORS, config, strict=True)]
+            counts = [
+                count_parameters(site, t, c, self.space.rules.product) for t, c in zip(TENSORS, config, strict=True)
+            ]
             sites[name] = {**cells, "numbers": sum(counts)}
         return Outcome(
             number=winner.number,

@@ -94,10 +94,10 @@ class DatasetExamples:
         """These examples, then those of another split."""
         strata = None if self.strata is None or other.strata is None else [*self.strata, *other.strata]
         targets = torch.cat([self.targets, other.targets])
-        how: dict[str, Any] = {"strata": strata, "preprocess": self.preprocess}
+        dataset, indices = _Concatenated(self, other), None
         if self.dataset is other.dataset:
-            return DatasetExamples(self.dataset, targets, indices=(*self.indices, *other.indices), **how)
-        return DatasetExamples(_Concatenated(self, other), targets, **how)
+            dataset, indices = self.dataset, (*self.indices, *other.indices)
+        return DatasetExamples(dataset, targets, strata=strata, indices=indices, preprocess=self.preprocess)
 
     def prepared(self, preprocess: Preprocess | None) -> DatasetExamples:
         """The same examples; `preprocess` is how PIL images are read, tensors are what the model takes."""
