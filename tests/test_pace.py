@@ -96,7 +96,7 @@ def test_one_number_per_sample_and_channel_with_mean_one_and_the_deviation_asked
 def test_the_deviation_falls_in_a_line_with_depth(vit: Vit) -> None:
     tuned = moved(tuned_by("lora", vit()))
     noise = Noise(tuned, 0.8, CPU)
-    draws: dict[str, list[Tensor]] = {place.name: [] for place in noise.places}
+    draws: dict[str, list[Tensor]] = {noisy.name: [] for noisy in noise.layers}
     with noise:
         for seed in range(300):
             noise.draw(seed, range(6), 6)

@@ -91,23 +91,23 @@ class Supernet:
         within(done, "done", 0, 1)
         self.sample(self._rng, range(samples), samples, done)
 
-    def sample(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
+    def sample(self, rng: random.Random, positions: Sequence[int], batch_size: int, done: float) -> None:
         """`draw` for a batch that several processes share: equal generators draw equal steps everywhere.
 
         Args:
-            rng: Where the genotypes come from: the same number of draws whatever `places` is.
-            places: Which samples of the batch this process has, in their order.
-            of: Samples of the batch, over all processes.
+            rng: Where the genotypes come from: the same number of draws whatever `positions` is.
+            positions: Which samples of the batch this process has, in their order.
+            batch_size: Samples of the batch, over all processes.
             done: Share of the training that is done, 0 to 1.
         """
         space, share = self.adapted.space, self.largest * (1 - done)
         if self.sampling == "batch":
             self.adapted.activate(space.largest if rng.random() < share else space.sample(rng))
             return
-        large = round(share * of)
-        drawn = [space.largest] * large + [space.sample(rng) for _ in range(of - large)]
+        large = round(share * batch_size)
+        drawn = [space.largest] * large + [space.sample(rng) for _ in range(batch_size - large)]
         rng.shuffle(drawn)  # a process may have every second sample
-        self.adapted.activate([drawn[place] for place in places])
+        self.adapted.activate([drawn[position] for position in positions])
 
     def scale(self, strength: float) -> None:
         """Multiplies the change that every support tensor makes, by its left factors, in place: 1 changes nothing."""

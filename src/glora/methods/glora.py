@@ -50,9 +50,9 @@ class TunedAdapter(Tuned):
         low, high = space.count(space.smallest), space.count(space.largest)
         return f"{layers}: 10^{space.log10_size:.1f} genotypes of {low:,} to {high:,} trainable numbers"
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
+    def before_step(self, rng: random.Random, positions: Sequence[int], batch_size: int, done: float) -> None:
         if self.space is not None:
-            self.supernet.sample(rng, places, of, done)
+            self.supernet.sample(rng, positions, batch_size, done)
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapted.parameters()

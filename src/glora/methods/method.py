@@ -48,13 +48,13 @@ class Tuned(ABC):
         """What is trained, in a few words, for the plan of a run."""
         return f"{self.count():,} trainable numbers and the head"
 
-    def before_step(self, rng: random.Random, places: Sequence[int], of: int, done: float) -> None:
+    def before_step(self, rng: random.Random, positions: Sequence[int], batch_size: int, done: float) -> None:
         """Called before every training step, on every process with an equal generator.
 
         Args:
             rng: What is drawn comes from it, and is the same on every process.
-            places: Which examples of the step's batch this process takes, in their order.
-            of: Examples of the step's batch, over all processes.
+            positions: Which examples of the step's batch this process takes, in their order.
+            batch_size: Examples of the step's batch, over all processes.
             done: Share of the steps that are done, from 0 to below 1.
         """
         return

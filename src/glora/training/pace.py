@@ -1,10 +1,11 @@
 """PACE (arXiv 2409.17137): passes over one example must agree however the adapters' outputs are perturbed.
 
-In training every adapted layer gives `plain(x) + z ∘ (adapted(x) - plain(x))`; plain(x) is the output of its
-pretrained weights, z is normal with mean 1: one number per sample and output channel, the same for all tokens or places
-of a sample. Its standard deviation falls in a line with depth, from sigma at the first layer. The loss is that of one
-such pass plus lambda times the distance between the outputs of two (the squared one of logits, summed over the classes,
-in a classification), averaged over the examples. Both passes have a gradient, and the same drop-out and drop-path.
+In training every adapted layer gives `plain(x) + z ∘ (adapted(x) - plain(x))`. plain(x) is the output of its pretrained
+weights; z is normal with mean 1, one number per sample and output channel, the same at every token or position of a
+sample. The standard deviation of z falls linearly with depth, from sigma at the first layer. The loss is that of one
+such noisy pass plus lambda times the distance between the outputs of two of them (in a classification the squared
+distance of the logits, summed over the classes), averaged over the examples. Both passes have a gradient, and the
+same drop-out and drop-path.
 
     full  two passes at every step
     lazy  two passes, of the first half of the batch, at every `pace_every`-th step; one pass at the others
@@ -45,19 +46,19 @@ class StepExamples(NamedTuple):
 
     Attributes:
         batch: Their indices, `(n,)`, those of all processes.
-        places: Which of them this process takes, in their order.
+        positions: Which of them this process takes, in their order.
         step: The step, from 0.
         mine: Whether what this process takes counts: with fewer examples than processes, one repeats the first.
     """
 
     batch: Tensor
-    places: Sequence[int]
+    positions: Sequence[int]
     step: int
     mine: bool = True
 
 
 @dataclass(frozen=True)
-class _Place:
+class _NoisyLayer:
     """A layer that is perturbed; `copy` has its pretrained weight and bias where training writes into its own."""
 
     name: str
@@ -71,7 +72,7 @@ class _Place:
         return self.view.plain(self.layer, x, weight, bias)
 
 
-def _places(tuned: Tuned) -> dict[str, tuple[Any, View | None]]:
+def _trained_layers(tuned: Tuned) -> dict[str, tuple[Any, View | None]]:
     """Every layer outside the head that training changes, by name, with its view where its output can be perturbed."""
     found: dict[str, tuple[Any, View | None]] = {}
     for name, layer in tuned.model.named_modules():
@@ -102,7 +103,7 @@ def check_pace(tuned: Tuned) -> None:
     Raises:
         ConfigError: Nothing but the head is trained, or only layers that cannot be perturbed.
     """
-    found = _places(tuned)
+    found = _trained_layers(tuned)
     if not any(view for _, view in found.values()):
         what = f"none of the layers that train can be perturbed: {listed(found)}" if found else "only the head trains"
         raise ConfigError(
@@ -147,17 +148,17 @@ class Noise:
 
     def __init__(self, tuned: Tuned, sigma: float, device: torch.device) -> None:
         check_pace(tuned)
-        every = _places(tuned)
+        every = _trained_layers(tuned)
         self.names = tuple(every)
-        self.places = [
-            _Place(name, layer, view, None if attach.is_attached(layer) else _copied(layer, view))
+        self.layers = [
+            _NoisyLayer(name, layer, view, None if attach.is_attached(layer) else _copied(layer, view))
             for name, (layer, view) in every.items()
             if view is not None
         ]
         self.generator = torch.Generator(device)
         self.touched: set[str] = set()
-        self.widths = [place.view.site.out_features for place in self.places]
-        depths = torch.arange(len(self.places)) / len(self.places)
+        self.widths = [noisy.view.site.out_features for noisy in self.layers]
+        depths = torch.arange(len(self.layers)) / len(self.layers)
         sigmas = [value * sigma for value in (1 - depths).tolist()]
         self._sigmas = torch.tensor(sigmas, device=device).repeat_interleave(torch.tensor(self.widths, device=device))
         self._numbers: dict[str, Tensor] = {}
@@ -167,8 +168,8 @@ class Noise:
     def __enter__(self) -> Noise:
         if not self.silent:  # before a layer's other hooks, which may change its output
             self._handles = [
-                place.layer.register_forward_hook(self._hook(place), with_kwargs=True, prepend=True)
-                for place in self.places
+                noisy.layer.register_forward_hook(self._hook(noisy), with_kwargs=True, prepend=True)
+                for noisy in self.layers
             ]
         return self
 
@@ -177,31 +178,31 @@ class Noise:
             handle.remove()
         self._numbers = {}
 
-    def draw(self, seed: int, places: Sequence[int], of: int) -> None:
+    def draw(self, seed: int, positions: Sequence[int], batch_size: int) -> None:
         """The numbers z of the next pass, those of these samples out of a batch of so many."""
         device = self.generator.device
         self.generator.manual_seed(seed)
-        normal = torch.randn(of, len(self._sigmas), generator=self.generator, device=device)
-        z = 1 + self._sigmas * normal[torch.tensor(list(places), device=device)]
-        self._numbers = dict(zip((place.name for place in self.places), torch.split(z, self.widths, 1), strict=True))
+        normal = torch.randn(batch_size, len(self._sigmas), generator=self.generator, device=device)
+        z = 1 + self._sigmas * normal[torch.tensor(list(positions), device=device)]
+        self._numbers = dict(zip((noisy.name for noisy in self.layers), torch.split(z, self.widths, 1), strict=True))
 
-    def _hook(self, place: _Place) -> Callable[..., Tensor | None]:
+    def _hook(self, noisy: _NoisyLayer) -> Callable[..., Tensor | None]:
         def perturbed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if attach.is_attached(layer) and attach.state_of(layer).probe is not None:  # copies of a sample stay equal
                 return None
             if torch._C._current_graph_task_id() != -1:  # within a backward pass
                 raise StateError(
-                    f"PACE perturbs {place.name}, whose forward gradient checkpointing repeats: the numbers differ.",
+                    f"PACE perturbs {noisy.name}, whose forward gradient checkpointing repeats: the numbers differ.",
                     remedy="Train without gradient checkpointing, or without train.pace.",
                 )
-            z = self._numbers[place.name]
+            z = self._numbers[noisy.name]
             inputs = [*args, *kwargs.values()]
-            if len(inputs) != 1 or kwargs.keys() - {"input"} or not place.view.tells_apart(inputs[0], len(z)):
+            if len(inputs) != 1 or kwargs.keys() - {"input"} or not noisy.view.tells_apart(inputs[0], len(z)):
                 return None
-            self.touched.add(place.name)
-            plain = place.plain(inputs[0])
+            self.touched.add(noisy.name)
+            plain = noisy.plain(inputs[0])
             z = z.to(y.dtype).repeat_interleave(len(y) // len(z), 0)  # windows of a sample are next to each other
-            return plain + place.view.spread(layer, z, y) * (y - plain)
+            return plain + noisy.view.spread(layer, z, y) * (y - plain)
 
         return perturbed
 
@@ -292,7 +293,7 @@ class Pace:
 
     def _pass(self, forward: Callable[[], Any], taken: StepExamples) -> Any:
         assert self.noise is not None
-        self.noise.draw(self._rng.getrandbits(63), taken.places, len(taken.batch))
+        self.noise.draw(self._rng.getrandbits(63), taken.positions, len(taken.batch))
         return forward()
 
     def _penalty(self, first: Any, second: Any) -> Tensor:
@@ -307,14 +308,14 @@ class Pace:
 
     def _fast(self, output: Tensor, taken: StepExamples) -> Tensor | float:
         """The distance to the epoch before; these outputs, of all processes, are kept for the next one."""
-        device, places = output.device, torch.tensor(list(taken.places), device=output.device)
+        device, positions = output.device, torch.tensor(list(taken.positions), device=output.device)
         if self.outputs is None:
             self.outputs = torch.zeros(self.count, *output.shape[1:], device=device)
         batch = taken.batch.to(device)
-        found = self._penalty(output, self.outputs[batch[places]]) if self._epoch else 0.0
+        found = self._penalty(output, self.outputs[batch[positions]]) if self._epoch else 0.0
         mine = torch.zeros(len(batch), *output.shape[1:], device=device)
         if taken.mine:
-            mine[places] = output.detach()
+            mine[positions] = output.detach()
         self.outputs[batch] = self.accelerator.reduce(mine, "sum")
         return found
 

@@ -245,14 +245,14 @@ class Trainer:
         """One optimizer step on these examples; sums over them: loss, first metric, loss without PACE's part."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
-        places = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
-        share = len(places) / len(batch)
+        positions = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = len(positions) / len(batch)
         if not share:  # fewer examples than processes: this one's gradients are zeros
-            places = range(1)
-        self.tuned.before_step(rng, places, len(batch), step / self.steps)
-        mine = send_to_device(self.examples.batch(batch[list(places)].tolist()), self.accelerator.device)
+            positions = range(1)
+        self.tuned.before_step(rng, positions, len(batch), step / self.steps)
+        mine = send_to_device(self.examples.batch(batch[list(positions)].tolist()), self.accelerator.device)
         with self.pace.around():
-            taken = StepExamples(batch, places, step, share > 0)
+            taken = StepExamples(batch, positions, step, share > 0)
             output, penalty = self.pace.run(lambda: self._forward(mine), taken)
             plain = self.objective.losses(output, mine).mean()
             loss = (plain + penalty) * share
