@@ -250,13 +250,13 @@ def test_a_run_killed_in_training_and_in_search_ends_as_if_it_was_not(
 
 def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.begin("f", "base", 0)
+    run.begin("f", 0)
     for epoch in (1, 2, 3):
         run.record("train", {"epoch": epoch, "loss": 1.0})
     for epoch in (1, 3):
         run.record("warning", {"epoch": epoch, "text": str(epoch)})
     run.mark("trained", seconds=5.0)
-    run.begin("f", "base", 2)
+    run.begin("f", 2)
     assert [record.get("epoch") for record in read_jsonl(run.metrics)] == [None, 1, 2, 1]
     assert run.warnings() == ["1"]
     run.mark("trained", seconds=7.0)

@@ -257,8 +257,8 @@ def _together(items: list[Any], preprocess: Preprocess | None) -> Any:
 
 
 def objective_of(info: dict[str, Any]) -> Objective:
-    """The objective in a file's info."""
-    plain = info["objective"]
+    """The objective in a file's info; adapters of glora 0.1 have the classes alone."""
+    plain = info.get("objective") or {"name": "classify", "classes": info["classes"]}
     kind: type[Objective] = load(OBJECTIVES[plain["name"]])
     return kind.model_validate(plain)
 
