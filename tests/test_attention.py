@@ -458,6 +458,7 @@ def test_sequences_first_refuse_several_genotypes():
 # torch around it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["joint", "separate"])
 def test_it_compiles_whole_and_checkpoints(form):
     layer, adapted = adapt(form)

@@ -308,6 +308,7 @@ def graph_features(cache: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda images: torch.from_numpy(session.run([output], {"input_image": images.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [224, 98])  # 224 is the graph's own size
 def test_the_conversion_gives_the_graphs_own_features(
     cache: Path, graph_features: Callable[[torch.Tensor], torch.Tensor], image_size: int

@@ -443,6 +443,7 @@ def test_the_published_method_is_not_calibrated(photos: Path) -> None:
     assert not build_experiment({"preset": "paper", "data": {"source": str(photos)}}).search.calibrate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [1, 2])
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_the_winner_trained_alone_is_calibrated_or_compared_by_its_accuracy(

@@ -65,6 +65,7 @@ torch.save([out, held, merged], sys.argv[5])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [FACTORED, FULL], ids=["factored", "weight"])
 @pytest.mark.parametrize("product", ["elementwise", "matrix"])
 def test_a_fresh_process_gives_the_same_outputs_to_the_last_bit(vit, images, tmp_path, config, product):

@@ -211,6 +211,7 @@ def assert_one_error(told: Outcome, cause: str, tip: str = "") -> None:
     assert tip in tips[0]
 
 
+@pytest.mark.slow
 def test_an_error_of_a_real_process_has_its_stream_and_code(photos: Path, tmp_path: Path) -> None:
     words = ["fit", "--data", str(photos), "--metod", "x"]
     done = subprocess.run([sys.executable, "-m", "glora", *words], capture_output=True, text=True, check=False)
@@ -327,6 +328,7 @@ def test_the_verbs_do_a_run_a_stage_at_a_time(glora: Any, trained: Path, tmp_pat
     assert plain.load_state_dict(load_file(tmp_path / "merged.safetensors")).missing_keys == []
 
 
+@pytest.mark.slow
 def test_a_finished_search_is_shown_and_picked_from(glora: Any, trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -414,6 +416,7 @@ def test_the_search_is_changed_by_nested_settings(glora: Any, trained: Path, tmp
     assert [line["event"] for line in read_jsonl(run / "search.jsonl")].count("score") == 3
 
 
+@pytest.mark.slow
 def test_other_processes_end_quietly(
     glora: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def alone(tmp_path: Path) -> tuple[Any, set[str]]:
     return plain(run(journal=journal)), lines(journal)
 
 
+@pytest.mark.slow
 def test_ray_workers_make_the_same_search_and_lose_nothing_when_one_dies(
     tmp_path: Path, alone: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -45,11 +46,13 @@ def test_ray_workers_make_the_same_search_and_lose_nothing_when_one_dies(
     assert caplog.text.count("A worker was lost") == 1
 
 
+@pytest.mark.slow
 def test_a_ray_worker_that_hangs_is_replaced(tmp_path: Path, alone: Any) -> None:
     trouble = Trouble(tmp_path, "hang", times=1)
     assert plain(run(trouble, workers=1, cluster="ray", limit=20)) == alone[0]
 
 
+@pytest.mark.slow
 def test_a_score_that_fails_on_ray_ends_the_search(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="this genotype cannot be scored"):
         run(Trouble(tmp_path, "raise", times=1), workers=1, cluster="ray")

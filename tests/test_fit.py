@@ -216,6 +216,7 @@ def killed(out: Path, *, step: int | None = None, trial: int | None = None) -> N
     assert ended.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_to_the_same_bits_and_its_model_is_watched(
     done: tuple[glora.FitResult, Recorder, Path], tmp_path: Path
 ) -> None:

@@ -228,6 +228,7 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     assert result.metrics["aside_loss"] == pytest.approx(aside, rel=1e-5), "the winner plays the last supernet"
 
 
+@pytest.mark.slow
 def test_folds_go_with_racing_and_with_workers(photos: Path, tmp_path: Path) -> None:
     data = {"source": str(photos), "folds": 2, "aside": 2}
     searcher = {"population": 6, "generations": 2}
@@ -258,6 +259,7 @@ def test_the_running_statistics_of_folds_stay_apart() -> None:
             assert model.norm.running_mean.eq(value).all()
 
 
+@pytest.mark.slow
 def test_what_left_a_race_is_neither_scored_again_nor_picked(photos: Path, tmp_path: Path) -> None:
     searcher = {"population": 8, "generations": 2, "parents": 2}
     search = {"searcher": searcher, "racing": True, "racing_first": 2, "racing_level": 0.5}
@@ -468,6 +470,7 @@ def test_a_result_is_shown_beside_no_other_model(searched: Run, tmp_path: Path) 
     assert {Result.read(file).winner for file in folder.tested} == {first.winner, second.winner}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["adapter", "outcome", "result"])
 def test_a_stop_between_the_files_of_a_winner_is_told_and_mended(
     searched: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -116,6 +116,7 @@ class DenseView(layers.View):
         return matrix.T.contiguous()
 
 
+@pytest.mark.slow
 def test_a_new_layer_type_is_a_view_a_line_and_a_suite(monkeypatch):
     monkeypatch.setitem(layers.TABLE, f"{__name__}.Dense", f"{__name__}:DenseView")
     monkeypatch.setitem(layers.WORDS, "dense", ("dense",))

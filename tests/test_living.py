@@ -105,6 +105,7 @@ def test_sampled_genotypes_train_compiled_once_as_held_tensors(compiling, caplog
     assert not said(caplog)
 
 
+@pytest.mark.slow
 def test_a_genotype_that_is_activated_under_a_compiled_model_says_that_it_recompiles_once(compiling, caplog):
     model, adapted, x = small()
     run = compiled(model)

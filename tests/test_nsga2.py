@@ -331,6 +331,7 @@ def test_the_config_passes_each_searcher_its_own_settings(searcher: str) -> None
     assert len(asker.ask()) == (30 if searcher == "random" else 12)
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_the_command_line_searches_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos, run = image_folder(tmp_path / "photos"), tmp_path / "run"

@@ -332,6 +332,7 @@ Run(here.experiment(Path(sys.argv[2]), sys.argv[3]), sys.argv[4], Recorder(kill_
 KILLED = {"multilabel": ("5", ""), "regress": ("", "3")}  # in training, in the search
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_goes_on_to_the_same_result(run: tuple[str, Path, Run, Result], tmp_path: Path) -> None:
     name, folder, job, result = run

@@ -290,6 +290,7 @@ def test_two_processes_train_as_one(vit: Vit, by_two: dict[str, Ranks], form: st
 # -- what it is for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_lowers_the_distance_between_two_noisy_passes(vit: Vit, form: str, method: str) -> None:

@@ -286,6 +286,7 @@ def test_of_a_winners_polish_and_its_training_alone_the_result_tells_too(
         assert [note for note in notes if note.startswith(f"{whose}Training has collapsed by epoch 1")], whose
 
 
+@pytest.mark.slow
 def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Path) -> None:
     """The main process writes and tests; the other waits for what it has written."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny(photos, search={"controls": 2}).model_dump(mode="json")))
@@ -502,6 +503,7 @@ def test_what_a_killed_process_was_writing_is_no_obstacle(photos: Path, tmp_path
     assert not list(folder.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_other_images_are_read_as_the_run_reads_its_own(photos: Path, tmp_path: Path) -> None:
     """What the run says of unreadable images and of precision holds for a later look at other images too."""
     fit = (

@@ -18,6 +18,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("supernet_page")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_from_the_committed_results(page: Any) -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 
