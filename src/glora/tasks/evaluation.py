@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glora.tasks.objective import Batch, Examples, Metric, Objective
 
-__all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "outputs", "selection_bias"]
+__all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "selection_bias"]
 
 Numbers = dict[str, float | None]
 
@@ -82,53 +82,6 @@ class Evaluation:
         return found | {f"{split}_examples": float(len(self))}
 
 
-@torch.no_grad()
-def outputs(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    objective: Objective,
-    accelerator: Accelerator,
-    batch_size: int,
-    indices: Sequence[int] | None = None,
-) -> Iterator[tuple[Any, Batch]]:
-    """The model's outputs, batch by batch, each with its batch; the model is left in eval mode.
-
-    Args:
-        model: What is evaluated, on the accelerator's device.
-        examples: Prepared examples.
-        objective: How the model is called.
-        accelerator: Device and precision; every process evaluates all examples, without waiting for another.
-        batch_size: Examples per forward pass.
-        indices: Which examples, in which order; None for all.
-    """
-    model.eval()
-    chosen = range(len(examples)) if indices is None else indices
-    for first in range(0, len(chosen), batch_size):
-        batch = send_to_device(examples.batch(chosen[first : first + batch_size]), accelerator.device)
-        with accelerator.autocast():
-            output = objective.forward(model, batch, train=False)
-        yield output, batch
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    objective: Objective,
-    accelerator: Accelerator,
-    batch_size: int,
-    indices: Sequence[int] | None = None,
-) -> Evaluation:
-    """The evaluation of a model on examples, in their order; the arguments are those of `outputs`."""
-    batches = outputs(
-        model, examples, objective=objective, accelerator=accelerator, batch_size=batch_size, indices=indices
-    )
-    every = [objective.values(output, batch) for output, batch in batches]
-    return Evaluation(objective, {name: torch.cat([each[name] for each in every]).cpu() for name in every[0]})
-
-
 @dataclass(frozen=True)
 class Evaluator:
     """How models are evaluated throughout a run.
@@ -143,29 +96,46 @@ class Evaluator:
     accelerator: Accelerator
     batch_size: int
 
+    @torch.no_grad()
     def outputs(
         self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[Any, Batch]]:
-        """The model's outputs, batch by batch, each with its batch; see `outputs`."""
-        return outputs(
-            model,
-            examples,
-            objective=self.objective,
-            accelerator=self.accelerator,
-            batch_size=self.batch_size,
-            indices=indices,
-        )
+        """The model's outputs, batch by batch, each with its batch; the model is left in eval mode.
 
+        Every process evaluates all examples, without waiting for another.
+
+        Args:
+            model: What is evaluated, on the accelerator's device.
+            examples: Prepared examples.
+            indices: Which examples, in which order; None for all.
+        """
+        model.eval()
+        chosen = range(len(examples)) if indices is None else indices
+        for first in range(0, len(chosen), self.batch_size):
+            batch = examples.batch(chosen[first : first + self.batch_size])
+            batch = send_to_device(batch, self.accelerator.device)
+            with self.accelerator.autocast():
+                output = self.objective.forward(model, batch, train=False)
+            yield output, batch
+
+    @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None) -> Evaluation:
-        """What the model does on examples; see `evaluate`."""
-        return evaluate(
-            model,
-            examples,
-            objective=self.objective,
-            accelerator=self.accelerator,
-            batch_size=self.batch_size,
-            indices=indices,
-        )
+        """The evaluation of a model on examples, in their order; the arguments are those of `outputs`."""
+        every = [self.objective.values(output, batch) for output, batch in self.outputs(model, examples, indices)]
+        return Evaluation(self.objective, {name: torch.cat([each[name] for each in every]).cpu() for name in every[0]})
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    *,
+    objective: Objective,
+    accelerator: Accelerator,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+) -> Evaluation:
+    """One evaluation on its own: see `Evaluator`."""
+    return Evaluator(objective, accelerator, batch_size).evaluate(model, examples, indices)
 
 
 def joined(parts: Iterable[Evaluation]) -> Evaluation:
