@@ -283,7 +283,7 @@ KEY = "blocks.0.fc1.B.down"
         (lambda h, t: t.pop("head/head.bias"), r"lacks head\.bias"),
         (lambda h, t: t.update({"head/head.scale": torch.zeros(1)}), r"unknown keys head\.scale"),
         (lambda h, t: t.update({"head/head.weight": torch.zeros(3, 7)}), r"head\.weight.*shape"),
-        (lambda h, t: h.update(version=3), "version 3.*reads versions 1 and 2.*[Uu]pdate"),
+        (lambda h, t: h.update(version=9), "version 9.*reads the versions 1, 2, 3.*[Uu]pdate"),
         (lambda h, t: h.update(version="1"), "version '1'"),
         (lambda h, t: h.update(format="lora"), "not a glora adapter"),
         (lambda h, t: h.update(base="0" * 64), "another base"),

@@ -30,6 +30,10 @@ class TestLoRA(MethodSuite):
     method, settings = "lora", {"rank": 2, "alpha": 6.0, "dropout": 0.1}
 
 
+class TestBiases(MethodSuite):
+    method = "biases"
+
+
 class TestBitFit(MethodSuite):
     method = "bitfit"
 
@@ -125,7 +129,7 @@ def test_counts_are_without_the_head() -> None:
     model = build()
     sizes = [(layer.out_features, layer.in_features) for layer in linears(model)]
     whole = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.head.parameters())  # type: ignore[union-attr, operator]
-    wanted = {"lora": 2 * sum(o + i for o, i in sizes), "bitfit": sum(o for o, _ in sizes), "linear": 0, "full": whole}
+    wanted = {"lora": 2 * sum(o + i for o, i in sizes), "biases": sum(o for o, _ in sizes), "linear": 0, "full": whole}
     for name, count in wanted.items():
         assert apply(name, {"rank": 2} if name == "lora" else {}).count() == count, name
 
@@ -172,13 +176,13 @@ def test_fewer_and_fewer_play_the_largest_subnet(sampling: str, share: float, do
     assert found == pytest.approx(wanted, abs=15)
 
 
-@pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
+@pytest.mark.parametrize("name", ["glora", "lora", "biases"])
 def test_targets_and_skip_reach_the_model(name: str) -> None:
     sites = apply(name, {"targets": r"blocks\.[01]\.(attn|mlp)", "skip": ("mlp.fc2",)}).adapted.sites
     assert sorted(sites) == [f"blocks.{b}.{leaf}" for b in (0, 1) for leaf in ("attn.proj", "attn.qkv", "mlp.fc1")]
 
 
-@pytest.mark.parametrize("name", ["glora", "lora", "bitfit"])
+@pytest.mark.parametrize("name", ["glora", "lora", "biases"])
 def test_running_statistics_are_trained_and_saved_where_asked(name: str, tmp_path: Path) -> None:
     model = Normed().eval()
     tuned = get_method(name, {"statistics": True}).apply(model, head=("4",), seed=0)

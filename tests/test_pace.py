@@ -54,7 +54,7 @@ def noisy(noise: Noise, forward: Callable[[], Tensor], n: int, seed: int = 0) ->
 # -- what is perturbed
 
 
-@pytest.mark.parametrize("method", ["glora", "lora", "bitfit", "full"])
+@pytest.mark.parametrize("method", ["glora", "lora", "biases", "full"])
 @pytest.mark.parametrize("targets", ["linear", "all"])
 def test_noise_touches_only_what_training_adds(vit: Vit, images: Tensor, method: str, targets: str) -> None:
     tuned = tuned_by(method, vit(), **({"targets": targets} if method != "full" else {}))
@@ -316,7 +316,7 @@ def test_each_form_lowers_the_distance_between_two_noisy_passes(vit: Vit, form: 
 # -- as a setting
 
 
-@pytest.mark.parametrize("method", ["glora", "lora", "bitfit", "full"])
+@pytest.mark.parametrize("method", ["glora", "lora", "biases", "full"])
 def test_a_run_says_and_counts_its_passes(photos: Path, tmp_path: Path, method: str) -> None:
     reporter, train = Recorder(), {"epochs": 2, "pace": "full", "batch_size": 8}
     found = Run(tiny(photos, method=method, train=train, search={"controls": 0}), tmp_path / "run", reporter)

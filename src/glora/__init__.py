@@ -12,10 +12,11 @@ from glora.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from glora.adapt.adapted import Adapted, inject
-    from glora.adapt.adapter_file import load_adapter, save_adapter
+    from glora.adapt.adapter_file import save_adapter
     from glora.adapt.supernet import Supernet
     from glora.errors import GloraError
     from glora.genotype import Choice, Genotype, LayerConfig, Site
+    from glora.methods.files import load_adapter
     from glora.report.result import Result
     from glora.runs.fit import FitResult, fit, load
     from glora.runs.loaded import LoadedRun
@@ -42,7 +43,7 @@ _WHERE = {
     "fit": "glora.runs.fit:fit",
     "inject": "glora.adapt.adapted:inject",
     "load": "glora.runs.fit:load",
-    "load_adapter": "glora.adapt.adapter_file:load_adapter",
+    "load_adapter": "glora.methods.files:load_adapter",
     "save_adapter": "glora.adapt.adapter_file:save_adapter",
     "search": "glora.searchers:search",
 }

@@ -49,7 +49,7 @@ def tiny(folder: Path, **changes: Any) -> Experiment:
     }
     method = changes.get("method", {})
     method = {"name": method} if isinstance(method, str) else method
-    if method.get("name", "glora") in ("glora", "lora", "bitfit"):
+    if method.get("name", "glora") in ("glora", "lora", "biases"):
         method = {"targets": TARGETS, **method}
     changes["method"] = method
     return build_experiment(merged(settings, changes))

@@ -1,7 +1,8 @@
-"""The format of an adapter file: an `AdapterState` as safetensors, with one JSON header as its metadata.
+"""The format of an adapter file: safetensors with one JSON header as its metadata.
 
-Reading is strict: the header's format and version and every name and shape are checked before any tensor is read, then
-everything against the model that it is for. docs/reference/adapter-file.md describes the format.
+It holds an `AdapterState` (versions 1 and 2), or the named numbers of another method (version 3). Reading is strict:
+the header's format and version and every name and shape are checked before any tensor is read, then everything against
+the model that it is for. docs/reference/adapter-file.md describes the format.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from glora.adapt.head import fits_head, head_of
 from glora.adapt.sites import base_state, site_of, weights_by_site
@@ -27,10 +28,20 @@ from glora.files import atomic, read_metadata
 from glora.genotype import Genotype, Site
 from glora.space import SearchSpace
 
-__all__ = ["fingerprint", "is_adapter", "read_header", "read_state", "write_state"]
+__all__ = [
+    "Numbers",
+    "fingerprint",
+    "is_adapter",
+    "read_header",
+    "read_numbers",
+    "read_state",
+    "write_numbers",
+    "write_state",
+]
 
 FORMAT = "glora-adapter"
-VERSIONS = (1, 2)  # read; the last is written. 1 has no running statistics
+VERSIONS = (1, 2)  # of support tensors: read; the last is written. 1 has no running statistics
+NUMBERS = 3  # the version of files with named numbers
 HEAD, STATISTICS = "head/", "statistics/"  # prefixes of the tensors that are no support tensors; no site name has them
 
 
@@ -112,10 +123,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
     header = read_metadata(path)
     if not is_adapter(header):
         raise AdapterFileError(f"{path} is not a glora adapter.", allowed="Such files are written by save_adapter.")
-    if header.get("version") not in VERSIONS:
+    if header.get("version") not in (*VERSIONS, NUMBERS):
         raise AdapterFileError(
             f"{path} has format version {header.get('version')!r}.",
-            allowed=f"This glora reads versions {' and '.join(map(str, VERSIONS))}.",
+            allowed=f"This glora reads the versions {', '.join(map(str, (*VERSIONS, NUMBERS)))}.",
             remedy="Update glora: pip install -U glora",
         )
     return header
@@ -124,6 +135,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
     """The state in the file, its names and shapes checked before any tensor is read."""
     header = read_header(path)
+    if header["version"] == NUMBERS:
+        raise AdapterFileError(
+            f"{path} holds the numbers of the method {header.get('method', {}).get('name')!r}, no support tensors.",
+            remedy="Load it with glora.load_adapter.",
+        )
     try:
         space = SearchSpace.from_json(header["space"])
         sites = {name: Site(**site) for name, site in header["sites"].items()}
@@ -160,6 +176,76 @@ def _same_names(path: str | Path, wanted: Iterable[str], names: Sequence[str]) -
         raise AdapterFileError(f"{path} lacks {listed(missing)}.", remedy=damaged)
     if extra := sorted(set(names) - set(wanted)):
         raise AdapterFileError(f"{path} has unknown keys {listed(extra)}.", remedy=damaged)
+
+
+class Numbers(NamedTuple):
+    """What a file of version 3 holds.
+
+    Attributes:
+        method: The method's settings, plain JSON with its `name`.
+        tensors: The numbers by name. head: The head's parameters and buffers. statistics: Trained running statistics.
+        head_modules: Names of the modules trained whole.
+        base: The fingerprint of the base.
+        info: Plain JSON of the writer.
+    """
+
+    method: dict[str, Any]
+    tensors: dict[str, Tensor]
+    head: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    head_modules: tuple[str, ...]
+    base: str
+    info: dict[str, Any]
+
+
+def write_numbers(path: str | Path, numbers: Numbers) -> None:
+    """Writes the numbers of a method that has no support tensors; the file appears whole or not at all."""
+    tensors = numbers.tensors | {HEAD + name: value for name, value in numbers.head.items()}
+    tensors |= {STATISTICS + name: value for name, value in numbers.statistics.items()}
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {
+        "format": FORMAT,
+        "version": NUMBERS,
+        "method": numbers.method,
+        "base": numbers.base,
+        "head": list(numbers.head_modules),
+        "tensors": {name: list(value.shape) for name, value in whole.items()},
+        "info": numbers.info,
+    }
+    with atomic(path) as temporary:
+        save_file(whole, temporary, metadata={"glora": json.dumps(header)})
+
+
+def read_numbers(path: str | Path) -> Numbers:
+    """What `write_numbers` wrote, its names and shapes checked before any tensor is read.
+
+    Raises:
+        AdapterFileError: Damaged, or of support tensors.
+    """
+    header = read_header(path)
+    if header["version"] != NUMBERS:
+        raise AdapterFileError(f"{path} holds support tensors.", remedy="Load it with glora.load_adapter.")
+    try:
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in header["tensors"].items()}
+        method, modules, base, info = (
+            dict(header["method"]),
+            tuple(header["head"]),
+            header["base"],
+            dict(header["info"]),
+        )
+        method["name"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
+    parts: dict[str, dict[str, Tensor]] = {"": {}, HEAD: {}, STATISTICS: {}}
+    with safe_open(Path(path), framework="pt") as file:
+        _same_names(path, shapes, list(file.keys()))
+        for name, shape in shapes.items():
+            if tuple(file.get_slice(name).get_shape()) != shape:
+                raise AdapterFileError(f"{path}: {name} is not of shape {shape}.", remedy="Copy the file again.")
+        for name in shapes:
+            prefix = next((each for each in (HEAD, STATISTICS) if name.startswith(each)), "")
+            parts[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
+    return Numbers(method, parts[""], parts[HEAD], parts[STATISTICS], modules, base, info)
 
 
 def read_state(

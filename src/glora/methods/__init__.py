@@ -5,7 +5,8 @@ __all__ = ["METHODS"]
 METHODS = {
     "glora": "glora.methods.glora:GLoRA",  # the supernet
     "lora": "glora.methods.lora:LoRA",
-    "bitfit": "glora.methods.lora:BitFit",
+    "biases": "glora.methods.lora:Biases",
+    "bitfit": "glora.methods.subset:BitFit",
     "linear": "glora.methods.subset:LinearProbe",
     "full": "glora.methods.subset:Full",
 }

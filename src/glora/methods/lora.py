@@ -12,7 +12,7 @@ from glora.genotype import LayerConfig
 from glora.methods.glora import Adapting, TunedAdapter
 from glora.space import SearchSpace
 
-__all__ = ["BitFit", "LoRA"]
+__all__ = ["Biases", "LoRA"]
 
 
 class LoRA(Adapting):
@@ -28,6 +28,10 @@ class LoRA(Adapting):
     alpha: float | None = Field(None, gt=0, description="The update is multiplied by alpha / rank; rank if not given.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Chance that training leaves out an input of the update.")
 
+    @property
+    def title(self) -> str:
+        return "LoRA"
+
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         space = SearchSpace(ranks=(self.rank,), only=LayerConfig(B=f"lora:{self.rank}"), scaling="none")
         adapted = self.inject(model, space, head=head, seed=seed)
@@ -38,16 +42,16 @@ class LoRA(Adapting):
         return TunedAdapter(adapted)
 
 
-class BitFit(Adapting):
-    """BitFit (arXiv 2106.10199) on the biases of every target: E alone.
-
-    Departures: the biases of norms and of the patch embedding stay frozen; those of norms before a Linear fold
-    exactly into its E.
-    """
+class Biases(Adapting):
+    """The bias of every target: E alone, which is the part of BitFit (arXiv 2106.10199) that Eq. 10 holds."""
 
     lr = 1e-3
 
-    name: Literal["bitfit"] = "bitfit"
+    name: Literal["biases"] = "biases"
+
+    @property
+    def title(self) -> str:
+        return "Biases"
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
         return TunedAdapter(self.inject(model, SearchSpace(only=LayerConfig(E="vector")), head=head, seed=seed))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from glora import registry
-from glora.adapt.adapter_format import fingerprint
+from glora.adapt.adapter_format import fingerprint, read_numbers
 from glora.errors import StateError
 from glora.genotype import Genotype
 from glora.methods import METHODS
@@ -32,11 +32,13 @@ class Tuned(ABC):
         model: The module whose forward is trained and evaluated.
         head: Names of the modules that are trained whole and not counted.
         notes: What a user should be told: what is not adapted, and why.
+        no_merge: Why it cannot be merged into a plain model; empty where it can.
     """
 
     model: nn.Module
     head: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    no_merge: str = ""
 
     @property
     def space(self) -> BoundSpace | None:
@@ -152,6 +154,11 @@ class Method(Settings):
     lr: ClassVar[float]
     name: str
 
+    @property
+    def title(self) -> str:
+        """What tables call the method with these settings, as the paper does."""
+        return self.name
+
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> Tuned:
         """The model made trainable in place, the modules `head` trained whole."""
         raise NotImplementedError
@@ -165,9 +172,11 @@ class Method(Settings):
             base_fingerprint: As in `Tuned.save`.
 
         Raises:
-            AdapterFileError: The file is damaged, or of another base.
+            AdapterFileError: The file is damaged, of other settings, or of another base.
         """
-        raise NotImplementedError
+        tuned = self.apply(model, head=read_numbers(path).head_modules, seed=0)
+        tuned.load(path, base_fingerprint=base_fingerprint)
+        return tuned
 
     def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
         """The hash of an untouched base by which a run and its files know it.

@@ -1,104 +1,89 @@
-"""Methods that train a subset of the model's own parameters: the head alone, or everything."""
+"""Methods that train a subset of the model's own parameters: the head alone, every bias, or everything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from glora.adapt.adapter_file import read_tensors, save_tensors
-from glora.adapt.statistics import freeze_statistics
-from glora.errors import AdapterFileError, listed
-from glora.methods.method import Method, Tuned
+from glora.adapt.adapter_format import fingerprint
+from glora.adapt.head import is_inside
+from glora.adapt.statistics import statistics_of
+from glora.errors import TargetError
+from glora.methods.method import Method
+from glora.methods.numbers import TunedNumbers
 
-__all__ = ["Full", "LinearProbe", "Subset", "TunedSubset"]
-
-
-class TunedSubset(Tuned):
-    """A model of which some own parameters are trained in place.
-
-    Args:
-        model: The model; everything else is frozen.
-        trained: The parameters trained.
-        head: Names of the head's modules, not counted.
-        keep_statistics: Running statistics outside the head stay as they are.
-    """
-
-    def __init__(
-        self, model: nn.Module, trained: Sequence[nn.Parameter], head: Sequence[str], *, keep_statistics: bool = True
-    ) -> None:
-        self.model = model
-        self.head = tuple(head)
-        self._hooks = freeze_statistics(model, head) if keep_statistics else []
-        self._trained = list(trained)
-        self._head = {id(p) for name in head for p in model.get_submodule(name).parameters()}
-        model.requires_grad_(False)
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
-
-    def parameters(self) -> list[nn.Parameter]:
-        return self._trained
-
-    def count(self) -> int:
-        return sum(parameter.numel() for parameter in self._trained if id(parameter) not in self._head)
-
-    def _state(self) -> dict[str, Tensor]:
-        trained = {id(p) for p in self._trained}
-        named = {name: p.detach() for name, p in self.model.named_parameters() if id(p) in trained}
-        return {**named, **dict(self.model.named_buffers())}
-
-    def save(self, path: str | Path, info: Mapping[str, Any], *, base_fingerprint: str | None = None) -> None:
-        save_tensors(path, self._state(), {"info": dict(info)})
-
-    def load(self, path: str | Path, *, base_fingerprint: str | None = None) -> None:
-        _fill(self._state(), path)
-
-    def merged(self) -> nn.Module:
-        for hook in self._hooks:
-            hook.remove()
-        return self.model
-
-
-def _fill(own: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copies the tensors of a file into those of the same names.
-
-    Raises:
-        AdapterFileError: The file is damaged, or has other names or shapes.
-    """
-    tensors, _ = read_tensors(path)
-    odd = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
-    if odd:
-        raise AdapterFileError(
-            f"{path} is of another model: {listed(odd)} do not fit.", remedy="Build the base it was trained on."
-        )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            own[name].copy_(value)
+__all__ = ["BitFit", "Full", "LinearProbe", "Subset"]
 
 
 class Subset(Method):
-    """The base of methods that train some of the model's own parameters; their `apply` returns a `TunedSubset`."""
+    """The base of methods that train parameters that the model has; which ones, the subclass says."""
 
-    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> TunedSubset:
-        """The model with the trained tensors of a file in place; which ones they are, the file says."""
-        own = {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
-        _fill(own | dict(model.named_buffers()), path)
-        return TunedSubset(model, [], (), keep_statistics=False)
+    def trained(self, name: str) -> bool:
+        """Whether the parameter of this name, outside the head, is trained."""
+        raise NotImplementedError
+
+    @property
+    def trains_statistics(self) -> bool:
+        """Whether running statistics outside the head are trained with them."""
+        return False
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        return TunedNumbers(self, model, self._own(model, head), head, statistics=self.trains_statistics)
+
+    def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
+        statistics = statistics_of(model, head) if self.trains_statistics else ()
+        return fingerprint(model, (*head, *self._own(model, head), *statistics))
+
+    def _own(self, model: nn.Module, head: Sequence[str]) -> dict[str, nn.Parameter]:
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point() and not is_inside(name, head) and self.trained(name)
+        }
 
 
 class LinearProbe(Subset):
-    """Only the head is trained."""
+    """Only the head is trained (arXiv 2306.07967, Table 1: Linear)."""
 
     lr = 3e-2
 
     name: Literal["linear"] = "linear"
 
-    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
-        trained = [parameter for name in head for parameter in model.get_submodule(name).parameters()]
-        return TunedSubset(model, trained, head)
+    @property
+    def title(self) -> str:
+        return "Linear"
+
+    def trained(self, name: str) -> bool:
+        return False
+
+
+class BitFit(Subset):
+    """BitFit (arXiv 2106.10199): every bias of the network, those of norms and of the patch embedding included.
+
+    Departures: a bias is a parameter whose name ends in `bias` after a dot. Code that looks for the text `bias` also
+    trains Swin's tables of relative positions. Weight decay is the run's for all numbers; the authors use none here.
+    """
+
+    lr = 1e-3
+
+    name: Literal["bitfit"] = "bitfit"
+
+    @property
+    def title(self) -> str:
+        return "BitFit"
+
+    def trained(self, name: str) -> bool:
+        return name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")
+
+    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        if not self._own(model, head):
+            raise TargetError(
+                f"BitFit trains biases, and {type(model).__name__} has none outside its head.",
+                remedy="Choose a method that changes weights: glora, lora.",
+            )
+        return super().apply(model, head=head, seed=seed)
 
 
 class Full(Subset):
@@ -108,5 +93,13 @@ class Full(Subset):
 
     name: Literal["full"] = "full"
 
-    def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedSubset:
-        return TunedSubset(model, list(model.parameters()), head, keep_statistics=False)
+    @property
+    def title(self) -> str:
+        return "Full"
+
+    @property
+    def trains_statistics(self) -> bool:
+        return True
+
+    def trained(self, name: str) -> bool:
+        return True

@@ -63,6 +63,10 @@ class Result:
         time: When the record was made, UTC, ISO 8601.
         winner: Of a search: which model was tested (`Outcome.key`); empty of a method without one.
         run: Name of the run folder; empty where there was none.
+        title: How tables call the method with its settings, such as `"VPT-Deep"`; empty: by its name.
+        group: The task's group, where it belongs to one: `natural`, `specialized` or `structured`.
+        protocol: Of a benchmark: `"honest"` or `"paper"`.
+        others: Further test set -> its metrics, read once with test.
     """
 
     method: str
@@ -88,6 +92,10 @@ class Result:
     time: str = ""
     winner: str = ""
     run: str = ""
+    title: str = ""
+    group: str = ""
+    protocol: str = ""
+    others: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @classmethod
     def stamped(cls, **fields: Any) -> Result:

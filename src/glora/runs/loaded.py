@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from glora.adapt.adapter_file import save_merged
 from glora.backbones import load_backbone
 from glora.config import Experiment
-from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, whole
+from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, StateError, whole
 from glora.files import read_metadata
 from glora.methods.method import Method
 from glora.registry import load
@@ -49,6 +49,7 @@ class LoadedRun:
         objective: What the model predicts.
         info: How its base was built (`backbone`), its `objective`, and how it reads images (`preprocess`).
         new_keys: State-dict keys that the base does not have, a new bias each.
+        no_merge: Why what was learned cannot be merged into a plain model; empty where it is.
     """
 
     folder: RunFolder
@@ -57,6 +58,7 @@ class LoadedRun:
     objective: Objective
     info: dict[str, Any]
     new_keys: tuple[str, ...] = ()
+    no_merge: str = ""
 
     @property
     def adapter(self) -> Path:
@@ -74,11 +76,25 @@ class LoadedRun:
         return self.folder.current_result()
 
     def merge(self) -> nn.Module:
-        """The plain model: the class and the state-dict keys of the base."""
+        """The plain model: the class and the state-dict keys of the base.
+
+        Raises:
+            StateError: What was learned cannot be merged.
+        """
+        if self.no_merge:
+            raise StateError(
+                f"{self.experiment.method.title} cannot be merged: {self.no_merge}.",  # type: ignore[attr-defined]
+                remedy=f"Play it as it is: run.predict(...), or glora.load_adapter(model, {str(self.adapter)!r}).",
+            )
         return self.model
 
     def save(self, path: str | Path) -> str:
-        """Writes the plain state dict as safetensors; says how to load it."""
+        """Writes the plain state dict as safetensors; says how to load it.
+
+        Raises:
+            StateError: What was learned cannot be merged.
+        """
+        self.merge()
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
         config = getattr(self.model, "pretrained_cfg", None) or {}
         backbone = self.info["backbone"]
@@ -304,4 +320,4 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerpri
         base_fingerprint = method.base_fingerprint(base, info["head"])
         folder.check_base(base_fingerprint)
     tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
-    return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys)
+    return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys, tuned.no_merge)

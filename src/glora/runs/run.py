@@ -282,7 +282,9 @@ class Run:
         return Result.stamped(
             run=self.folder.path.resolve().name,
             method=session.method.name,
+            title=session.method.title,
             task=self.task.name,
+            group=self.task.group,
             objective=session.objective.name,
             metrics_info=[metric.to_json() for metric in session.objective.metrics],
             model=session.backbone.name,

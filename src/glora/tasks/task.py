@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -36,6 +36,8 @@ class Task:
         test: Examples that only the final result sees; None where there are none.
         notes: What a user should be told: the split that was chosen, the files skipped.
         fingerprint: sha256 over the objective and the examples of each split; changes when the data does.
+        group: The group of tasks that it belongs to, where there is one: natural, specialized, structured.
+        others: Further test sets by name, read once at the end, as test is.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Task:
     test: Examples | None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    group: str = ""
+    others: Mapping[str, Examples] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -55,12 +59,13 @@ class Task:
     def prepared(self, preprocess: Any) -> Task:
         """The same task, its examples read as `preprocess` (a backbone's) says."""
         prepared: dict[str, Any] = {name: split.prepared(preprocess) for name, split in self.splits.items()}
-        return replace(self, **prepared)
+        others = {name: split.prepared(preprocess) for name, split in self.others.items()}
+        return replace(self, **prepared, others=others)
 
     def stamped(self, root: Path | None = None) -> Task:
         """The same task with its fingerprint; file names count relative to `root`."""
         digest = hashlib.sha256(self.objective.model_dump_json().encode())
-        for split in self.splits.values():
+        for split in (*self.splits.values(), *self.others.values()):
             digest.update(f"split {len(split)}\n".encode())
             split.identify(digest, root)
         return replace(self, fingerprint=digest.hexdigest())
@@ -118,6 +123,7 @@ def assemble(
     make: Callable[..., Examples] = ImageSet,
     notes: Sequence[str] = (),
     root: Path | None = None,
+    group: str = "",
 ) -> Task:
     """The task out of what a source found: the objective fitted, the targets encoded, the splits made.
 
@@ -129,6 +135,7 @@ def assemble(
         make: Makes a split of items, encoded targets and `strata`.
         notes: What a user should be told.
         root: What file names in the fingerprint are relative to.
+        group: The group of tasks that it belongs to.
 
     Raises:
         DataError: The targets are none of the objective's, or the splits cannot be made.
@@ -142,7 +149,7 @@ def assemble(
         found[split] = make(pool.items, encoded, strata=objective.strata(encoded))
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
-    return Task(name, objective, train, val, test, (*notes, *split_notes)).stamped(root)
+    return Task(name, objective, train, val, test, (*notes, *split_notes), group=group).stamped(root)
 
 
 def _split(
