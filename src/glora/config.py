@@ -114,11 +114,18 @@ class SearchSettings(Settings):
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
-    polish: int = Field(0, ge=0, description="Epochs of the winner alone, from the supernet's weights, before test.")
+    polish: int | None = Field(
+        None, ge=0, description="Epochs of the winner alone, before test; the method's own if not given, 0 of glora."
+    )
+    polish_from: Literal["supernet", "base"] | None = Field(
+        None, description="It starts from the supernet's weights or the pretrained; the method's own if not given."
+    )
     polish_on: Literal["train", "all"] = Field(
         "train", description="'all': also val and what was set aside; then neither tells of the polished winner."
     )
-    polish_lr: float | None = Field(None, gt=0, description="Its learning rate at the top; train.lr / 3 if not given.")
+    polish_lr: float | None = Field(
+        None, gt=0, description="Its learning rate at the top; train.lr / 3 from the supernet's weights if not given."
+    )
     racing: bool = Field(False, description="Drop candidates once the val examples seen show that they cannot win.")
     racing_level: float = Field(0.05, gt=0, le=0.5, description="How easily candidates leave the race.")
     racing_first: int = Field(

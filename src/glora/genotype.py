@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from glora.errors import SpaceError, need
 
-__all__ = ["A_GENOTYPE", "KINDS", "NONE", "TENSORS", "Choice", "Genotype", "LayerConfig", "Site", "interned"]
+__all__ = ["A_GENOTYPE", "KINDS", "NONE", "ROLES", "TENSORS", "Choice", "Genotype", "LayerConfig", "Site", "interned"]
 
 TENSORS = ("A", "B", "C", "D", "E")
 KINDS = {  # support tensor -> the kinds of choice it has (Eq. 11); 4 * 4 * 3 * 3 * 3 = 432 at one rank
@@ -23,6 +23,8 @@ KINDS = {  # support tensor -> the kinds of choice it has (Eq. 11); 4 * 4 * 3 * 
     "D": ("vector", "scalar", "none"),
     "E": ("vector", "scalar", "none"),
 }
+
+ROLES = {"A": "scales weight", "B": "shifts weight", "C": "prompt", "D": "scales bias", "E": "shifts bias"}
 
 A_GENOTYPE = "a Genotype, or a mapping from every site to its LayerConfig"  # where a genotype is wanted
 

@@ -6,14 +6,14 @@ Legend of the whole library: `o` out features, `i` in features, `r` rank.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from glora.errors import SpaceError, listed, nearest, need, several
-from glora.genotype import KINDS, NONE, TENSORS, Choice, Genotype, LayerConfig, Site, interned
+from glora.genes import AdditiveSpace, Cell, Looks
+from glora.genotype import KINDS, NONE, ROLES, TENSORS, Choice, Genotype, LayerConfig, Site, interned
 
 __all__ = [
     "NONE",
@@ -211,7 +211,7 @@ def _rank(tensor: str, choice: Choice, site: Site, product: str, *, stacked: boo
     return 1 if tensor == "B" else smallest
 
 
-class BoundSpace:
+class BoundSpace(AdditiveSpace[Genotype]):
     """A search space at the sites of one model. As a genome, a genotype is five option indices per site.
 
     Args:
@@ -255,33 +255,23 @@ class BoundSpace:
             for tensor, choices in zip(TENSORS, self.options[name], strict=True)
         )
 
-    def sample(self, rng: random.Random) -> Genotype:
-        """A genotype drawn uniformly, every support tensor on its own (the paper's way)."""
-        return self.decode([rng.randrange(len(choices)) for choices in self.genes])
-
-    def count(self, genotype: Mapping[str, LayerConfig]) -> int:
-        """Trainable numbers of the genotype, without the head."""
-        return sum(costs[index] for costs, index in zip(self.costs, self.encode(genotype), strict=True))
-
     @cached_property
-    def size(self) -> int:
-        """How many genotypes there are, exactly."""
-        return math.prod(len(choices) for choices in self.genes)
+    def looks(self) -> Looks:
+        """How genotypes are shown: sites by support tensors."""
+        choices = {f"lora:{rank}": f"r{rank}" for rank in self.rules.ranks}
+        return Looks("site", "support tensor", ROLES, {**choices, "vector": "vec", "scalar": "sca", "none": ""})
 
-    @property
-    def log10_size(self) -> float:
-        """log10 of `size`."""
-        return math.log10(self.size)
-
-    @cached_property
-    def smallest(self) -> Genotype:
-        """The genotype with the fewest trainable numbers."""
-        return self.decode([costs.index(min(costs)) for costs in self.costs])
-
-    @cached_property
-    def largest(self) -> Genotype:
-        """The genotype with the most trainable numbers."""
-        return self.decode([costs.index(max(costs)) for costs in self.costs])
+    def cells(self, genotype: Mapping[str, LayerConfig]) -> dict[str, dict[str, Cell]]:
+        """Site -> support tensor -> what is chosen there; no choice where only `none` is offered."""
+        genome, found = self.encode(genotype), dict[str, dict[str, Cell]]()
+        genes = iter(zip(self.genes, self.costs, genome, strict=True))
+        for name in self.sites:
+            row = {tensor: next(genes) for tensor in TENSORS}
+            found[name] = {
+                tensor: Cell(str(choices[index]) if len(choices) > 1 else None, costs[index])
+                for tensor, (choices, costs, index) in row.items()
+            }
+        return found
 
     def encode(self, genotype: Mapping[str, LayerConfig]) -> tuple[int, ...]:
         """The genotype's genome: the index of every support tensor's choice among its options.
@@ -304,7 +294,7 @@ class BoundSpace:
                 genome.append(choices.index(choice))
         return tuple(genome)
 
-    def decode(self, genome: tuple[int, ...] | list[int]) -> Genotype:
+    def decode(self, genome: Sequence[int]) -> Genotype:
         """The genotype of a genome."""
         chosen = [choices[index] for choices, index in zip(self.genes, genome, strict=True)]
         return Genotype({name: interned(*chosen[5 * k : 5 * k + 5]) for k, name in enumerate(self.sites)})

@@ -7,19 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
 from glora import registry
 from glora.adapt.adapter_format import fingerprint, read_numbers
 from glora.errors import StateError
-from glora.genotype import Genotype
+from glora.genes import GenotypeSpace
 from glora.methods import METHODS
 from glora.settings import Settings, build
-from glora.space import BoundSpace
 
-__all__ = ["Method", "Tuned", "get_method"]
+__all__ = ["Method", "Polish", "Tuned", "get_method"]
 
 
 class Tuned(ABC):
@@ -41,7 +40,7 @@ class Tuned(ABC):
     no_merge: str = ""
 
     @property
-    def space(self) -> BoundSpace | None:
+    def space(self) -> GenotypeSpace | None:
         """What is searched after the training; None where nothing is."""
         return None
 
@@ -112,11 +111,11 @@ class Tuned(ABC):
 
     # Of a space with several genotypes.
 
-    def activate(self, genotype: Genotype) -> None:
+    def activate(self, genotype: Any) -> None:
         """Makes the model play the genotype."""
         raise self._nothing_to_choose()
 
-    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+    def hold(self, genotype: Any) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype, as quickly as it can."""
         raise self._nothing_to_choose()
 
@@ -144,15 +143,36 @@ class Tuned(ABC):
         return StateError(f"{type(self).__name__} has one genotype: there is nothing to choose.")
 
 
+class Polish(NamedTuple):
+    """How the winner of a method's search is trained by itself, unless told otherwise.
+
+    Attributes:
+        start: Its first numbers: the supernet's, or those of a fresh start on the pretrained `base`.
+        epochs: As a share of the training's; 0: it is not.
+        rate: Its learning rate, as a multiple of the training's.
+    """
+
+    start: Literal["supernet", "base"] = "supernet"
+    epochs: float = 0.0
+    rate: float = 1 / 3  # the start is trained already
+
+
 class Method(Settings):
     """Settings of one method. One more method is a subclass in a file of its own and a line in `METHODS`.
 
     Attributes:
         lr: The learning rate that it is trained with unless told otherwise.
+        least: Of a method that is searched: the fewest numbers where they are left open, as a share of the most.
     """
 
     lr: ClassVar[float]
+    least: ClassVar[float] = 0.9  # few val examples prefer small subnets, docs/background/search.md
     name: str
+
+    @property
+    def polish(self) -> Polish:
+        """How a winner of its search is trained by itself, unless told otherwise."""
+        return Polish()
 
     @property
     def title(self) -> str:

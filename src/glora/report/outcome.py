@@ -42,9 +42,10 @@ class Outcome:
         number: Its trial in the journal.
         genome: Its genome.
         weights: Hash of the supernet whose numbers it plays.
-        polish: How these were trained on; None: not at all.
+        polish: How these were trained on, or with `from` how it was trained anew; None: not at all.
         parameters: Its trainable numbers, without the head.
-        sites: Site -> its choices `A` to `E`, None where nothing is offered, and `numbers`, its trainable numbers.
+        sites: Row of the genotype, such as a site -> its choices, None where nothing is offered, and `numbers`, its
+            trainable numbers.
         metrics_info: The metrics of the objective; tables show the first.
         fitness: Name of the metric that the search read on val.
         score: What it read of the winner, higher is better: the metric, or the negative of one that is better when
@@ -61,6 +62,8 @@ class Outcome:
             winner and control is calibrated and the other is not, so that their losses cannot be compared. Empty as
             long as nothing was compared.
         unit: What an example is, in the plural: `"examples"`, or what the task calls them.
+        row: What a row of the genotype is.
+        columns: What is chosen in a row -> what it does; empty of GLoRA in records of before, whose are A to E.
     """
 
     number: int
@@ -81,6 +84,8 @@ class Outcome:
     picked: bool = False
     rows: Mapping[str, Row] = field(default_factory=dict)
     unit: str = "examples"
+    row: str = "site"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

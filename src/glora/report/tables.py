@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glora.errors import listed
-from glora.genotype import TENSORS
+from glora.genotype import ROLES
 from glora.report.metrics import MetricInfo
 from glora.report.outcome import SPLITS, Outcome, Row, row_title
 from glora.report.result import Result
@@ -32,7 +32,7 @@ COMPARED = (
     "± is the standard error. val chose the winner; the examples set aside chose among the best few only, of the "
     "random genotypes too; test chose nothing. Below, ± of a difference is paired: example by example."
 )
-CHOICES = "– none, · not offered. A scales and B shifts the weight, C is a prompt, D scales and E shifts the bias."
+CHOICES = "– none, · not offered. {}."
 MISSING = "–"
 NAMES = ("task", "model", "method")  # what a row is of; the first two are columns only where they differ
 NUMBERS = ("seeds", "trainable", "head", "train, s", "latency")  # titles of columns with numbers, beside the metrics
@@ -141,18 +141,20 @@ def comparison_table(compared: Mapping[str, Row], metrics_info: Sequence[MetricI
 
 
 def winner_table(outcome: Outcome) -> Table:
-    """The winner site by site for a terminal: the choice of every support tensor, and its trainable numbers."""
+    """The winner row by row for a terminal, of GLoRA site by site: every choice, and the row's trainable numbers."""
     from rich.table import Table
 
     budget = "no budget" if outcome.budget is None else f"budget {outcome.budget:,}"
     least = f", at least {outcome.min_budget:,}" if outcome.min_budget else ""
     heading = f"The winner, trial {outcome.number}: {outcome.parameters:,} trainable numbers, {budget}{least}"
-    table = Table(title=heading, caption=CHOICES, caption_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("site", *TENSORS, "numbers"):
+    columns = outcome.columns or ROLES
+    caption = CHOICES.format(", ".join(f"{name}: {role}" for name, role in columns.items()))
+    table = Table(title=heading, caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in (outcome.row, *columns, "numbers"):
         table.add_column(column, justify="right" if column == "numbers" else "left", overflow="fold")
-    for site, cells in outcome.sites.items():
+    for row, cells in outcome.sites.items():
         looks = {None: "·", "none": MISSING}
-        table.add_row(site, *(looks.get(cells[tensor], cells[tensor]) for tensor in TENSORS), f"{cells['numbers']:,}")
+        table.add_row(row, *(looks.get(cells[name], cells[name]) for name in columns), f"{cells['numbers']:,}")
     return table
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from glora.files import append_jsonl, plain_json, read_jsonl
+from glora.genes import GenotypeSpace
 from glora.report.outcome import Row
 from glora.searchers import new_searcher
-from glora.space import BoundSpace
 from glora.tasks.evaluation import Evaluation, ahead, joined, mean, selection_bias
 from glora.tasks.objective import Objective
 
@@ -106,7 +106,9 @@ class Contender:
     calibrated: bool = True
 
 
-def random_genomes(space: BoundSpace, n: int, *, budget: int | None, min_budget: int, seed: int) -> dict[Genome, int]:
+def random_genomes(
+    space: GenotypeSpace, n: int, *, budget: int | None, min_budget: int, seed: int
+) -> dict[Genome, int]:
     """Up to `n` different random genomes within the budget, drawn as the `random` searcher draws, and their counts."""
     if n == 0:
         return {}
@@ -128,7 +130,7 @@ def best_again(sizes: Mapping[Genome, int], values: ExampleValues, *, fitness: s
 
 
 def controls(
-    space: BoundSpace, values: ExampleValues, sizes: Mapping[Genome, int], *, fitness: str, rescore: int
+    space: GenotypeSpace, values: ExampleValues, sizes: Mapping[Genome, int], *, fitness: str, rescore: int
 ) -> dict[str, Contender]:
     """The controls that cost no training: mean and best of the random genotypes, and the largest subnet.
 

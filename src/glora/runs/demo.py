@@ -10,7 +10,7 @@ from typing import Any
 from glora.config import Experiment, build_experiment
 from glora.report.result import Result
 from glora.runs.run import Reporter, Run
-from glora.space import Choice, Site, count_parameters
+from glora.space import BoundSpace, Choice, Site, count_parameters
 
 __all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict"]
 
@@ -59,7 +59,7 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     run = Run(glora, folder / "glora", reporter)
     winner = run.fit()
     space = run.tuned.space
-    assert winner is not None and space is not None  # one process
+    assert winner is not None and isinstance(space, BoundSpace)  # one process
     sites = tuple(space.sites.values())
     rank = lora_rank(winner.parameters, sites)
     reporter.say(f"LoRA, rank {rank}: the smallest with at least the winner's numbers")

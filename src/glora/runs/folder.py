@@ -26,7 +26,9 @@ from glora.report.result import Result
 
 __all__ = ["RunFolder"]
 
-AFTER = {f"search.{name}" for name in ("controls", "control", "polish", "polish_on", "polish_lr")}  # change no score
+AFTER = {
+    f"search.{name}" for name in ("controls", "control", "polish", "polish_from", "polish_on", "polish_lr")
+}  # change no score
 FEWEST = "search.min_budget"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
@@ -200,7 +202,10 @@ class RunFolder:
                 allowed="Its adapter and its result are still read.",
                 remedy="Continue it with glora 0.1, or start anew with another --out.",
             )
-        return build_experiment(data, source=str(self.config))
+        found = build_experiment(data, source=str(self.config))
+        if found.search.polish and found.search.polish_from is None:  # of before there was a choice
+            return found.with_(search={**found.search.model_dump(), "polish_from": "supernet"})
+        return found
 
     def check(self, experiment: Experiment) -> Experiment:
         """The settings, when a run of them may begin or go on here.

@@ -73,7 +73,7 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
         return [*lines, what, training]
-    bounds = plan_search(search, tuned.space)
+    bounds = plan_search(search, tuned.space, least=experiment.method.least)
     high = tuned.space.count(tuned.space.largest)
     most = high if bounds.budget is None else min(high, bounds.budget)
     candidates = cast(Any, search.searcher).candidates

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple, cast
 from glora import searchers
 from glora.config import Experiment, SearchSettings
 from glora.errors import BudgetError
-from glora.methods.method import Method
+from glora.genes import GenotypeSpace
+from glora.methods.method import Method, Polish
 from glora.searchers.operators import Budget, GenomeSampler
-from glora.space import BoundSpace
 from glora.tasks.data import SOURCES
 
 __all__ = ["SearchPlan", "plan_search", "polish_info", "resolve"]
 
-POLISH = 1 / 3  # of the supernet's learning rate: the start is trained already
-NEAR = 0.9  # of the most trainable numbers: few val examples prefer small subnets, docs/background/search.md
+POLISH = Polish().rate  # of the training's learning rate, from the supernet's weights
+AFRESH = 1.0  # the same from the pretrained weights
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -30,10 +30,22 @@ def resolve(experiment: Experiment) -> Experiment:
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
     lr = experiment.train.lr or cast(Method, experiment.method).lr
-    if search.polish and search.polish_lr is None:
-        search = search.model_copy(update={"polish_lr": POLISH * lr})
+    search = search.model_copy(update=_polish(experiment, lr))
     train = experiment.train.model_copy(update={"lr": lr})
     return experiment.model_copy(update={"data": data, "model": model, "train": train, "search": search})
+
+
+def _polish(experiment: Experiment, lr: float) -> dict[str, Any]:
+    """What is left open of the winner's own training: the method's."""
+    search, own = experiment.search, cast(Method, experiment.method).polish
+    epochs = search.polish
+    if epochs is None:
+        epochs = math.ceil(own.epochs * experiment.train.epochs)
+    if not epochs:
+        return {"polish": 0}
+    start = search.polish_from or own.start
+    rate = search.polish_lr or lr * (own.rate if start == own.start else {"supernet": POLISH, "base": AFRESH}[start])
+    return {"polish": epochs, "polish_from": start, "polish_lr": rate}
 
 
 class SearchPlan(NamedTuple):
@@ -49,7 +61,7 @@ class SearchPlan(NamedTuple):
     budget: int | None
     min_budget: int
 
-    def new_searcher(self, space: BoundSpace, *, seed: int, raced: bool = False) -> searchers.Searcher:
+    def new_searcher(self, space: GenotypeSpace, *, seed: int, raced: bool = False) -> searchers.Searcher:
         """A fresh searcher; making one checks settings and budget.
 
         Raises:
@@ -67,8 +79,13 @@ class SearchPlan(NamedTuple):
         )
 
 
-def plan_search(settings: SearchSettings, space: BoundSpace) -> SearchPlan:
+def plan_search(settings: SearchSettings, space: GenotypeSpace, *, least: float = Method.least) -> SearchPlan:
     """The searcher and the budget of a search; where the fewest numbers are left open they are decided here.
+
+    Args:
+        settings: The search's.
+        space: What is searched.
+        least: The method's share of the most numbers, which are the fewest where they are left open.
 
     Raises:
         BudgetError: No genotype keeps the budget.
@@ -76,20 +93,20 @@ def plan_search(settings: SearchSettings, space: BoundSpace) -> SearchPlan:
     searcher: Any = settings.searcher
     plan = SearchPlan(searcher.name, searcher, settings.budget, settings.min_budget or 0)
     if settings.min_budget is None and _wants_one_size(plan, space):
-        plan = plan._replace(min_budget=_near(settings, space))
+        plan = plan._replace(min_budget=_near(settings, space, least))
     return plan
 
 
-def _wants_one_size(plan: SearchPlan, space: BoundSpace) -> bool:
+def _wants_one_size(plan: SearchPlan, space: GenotypeSpace) -> bool:
     """Whether one winner of the budget is wanted: not a front of all sizes, and not as published."""
     as_published = getattr(plan.settings, "legalize", "repair") == "reject"
     return not as_published and plan.new_searcher(space, seed=0).top_k is not None
 
 
-def _near(settings: SearchSettings, space: BoundSpace) -> int:
-    """Nine tenths of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
+def _near(settings: SearchSettings, space: GenotypeSpace, share: float) -> int:
+    """This share of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
     budget = Budget(space.costs, settings.budget)
-    least = math.floor(NEAR * min(budget.high, budget.largest))
+    least = math.floor(share * min(budget.high, budget.largest))
     try:
         sampler = GenomeSampler(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
@@ -105,4 +122,5 @@ def polish_info(settings: SearchSettings) -> dict[str, Any] | None:
     """
     if not settings.polish:
         return None
-    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr}
+    start = {"from": "base"} if settings.polish_from == "base" else {}
+    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr, **start}

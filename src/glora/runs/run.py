@@ -96,7 +96,7 @@ class Run:
             check_pace(self.tuned)
         model.to(accelerator.device)
         if self.tuned.space is not None:
-            search = plan_search(experiment.search, self.tuned.space)
+            search = plan_search(experiment.search, self.tuned.space, least=method.least)
             search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
             self._check_processes()
 
@@ -125,7 +125,8 @@ class Run:
         if again and self.session.accelerator.num_processes > 1:
             raise ConfigError(
                 f"{' and '.join(again)} trains once more after the search, which one process does alone.",
-                remedy=f"Leave it out here, and then run: glora search {self.folder.path} {' '.join(again)}",
+                remedy=f"Leave it out here (search.polish=0), and then run: "
+                f"glora search {self.folder.path} {' '.join(again)}",
             )
 
     @property

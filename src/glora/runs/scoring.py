@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from glora.backbones import Backbone, load_backbone
-from glora.genotype import Genotype
 from glora.methods.method import Method, Tuned
 from glora.runs.calibration import apply_calibration
 from glora.runs.session import Session
@@ -40,7 +39,7 @@ class StoredNumbers:
         """The model has these numbers from here on."""
         self.tuned.restore(self.snapshot)
 
-    def hold(self, genotype: Genotype) -> AbstractContextManager[nn.Module]:
+    def hold(self, genotype: Any) -> AbstractContextManager[nn.Module]:
         """Within it the model plays the genotype with these numbers."""
         self.put()
         return self.tuned.hold(genotype)
@@ -67,7 +66,7 @@ class ValScorer:
         self.evaluator = evaluator
         self.fitness = fitness
 
-    def __call__(self, genotype: Genotype, indices: Sequence[int] | None = None) -> Score | list[float]:
+    def __call__(self, genotype: Any, indices: Sequence[int] | None = None) -> Score | list[float]:
         """The genotype's score with its standard error, higher is better; for some examples one value each.
 
         The examples are numbered part after part.
@@ -84,11 +83,11 @@ class ValScorer:
             start += len(part.examples)
         return [values[index] for index in indices]
 
-    def evaluation(self, genotype: Genotype) -> Evaluation:
+    def evaluation(self, genotype: Any) -> Evaluation:
         """What the genotype does on every example of val, part after part."""
         return joined(self.on(part, genotype) for part in self.parts)
 
-    def outputs(self, genotype: Genotype) -> list[tuple[Any, Batch]]:
+    def outputs(self, genotype: Any) -> list[tuple[Any, Batch]]:
         """The genotype's outputs on all of val, part after part, each with its batch."""
         found: list[tuple[Any, Batch]] = []
         for part in self.parts:
@@ -96,7 +95,7 @@ class ValScorer:
                 found += self.evaluator.outputs(model, part.examples)
         return found
 
-    def on(self, part: Part, genotype: Genotype, indices: Sequence[int] | None = None) -> Evaluation:
+    def on(self, part: Part, genotype: Any, indices: Sequence[int] | None = None) -> Evaluation:
         """What the genotype does on the examples of one part, or on some of them."""
         with part.numbers.hold(genotype) as model:
             return self.evaluator.evaluate(model, part.examples, indices)

@@ -1,4 +1,4 @@
-"""After the search: some epochs of the winner alone, from the supernet's weights; no test example comes here."""
+"""After the search: some epochs of the winner alone, from the supernet's or the pretrained weights; no test example."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from glora.methods.method import Tuned
 from glora.report.outcome import Outcome
 from glora.runs.calibration import load_calibrated
 from glora.runs.comparison import Contender, compare
@@ -38,18 +39,13 @@ class Polishing:
         """Polishes the winner, or goes on; the run folder's adapter is the polished one."""
         search, session, outcome = self.search, self.session, self.outcome
         folder = session.folder.polished(outcome.key)
-        settings = session.experiment.train.model_copy(update={"epochs": self.polish["epochs"]})
         info = {**session.info, "polish": dict(self.polish), "winner": outcome.key}
         if folder.done("trained") is None:
+            settings = session.experiment.train.model_copy(update={"epochs": self.polish["epochs"]})
             examples = session.data.everything if self.polish["on"] == "all" else session.data.train
-            epochs = "1 epoch" if self.polish["epochs"] == 1 else f"{self.polish['epochs']} epochs"
-            what = f"{epochs} of the winner alone on {len(examples):,} {examples.unit}"
-            session.reporter.say(f"Polish: {what}, learning rate {self.polish['lr']:g}")
-            search.final.put()
-            search.tuned.activate(search.space.decode(outcome.genome))
-            tuned = search.tuned.alone(session.base())
-            tuned.model.to(session.accelerator.device)
-            train_into(session, tuned, folder, examples, Training(settings, self.polish["lr"], info))
+            session.reporter.say(self._plan(examples))
+            start = afresh if self.polish.get("from") == "base" else trained
+            train_into(session, start(search, outcome), folder, examples, Training(settings, self.polish["lr"], info))
         tuned = load_calibrated(session, folder.adapter, self._val)
         tuned.save_winner(session.folder.adapter, info, base_fingerprint=session.base_fingerprint)
         others = search.controls(budget=outcome.budget, min_budget=outcome.min_budget, picked=outcome.picked)
@@ -58,6 +54,13 @@ class Polishing:
         outcome = search.complete(outcome, rows)
         session.reporter.say(outcome.polish_effect)
         return outcome
+
+    def _plan(self, examples: Examples) -> str:
+        """What is going to be done, in a sentence."""
+        epochs = "1 epoch" if self.polish["epochs"] == 1 else f"{self.polish['epochs']} epochs"
+        start = " from the pretrained weights" if self.polish.get("from") == "base" else ""
+        what = f"{epochs} of the winner alone{start} on {len(examples):,} {examples.unit}"
+        return f"Polish: {what}, learning rate {self.polish['lr']:g}"
 
     @property
     def _val(self) -> Examples | None:
@@ -77,16 +80,33 @@ def polish(search: Search, outcome: Outcome) -> Outcome:
     return outcome if outcome.polish is None else Polishing(search, outcome).run()
 
 
+def trained(search: Search, outcome: Outcome) -> Tuned:
+    """The winner alone with the supernet's numbers, on the session's device."""
+    search.final.put()
+    search.tuned.activate(search.space.decode(outcome.genome))
+    return _alone(search, search.tuned)
+
+
+def afresh(search: Search, outcome: Outcome) -> Tuned:
+    """The winner alone with the numbers that the method begins with, on the session's device."""
+    session = search.session
+    fresh = session.method.apply(session.base(), head=session.backbone.head, seed=session.experiment.seed)
+    fresh.activate(search.space.decode(outcome.genome))
+    return _alone(search, fresh)
+
+
+def _alone(search: Search, tuned: Tuned) -> Tuned:
+    alone = tuned.alone(search.session.base())
+    alone.model.to(search.session.accelerator.device)
+    return alone
+
+
 def retrain(search: Search, outcome: Outcome) -> nn.Module:
     """The winner trained alone from the pretrained weights, with the supernet's examples, steps and rate; merged."""
     session = search.session
     folder: RunFolder = session.folder.retrained(outcome.genome)
     if folder.done("trained") is None:
         session.reporter.say("Control: the winner trained alone from the pretrained weights")
-        fresh = session.method.apply(session.base(), head=session.backbone.head, seed=session.experiment.seed)
-        fresh.activate(search.space.decode(outcome.genome))
-        tuned = fresh.alone(session.base())
-        tuned.model.to(session.accelerator.device)
-        train_into(session, tuned, folder, session.data.train)
+        train_into(session, afresh(search, outcome), folder, session.data.train)
     val = session.data.unseen.get("val") if search.settings.calibrate else None
     return load_calibrated(session, folder.adapter, val).merged()

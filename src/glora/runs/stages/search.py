@@ -9,7 +9,7 @@ from typing import Any
 
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
-from glora.genotype import TENSORS
+from glora.genes import GenotypeSpace
 from glora.methods.method import Tuned
 from glora.report import plots
 from glora.report.metrics import MetricInfo, find_metric
@@ -29,7 +29,6 @@ from glora.runs.resolve import plan_search, polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
-from glora.space import BoundSpace, count_parameters
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
@@ -52,9 +51,9 @@ class Search:
         assert tuned.space is not None
         self.session = session
         self.tuned = tuned
-        self.space: BoundSpace = tuned.space
+        self.space: GenotypeSpace = tuned.space
         self.settings = session.experiment.search
-        self.plan = plan_search(self.settings, self.space)
+        self.plan = plan_search(self.settings, self.space, least=session.method.least)
         self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
         self.polish = polish_info(self.settings)
         self._snapshots = load_numbers(session, tuned)
@@ -259,13 +258,9 @@ class Search:
 
     def _outcome(self, winner: Trial, budget: int | None, min_budget: int, **facts: Any) -> Outcome:
         sites: dict[str, dict[str, Any]] = {}
-        for name, config in winner.genotype.items():
-            site, written, offered = self.space.sites[name], config.to_json(), self.space.options[name]
-            cells = {t: written[t] if len(o) > 1 else None for t, o in zip(TENSORS, offered, strict=True)}
-            counts = [
-                count_parameters(site, t, c, self.space.rules.product) for t, c in zip(TENSORS, config, strict=True)
-            ]
-            sites[name] = {**cells, "numbers": sum(counts)}
+        for name, row in self.space.cells(winner.genotype).items():
+            cells = {column: cell.choice for column, cell in row.items()}
+            sites[name] = {**cells, "numbers": sum(cell.numbers for cell in row.values())}
         return Outcome(
             number=winner.number,
             genome=winner.genome,
@@ -273,6 +268,8 @@ class Search:
             polish=self.polish,
             parameters=winner.parameters,
             sites=sites,
+            row=self.space.looks.row,
+            columns=dict(self.space.looks.columns),
             fitness=self.settings.fitness,
             metrics_info=self._metrics,
             unit=self.session.data.val.unit,
