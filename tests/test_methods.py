@@ -46,6 +46,10 @@ class TestFull(MethodSuite):
     method, statistics_stay = "full", False
 
 
+class TestPFT(MethodSuite):
+    method = "pft"
+
+
 def test_every_method_keeps_the_suite() -> None:
     assert sorted(each.method for each in MethodSuite.__subclasses__()) == sorted(METHODS)
 

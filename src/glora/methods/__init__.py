@@ -8,5 +8,6 @@ METHODS = {
     "biases": "glora.methods.lora:Biases",
     "bitfit": "glora.methods.subset:BitFit",
     "linear": "glora.methods.subset:LinearProbe",
+    "pft": "glora.methods.pft:PFT",  # searched
     "full": "glora.methods.subset:Full",
 }
