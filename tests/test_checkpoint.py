@@ -21,9 +21,11 @@ from torch import nn
 import glora
 from glora.adapt import adapter_file as checkpoint
 from glora.adapt import adapter_format
+from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.errors import AdapterFileError, StateError
-from glora.files import atomic, write_text
+from glora.files import atomic, read_metadata, write_text
 from glora.genotype import LayerConfig
+from glora.methods.method import get_method
 from glora.space import SearchSpace
 from test_adapted import FACTORED, FULL, difference, photograph, play, same
 
@@ -477,3 +479,64 @@ def test_a_base_whose_fingerprint_is_known_is_not_hashed_again_and_still_checked
             checkpoint.load_supernet(adapted, whole, base_fingerprint="0" * 64)
     glora.load_adapter(vit(), one)
     assert checkpoint.read_header(one)["base"] == base
+
+
+# Files of named numbers: the methods without support tensors
+
+
+def trained_biases(vit: Any, path: Path) -> nn.Module:
+    model = vit()
+    tuned = get_method("bitfit").apply(model, head=("head",), seed=0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.5)
+    tuned.save(path, {"of": "mine"})
+    return model
+
+
+def test_a_file_of_numbers_is_loaded_by_its_own_settings(vit: Any, images: torch.Tensor, tmp_path: Path) -> None:
+    model = trained_biases(vit, tmp_path / "biases")
+    loaded = glora.load_adapter(vit(), tmp_path / "biases")
+    assert torch.equal(loaded.model(images), model(images))
+    header = read_metadata(tmp_path / "biases")
+    assert header["version"] == 3 and header["method"] == {"name": "bitfit"} and header["info"] == {"of": "mine"}
+
+
+def test_a_file_of_numbers_of_another_base_is_refused(vit: Any, tmp_path: Path) -> None:
+    trained_biases(vit, tmp_path / "biases")
+    other = vit()
+    with torch.no_grad():
+        other.patch.weight[0, 0, 0, 0] += 1  # type: ignore[index, union-attr]
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(AdapterFileError, match="trained on another base"):
+        glora.load_adapter(other, tmp_path / "biases")
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    glora.load_adapter(other, tmp_path / "biases", check_base=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, t: t.pop("norm.bias"), "lacks norm.bias"),
+        (lambda h, t: t.update(extra=torch.zeros(1)), "unknown keys extra"),
+        (lambda h, t: t.update({"norm.bias": torch.zeros(3)}), "norm.bias is not of shape"),
+        (lambda h, t: h["tensors"].pop("norm.bias"), "unknown keys norm.bias"),
+        (lambda h, t: (h["tensors"].pop("norm.bias"), t.pop("norm.bias")), "norm.bias do not fit"),
+        (lambda h, t: h["method"].update(name="lora", rank=2), "of the method 'lora', no support tensors"),
+        (lambda h, t: h["method"].update(nonsense=1), "nonsense: no such setting"),
+        (lambda h, t: h.pop("head"), "header .* is damaged"),
+    ],
+)
+def test_a_changed_file_of_numbers_is_refused(vit: Any, tmp_path: Path, change: Any, message: str) -> None:
+    trained_biases(vit, tmp_path / "biases")
+    tensors, header = read_tensors(tmp_path / "biases")
+    change(header, tensors)
+    save_tensors(tmp_path / "biases", tensors, header)
+    with pytest.raises(glora.GloraError, match=message):
+        glora.load_adapter(vit(), tmp_path / "biases")
+
+
+def test_a_file_of_other_settings_is_refused_by_the_method(vit: Any, tmp_path: Path) -> None:
+    trained_biases(vit, tmp_path / "biases")
+    with pytest.raises(AdapterFileError, match=r"of other settings: name='bitfit'.*Here: name='full'"):
+        get_method("full").load(vit(), tmp_path / "biases")

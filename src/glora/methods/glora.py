@@ -146,6 +146,10 @@ class GLoRA(Adapting):
     )
 
     @property
+    def title(self) -> str:
+        return "GLoRA"
+
+    @property
     def space(self) -> SearchSpace:
         """What may be chosen at every site."""
         names = ("ranks", "product", "variant", "new_bias", "scaling")

@@ -18,7 +18,7 @@ __all__ = ["BitFit", "Full", "LinearProbe", "Subset"]
 
 
 class Subset(Method):
-    """The base of methods that train parameters that the model has; which ones, the subclass says."""
+    """The base of methods that train parameters that the model has; a subclass says which: `trained` or `numbers`."""
 
     def trained(self, name: str) -> bool:
         """Whether the parameter of this name, outside the head, is trained."""
@@ -30,13 +30,14 @@ class Subset(Method):
         return False
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
-        return TunedNumbers(self, model, self._own(model, head), head, statistics=self.trains_statistics)
+        return TunedNumbers(self, model, self.numbers(model, head), head, statistics=self.trains_statistics)
 
     def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
         statistics = statistics_of(model, head) if self.trains_statistics else ()
-        return fingerprint(model, (*head, *self._own(model, head), *statistics))
+        return fingerprint(model, (*head, *self.numbers(model, head), *statistics))
 
-    def _own(self, model: nn.Module, head: Sequence[str]) -> dict[str, nn.Parameter]:
+    def numbers(self, model: nn.Module, head: Sequence[str]) -> dict[str, nn.Parameter]:
+        """The parameters outside the head that are trained, by name."""
         return {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -78,7 +79,7 @@ class BitFit(Subset):
         return name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
-        if not self._own(model, head):
+        if not self.numbers(model, head):
             raise TargetError(
                 f"BitFit trains biases, and {type(model).__name__} has none outside its head.",
                 remedy="Choose a method that changes weights: glora, lora.",
