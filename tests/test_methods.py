@@ -17,7 +17,7 @@ from glora.adapt.adapter_file import read_header
 from glora.errors import StateError, UnknownNameError
 from glora.methods import METHODS
 from glora.methods.method import get_method
-from suites.method_suite import MethodSuite, Normed, step
+from suites.method_suite import MethodSuite, Normed, OnBlocks, step
 
 SOURCE = Path(glora.__file__).parent
 
@@ -48,6 +48,11 @@ class TestFull(MethodSuite):
 
 class TestPFT(MethodSuite):
     method = "pft"
+
+
+class TestNOAH(OnBlocks, MethodSuite):
+    method, settings = "noah", {"sizes": (1, 3)}
+    merges_plain, fresh_is_base = False, False
 
 
 def test_every_method_keeps_the_suite() -> None:

@@ -11,6 +11,7 @@ METHODS = {
     "adaptformer": "glora.methods.adaptformer:AdaptFormer",
     "vpt": "glora.methods.vpt:VPT",
     "linear": "glora.methods.subset:LinearProbe",
+    "noah": "glora.methods.noah:NOAH",  # searched
     "pft": "glora.methods.pft:PFT",  # searched
     "full": "glora.methods.subset:Full",
 }

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -46,7 +46,6 @@ class PFT(Searched):
     """Partial fine-tuning: a search over which blocks learn and how fast; the winner is trained anew. It merges."""
 
     lr = 1e-4
-    least: ClassVar[float] = 0.0  # a frozen block is no weaker a model: all numbers of trainable ones are as good
 
     name: Literal["pft"] = "pft"
     rates: tuple[Annotated[float, Field(ge=0)], ...] = Field(

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,8 @@ class Searched(Method):
 
     The file of a winner has its genotype among the method's settings, and no numbers but its own.
     """
+
+    least: ClassVar[float] = 0.0  # as the authors, who limit the numbers from above alone
 
     genotype: dict[str, dict[str, Option]] | None = Field(
         None, description="Train this genotype alone and search nothing: row -> column -> option, as in winner.json."

@@ -279,7 +279,9 @@ class Run:
         heads = [p for name in session.backbone.head for p in loaded.model.get_submodule(name).parameters()]
         warnings = (*self.folder.warnings(outcome), *Calibration.read(self.folder.calibration).notes)
         untested = ("There are no test examples: nothing was tested.",) if self.task.test is None else ()
-        new_keys = (f"A new key of the merged model: {key}" for key in loaded.new_keys)
+        new_keys = [f"A new key of the merged model: {key}" for key in loaded.new_keys]
+        if loaded.no_merge:
+            new_keys = [f"It is not merged into the plain model: {loaded.no_merge}."]
         return Result.stamped(
             run=self.folder.path.resolve().name,
             method=session.method.name,
