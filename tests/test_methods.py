@@ -46,8 +46,31 @@ class TestFull(MethodSuite):
     method, statistics_stay = "full", False
 
 
-class TestPFT(MethodSuite):
-    method = "pft"
+class TestAdapter(OnBlocks, MethodSuite):
+    method, merges_plain = "adapter", False
+
+
+class TestLinearHoulsbyAdapter(OnBlocks, MethodSuite):
+    method, settings = "adapter", {"form": "houlsby", "activation": "identity"}
+
+
+class TestAdapterFromTheAuthorsStart(OnBlocks, MethodSuite):
+    method, settings = "adapter", {"form": "pfeiffer", "start": "authors"}
+    merges_plain, fresh_is_base = False, False
+
+
+class TestAdaptFormer(OnBlocks, MethodSuite):
+    method, settings, merges_plain = "adaptformer", {"scaling": "trained"}, False
+
+
+class TestVPTShallow(OnBlocks, MethodSuite):
+    method, settings = "vpt", {"depth": "shallow", "tokens": 3}
+    merges_plain, fresh_is_base = False, False
+
+
+class TestVPTDeep(OnBlocks, MethodSuite):
+    method, settings = "vpt", {"depth": "deep", "tokens": 3, "place": "end"}
+    merges_plain, fresh_is_base = False, False
 
 
 class TestNOAH(OnBlocks, MethodSuite):
@@ -55,8 +78,12 @@ class TestNOAH(OnBlocks, MethodSuite):
     merges_plain, fresh_is_base = False, False
 
 
+class TestPFT(MethodSuite):
+    method = "pft"
+
+
 def test_every_method_keeps_the_suite() -> None:
-    assert sorted(each.method for each in MethodSuite.__subclasses__()) == sorted(METHODS)
+    assert {each.method for each in MethodSuite.__subclasses__()} == set(METHODS)
 
 
 def test_no_stage_asks_for_the_class_of_a_method() -> None:
