@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from glora.errors import TargetError
 from glora.genes import GeneSpace, PlainGenotype
 from glora.methods.adapter import After
-from glora.methods.added import ACTIVATIONS, ADDED, place
+from glora.methods.added import ACTIVATIONS, ADDED, Down, place
 from glora.methods.blocks import Block, find_blocks
 from glora.methods.method import Polish
 from glora.methods.searched import Searched, TunedShared
@@ -172,6 +172,11 @@ class EntangledAfter(After):
 
     used = 0
 
+    def __init__(self, width: int, hidden: int, *, dropout: float, generator: torch.Generator) -> None:
+        super().__init__(width, hidden, activation="quick_gelu", dropout=dropout, generator=generator)
+        self.up = Down(hidden, width)  # no nn.Linear, whose output PACE would wait for: it is read by columns
+        nn.init.zeros_(self.up.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         k, down, up = self.used, self.down, self.up
         between = nn.functional.linear(x.to(down.weight.dtype), down.weight[:k], down.bias[:k])
@@ -209,7 +214,7 @@ class Added(nn.Module):
         if r:
             self.lora = FusedLoRA(width, outs, r, dropout, generator)
         if h:
-            self.adapter = EntangledAfter(width, h, activation="quick_gelu", dropout=dropout, generator=generator)
+            self.adapter = EntangledAfter(width, h, dropout=dropout, generator=generator)
 
     def hook(self, model: nn.Module, block: Block) -> None:
         """Puts them where they act."""
