@@ -171,6 +171,7 @@ class EntangledAfter(After):
     """An adapter after the MLP, of the first `used` of its hidden features."""
 
     used = 0
+    up: Any
 
     def __init__(self, width: int, hidden: int, *, dropout: float, generator: torch.Generator) -> None:
         super().__init__(width, hidden, activation="quick_gelu", dropout=dropout, generator=generator)
