@@ -15,7 +15,7 @@ from glora import registry
 from glora.errors import DataError, listed, nearest
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.data.image_table import Columns
-from glora.tasks.images import ImageSet, Item, unreadable
+from glora.tasks.images import ImageSet, StoredImage, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
@@ -64,16 +64,12 @@ class HuggingFace(DataSettings):
         for split, table in tables.items():
             items = table.items()
             rows = table.rows(separator)
-            bad = unreadable([item for item in items if not _is_array(item)])
+            bad = unreadable(items)
             notes += skipped(bad, None, self.on_bad_image)
-            good = [place for place, item in enumerate(items) if _is_array(item) or item not in bad]
+            good = [place for place, item in enumerate(items) if item not in bad]
             targets = Targets(table.columns, [rows[place] for place in good], names=table.names, what=split or "all")
             pools[split] = Pool([items[place] for place in good], targets)
         return pools, notes
-
-
-def _is_array(item: Item) -> bool:
-    return not isinstance(item, Path | _Stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +151,9 @@ class _Table:
         single = len(self.columns) == 1 and type(feature).__name__ == "ClassLabel"
         return _names(feature) if single else ()
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Path | StoredImage]:
         """An image of every row: its file where it is one, else where its bytes are."""
-        found: list[Item] = []
+        found = list[Path | StoredImage]()
         for row, record in enumerate(self.data):
             image = record[self.image]
             if image is None or (image["bytes"] is None and not image["path"]):
@@ -178,9 +174,9 @@ class _Table:
         values = list(self.targets[name])
         if type(feature).__name__ != "ClassLabel":
             return [_joined(value, names, separator) for value in values]
-        if unlabelled := [row for row, value in enumerate(values) if value is None or value < 0]:
+        if without := [row for row, value in enumerate(values) if value is None or value < 0]:
             raise DataError(
-                f"Row {unlabelled[0]} of {self.split or 'the data'} has no class in {name!r} ({len(unlabelled)} have none).",
+                f"{len(without)} rows of {self.split or 'the data'} have no class in {name!r}, as row {without[0]}.",
                 remedy="Leave such rows out, or the whole split where its labels are not published.",
             )
         return values if self.names else [names[value] for value in values]

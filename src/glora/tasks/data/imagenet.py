@@ -41,7 +41,9 @@ class ImageNet(DataSettings):
         lists, notes = self._lists(folder / "annotations")
         names = _class_names(lists["train"])
         bases = (folder / "train", folder / "images" / "train", folder, folder / "images")
-        places = {split: (base_of(lists[split], bases) or bases[0]).joinpath for split in ("train", "val")}
+        places: dict[str, Callable[[str], Path]] = {
+            split: (base_of(lists[split], bases) or bases[0]).joinpath for split in ("train", "val")
+        }
         places["test"] = _val_images(folder, lists["test"])
         pools = {
             split: pool_of(found, places[split], names=names, root=folder.parent, remedy=GET)

@@ -92,7 +92,8 @@ class TorchvisionSet(DataSettings):
         """The dataset of torchvision for one split."""
         kind = getattr(_torchvision(), self.name)
         known = inspect.signature(kind).parameters
-        if unknown := [name for name in self.options if name not in known]:
+        unknown = [name for name in self.options if name not in known]
+        if unknown and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
             near = nearest(unknown[0], known, n=1)
             raise DataError(
                 f"torchvision's {self.name} has no argument {unknown[0]!r} (data.options).",
@@ -100,28 +101,30 @@ class TorchvisionSet(DataSettings):
                 remedy=f"Did you mean {near[0]!r}?" if near else "",
             )
         arguments = {**given, **self.options}
-        if "download" in known:
+        if self.name not in NO_DOWNLOAD:
             arguments["download"] = self.download
         try:
+            if not root.is_dir() and not self.download:
+                raise FileNotFoundError("there is no such folder")
             return kind(root, **arguments)
         except Exception as error:  # its readers, and the network's, raise of everything
             reason = " ".join(str(error).split()).rstrip(".")
             raise DataError(
                 f"torchvision's {self.name} cannot be read in {str(root)!r} (data.root): "
                 f"{type(error).__name__}: {reason or 'no reason is given'}.",
-                remedy=self._remedy("download" in known and self.name not in NO_DOWNLOAD),
+                remedy=self._remedy(),
             ) from error
 
-    def _remedy(self, downloads: bool) -> str:
-        if not downloads:
-            return f"torchvision does not download {self.name}: its documentation says where to get it and how to lay it out."
+    def _remedy(self) -> str:
+        if self.name in NO_DOWNLOAD:
+            return f"torchvision does not download {self.name}: its documentation says where to get it."
         if self.download:
             return "Check the network and the space on the disk, or bring the files from another machine."
         return "Let torchvision download it with --set data.download=true, or bring the files from another machine."
 
     def _check(self, items: Sequence[Item]) -> None:
-        """Every file decodes to the end."""
-        if bad := unreadable([item for item in items if isinstance(item, Path)]):
+        """Every image decodes to the end."""
+        if bad := unreadable([item for item in items if isinstance(item, Path | _Stored)]):
             file, reason = next(iter(bad.items()))
             others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise DataError(
@@ -223,10 +226,10 @@ def _ordered(items: Sequence[Item], labels: Sequence[int]) -> list[tuple[Item, i
 
 
 def _class_names(dataset: Any, largest: int) -> tuple[str, ...]:
-    """What the dataset calls its classes; their numbers where it does not, or not all."""
+    """What the dataset calls its classes; empty where it does not, or not all."""
     found = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()
     names = [", ".join(each) if isinstance(each, tuple | list) else str(each) for each in found]
     if len(names) <= largest:
-        return tuple(map(str, range(largest + 1)))
+        return ()
     counts = Counter(names)  # ImageNet has two cranes
     return tuple(f"{name} ({place})" if counts[name] > 1 else name for place, name in enumerate(names))

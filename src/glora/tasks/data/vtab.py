@@ -15,8 +15,9 @@ from glora.tasks.task import DataSettings, Task, assemble
 __all__ = ["Vtab"]
 
 GET = (
-    "Get vtab-1k as the README of NOAH (github.com/ZhangYuanhan-AI/NOAH) or RepAdapter (github.com/luogen1996/RepAdapter)"
-    " says, unpack it, and set data.root to the folder that holds cifar/, caltech101/, ...: docs/guide/data.md."
+    "Get vtab-1k as the README of NOAH (github.com/ZhangYuanhan-AI/NOAH) or RepAdapter"
+    " (github.com/luogen1996/RepAdapter) says, unpack it, and set data.root to the folder that holds cifar/,"
+    " caltech101/, ...: docs/guide/data.md."
 )
 
 
