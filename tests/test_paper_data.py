@@ -291,7 +291,7 @@ def test_imagenet_is_its_lists_wherever_the_val_images_lie(tmp_path: Path, liste
         "n01443537/3.JPEG",
     ]
     assert files_of(task.val, root) == [("n01440764/8.JPEG", 0), ("n01443537/9.JPEG", 1)]
-    assert "1 val images are trained on, and left out of val." in task.notes
+    assert "Left out of val, because they are trained on: 1 images." in task.notes
     assert files_of(task.test, tmp_path / "imagenet" / "val") == [
         (f"{placed}ILSVRC2012_val_00000001.JPEG", 6), (f"{placed}ILSVRC2012_val_00000002.JPEG", 0),
     ]  # fmt: skip
@@ -535,6 +535,8 @@ def test_a_run_learns_from_a_saved_folder_and_tests_on_another(saved: Path, tmp_
     assert run.fit() is not None
     found, _ = run.load().evaluate_on(saved / "split")
     assert len(found) == 12
+    with pytest.raises(ConfigError, match=r"root: missing"):
+        run.load().evaluate_on("vtab")
 
 
 # -- torchvision

@@ -209,7 +209,7 @@ def _in_threads(work: Any, jobs: Sequence[Any]) -> list[Any]:
 
 def _complaint(file: Path | StoredImage) -> str:
     try:
-        with _opened(file) as image:
+        with _open(file) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -217,7 +217,7 @@ def _complaint(file: Path | StoredImage) -> str:
     return ""
 
 
-def _opened(item: Path | StoredImage) -> Any:
+def _open(item: Path | StoredImage) -> Any:
     return _pillow().open(item) if isinstance(item, Path) else item.open()
 
 
@@ -230,7 +230,7 @@ def _decoded(item: Item, preprocess: Preprocess) -> Tensor:
         image = pillow.fromarray(item).convert("RGB")
     else:
         try:
-            with _opened(item) as opened:
+            with _open(item) as opened:
                 image = _rgb(opened)
         except Exception as error:  # as in _complaint
             raise DataError(

@@ -26,7 +26,7 @@ class FewShot(DataSettings):
     Source: NOAH (arXiv 2206.04673), Sec. 4.2.
     """
 
-    root: Path = Field(description="The folder that holds food101/, stanford_cars/, ....")
+    root: Path = Field(description="The folder of the five folders: food101, stanford_cars, ...")
     task: Annotated[str, AfterValidator(lambda name: by_name(name, FEW_SHOT).name)] = Field(
         description="food101, stanford_cars, oxford_flowers, oxford_pets or fgvc_aircraft."
     )

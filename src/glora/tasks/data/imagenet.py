@@ -33,7 +33,7 @@ class ImageNet(DataSettings):
     Source: NOAH (arXiv 2206.04673), Sec. 4.3.
     """
 
-    root: Path = Field(description="The folder that holds imagenet/, imagenetv2/, imagenet-sketch/, ....")
+    root: Path = Field(description="The folder of the folders imagenet, imagenetv2, ...")
     list_seed: Literal[0, 1, 2] = Field(0, description="Which of the three draws of training images.")
 
     def load(self, objective: Objective) -> Task:
@@ -74,7 +74,7 @@ class ImageNet(DataSettings):
         trained = {Path(name).name for name in lists["train"].names}  # the two lists may or may not say train/
         free = [place for place, name in enumerate(lists["val"].names) if Path(name).name not in trained]
         if len(free) < len(lists["val"]):  # it was drawn beside the training list of seed 0 alone
-            notes.append(f"{len(lists['val']) - len(free)} val images are trained on, and left out of val.")
+            notes.append(f"Left out of val, because they are trained on: {len(lists['val']) - len(free)} images.")
             lists["val"] = lists["val"].kept(free)
         return lists, notes
 

@@ -27,7 +27,7 @@ class Vtab(DataSettings):
     Source: arXiv 1910.04867; the copy of NOAH (arXiv 2206.04673), whose files are JPEGs of quality 75.
     """
 
-    root: Path = Field(description="The folder that holds cifar/, caltech101/, ....")
+    root: Path = Field(description="The folder of the 19 folders: cifar, caltech101, ...")
     task: Annotated[str, AfterValidator(lambda name: by_name(name, VTAB).name)] = Field(
         description="One of the 19 tasks: cifar, caltech101, ..., or as the paper calls it."
     )
