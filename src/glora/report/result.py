@@ -66,7 +66,8 @@ class Result:
         title: How tables call the method with its settings, such as `"VPT-Deep"`; empty: by its name.
         group: The task's group, where it belongs to one: `natural`, `specialized` or `structured`.
         protocol: Of a benchmark: `"honest"` or `"paper"`.
-        others: Further test set -> its metrics, read once with test.
+        others: Further test set -> its metrics, read once with test, and `examples`. Of one that has 200 of the
+            classes alone, `accuracy_200way` is among those.
     """
 
     method: str

@@ -25,6 +25,7 @@ from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
+from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
 from glora.tasks.evaluation import Evaluation, Evaluator
 from glora.tasks.images import ImageSet, Preprocess, is_image, pixels_of
@@ -147,7 +148,8 @@ class LoadedRun:
         data = cast(DataSettings, self.experiment.data)
         kind = source_class({"source": str(source)})
         own = data.model_dump() if isinstance(data, kind) else {}
-        settings = kind.model_validate({**own, "source": str(source), "train": None, "val": None})
+        given = {**own, "source": str(source), "train": None, "val": None}
+        settings = build(kind, given, f"the data {str(source)!r}")
         examples, notes = settings.load_all(self.objective)
         accelerator = new_accelerator(self.experiment.train.precision)
         examples = examples.prepared(self.preprocess)

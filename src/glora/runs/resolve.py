@@ -27,6 +27,7 @@ def resolve(experiment: Experiment) -> Experiment:
     source = Path(data.source).expanduser()
     if data.source not in SOURCES and source.exists():
         data = data.model_copy(update={"source": str(source.resolve())})
+    data = data.model_copy(update={k: v.expanduser().resolve() for k, v in data if isinstance(v, Path)})  # roots
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
     lr = experiment.train.lr or cast(Method, experiment.method).lr

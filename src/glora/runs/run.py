@@ -252,12 +252,14 @@ class Run:
         latency = self._latency(model)
         start = time.perf_counter()
         rows, outcome = self._tested(model, search, outcome)
+        others = Testing(self.session, self.task.test).others(model, self.task)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         work = {"train": self.folder.example_steps()}
         if outcome is not None and outcome.polish:
             polished = self.folder.polished(outcome.key)
             seconds["polish"], work["polish"] = polished.seconds()["train"], polished.example_steps()
-        result = self._result(loaded, rows, outcome, seconds=seconds, example_steps=work, latency=latency)
+        measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others}
+        result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
         result.write(self.folder.result)
         return result

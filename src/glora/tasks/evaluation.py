@@ -122,7 +122,28 @@ class Evaluator:
     def evaluate(self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None) -> Evaluation:
         """The evaluation of a model on examples, in their order; the arguments are those of `outputs`."""
         every = [self.objective.values(output, batch) for output, batch in self.outputs(model, examples, indices)]
-        return Evaluation(self.objective, {name: torch.cat([each[name] for each in every]).cpu() for name in every[0]})
+        return _evaluation(self.objective, every)
+
+    @torch.no_grad()
+    def evaluate_among(self, model: nn.Module, examples: Examples, outputs: Sequence[int]) -> tuple[Evaluation, ...]:
+        """The evaluation of a model on examples, and that of the same outputs as if it had but some, in one pass.
+
+        Args:
+            model: What is evaluated, on the accelerator's device.
+            examples: Prepared examples, whose targets are among these outputs.
+            outputs: Which of the model's outputs count.
+        """
+        objective, every, some = self.objective, [], []
+        for output, batch in self.outputs(model, examples):
+            every.append(objective.values(output, batch))
+            if (chosen := objective.among(output, outputs)) is not None:
+                some.append(objective.values(chosen, batch))
+        return tuple(_evaluation(objective, values) for values in (every, some) if values)
+
+
+def _evaluation(objective: Objective, batches: Sequence[Mapping[str, Tensor]]) -> Evaluation:
+    """The evaluation that the values of some batches are, one after another."""
+    return Evaluation(objective, {name: torch.cat([each[name] for each in batches]).cpu() for name in batches[0]})
 
 
 def evaluate(

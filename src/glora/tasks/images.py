@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, Union
+from typing import Any, Protocol, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from glora import registry
 from glora.errors import DataError
 from glora.tasks.objective import Batch
 
-__all__ = ["ImageSet", "Item", "Preprocess", "is_image", "pixels_of", "read_image", "unreadable"]
+__all__ = ["ImageSet", "Item", "Preprocess", "StoredImage", "is_image", "pixels_of", "read_image", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,21 @@ class Preprocess:
     interpolation: str = "bicubic"
 
 
-Item: TypeAlias = Union[Path, "npt.NDArray[np.uint8]"]  # a file, or pixels (h, w) or (h, w, 3)
+class StoredImage(Protocol):
+    """An image that another library keeps, opened when it is needed; its text names it in messages."""
+
+    def open(self) -> Any:
+        """It as a PIL image."""
+        ...
+
+    def identity(self) -> bytes:
+        """What changes when the image does."""
+        ...
+
+
+Item: TypeAlias = Union[Path, "npt.NDArray[np.uint8]", StoredImage]  # a file, pixels (h, w) or (h, w, 3), or another's
+
+File = TypeVar("File", bound=Path | StoredImage)
 
 _CACHE_BYTES = 2 * 1024**3
 _FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
@@ -48,7 +62,7 @@ class ImageSet:
     """The images of one split with what is to be predicted of them.
 
     Args:
-        items: Files, or uint8 pixels `(h, w)` or `(h, w, 3)`.
+        items: Files, uint8 pixels `(h, w)` or `(h, w, 3)`, or images that another library keeps.
         targets: Encoded targets, `(n, ...)`, one each: class indices, or what the objective reads.
         strata: What splits keep in proportion; by default the targets, where they are whole numbers.
         preprocess: How the backbone wants its images; without it nothing can be read yet.
@@ -137,8 +151,10 @@ class ImageSet:
             if isinstance(item, Path):
                 name = item.relative_to(root) if root and item.is_relative_to(root) else item
                 digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{target}\n".encode())
-            else:
+            elif isinstance(item, np.ndarray):
                 digest.update(f"{item.shape}\0{target}\n".encode() + item.tobytes())
+            else:
+                digest.update(f"stored\0{target}\n".encode() + item.identity())
 
 
 def is_image(value: Any) -> bool:
@@ -171,8 +187,8 @@ def _normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     return pixels.float().mul_((1 / (255 * std)).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
 
 
-def unreadable(files: Sequence[Path]) -> dict[Path, str]:
-    """The files that do not decode to the end, each with the decoder's reason.
+def unreadable(files: Sequence[File]) -> dict[File, str]:
+    """The files, or images that another library keeps, that do not decode to the end, each with the decoder's reason.
 
     Every file is decoded, JPEG at an eighth of its size: Pillow's own `verify` passes a truncated JPEG.
     """
@@ -191,9 +207,9 @@ def _in_threads(work: Any, jobs: Sequence[Any]) -> list[Any]:
         return list(pool.map(work, jobs))
 
 
-def _complaint(file: Path) -> str:
+def _complaint(file: Path | StoredImage) -> str:
     try:
-        with _pillow().open(file) as image:
+        with _open(file) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -201,16 +217,20 @@ def _complaint(file: Path) -> str:
     return ""
 
 
+def _open(item: Path | StoredImage) -> Any:
+    return _pillow().open(item) if isinstance(item, Path) else item.open()
+
+
 def _decoded(item: Item, preprocess: Preprocess) -> Tensor:
     """The image as `(3, h, w)` uint8 at the size of `preprocess`."""
     pillow = _pillow()
     height, width = preprocess.size
     resample = getattr(pillow.Resampling, _FILTERS[preprocess.interpolation])
-    if not isinstance(item, Path):
+    if isinstance(item, np.ndarray):
         image = pillow.fromarray(item).convert("RGB")
     else:
         try:
-            with pillow.open(item) as opened:
+            with _open(item) as opened:
                 image = _rgb(opened)
         except Exception as error:  # as in _complaint
             raise DataError(

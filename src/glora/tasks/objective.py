@@ -256,6 +256,10 @@ class Objective(Settings):
         """The output with its logits divided by t; None where there is no temperature."""
         return None
 
+    def among(self, output: Any, outputs: Sequence[int]) -> Any | None:
+        """The output as of a model that has these outputs alone; None where that means nothing."""
+        return None
+
     def distance(self, a: Any, b: Any) -> Tensor | None:
         """How far two outputs for the same examples are apart, `(n,)`, for PACE; None: not defined."""
         return (a - b).square().flatten(1).sum(-1) if torch.is_tensor(a) and a.dim() > 1 else None

@@ -38,6 +38,7 @@ class Task:
         fingerprint: sha256 over the objective and the examples of each split; changes when the data does.
         group: The group of tasks that it belongs to, where there is one: natural, specialized, structured.
         others: Further test sets by name, read once at the end, as test is.
+        among: Of further test sets that have some of the classes alone: which; they are also scored among those.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     fingerprint: str = ""
     group: str = ""
     others: Mapping[str, Examples] = field(default_factory=dict)
+    among: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Examples]:
@@ -124,6 +126,8 @@ def assemble(
     notes: Sequence[str] = (),
     root: Path | None = None,
     group: str = "",
+    others: Mapping[str, Pool] | None = None,
+    among: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Task:
     """The task out of what a source found: the objective fitted, the targets encoded, the splits made.
 
@@ -136,6 +140,8 @@ def assemble(
         notes: What a user should be told.
         root: What file names in the fingerprint are relative to.
         group: The group of tasks that it belongs to.
+        others: Further test sets by name.
+        among: The classes of those that do not have all, by name.
 
     Raises:
         DataError: The targets are none of the objective's, or the splits cannot be made.
@@ -143,13 +149,19 @@ def assemble(
     every = [pool.targets for pool in pools.values()]
     rows, lines = ([each for targets in every for each in getattr(targets, name)] for name in ("rows", "lines"))
     objective = objective.named(replace(every[0], rows=rows, lines=lines))
-    found: dict[str, Examples] = {}
-    for split, pool in pools.items():
-        encoded = objective.encode(pool.targets)
-        found[split] = make(pool.items, encoded, strata=objective.strata(encoded))
+    found, further = (
+        {split: _examples(pool, objective, make) for split, pool in some.items()} for some in (pools, others or {})
+    )
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
-    return Task(name, objective, train, val, test, (*notes, *split_notes), group=group).stamped(root)
+    told = (*notes, *split_notes)
+    task = Task(name, objective, train, val, test, told, group=group, others=further, among=among or {})
+    return task.stamped(root)
+
+
+def _examples(pool: Pool, objective: Objective, make: Callable[..., Examples]) -> Examples:
+    encoded = objective.encode(pool.targets)
+    return make(pool.items, encoded, strata=objective.strata(encoded))
 
 
 def _split(

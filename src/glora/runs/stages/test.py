@@ -13,6 +13,7 @@ from glora.runs.comparison import Contender, compare
 from glora.runs.session import Session
 from glora.runs.stages.search import Search
 from glora.tasks.objective import Examples
+from glora.tasks.task import Task
 
 __all__ = ["Testing", "earlier_tests"]
 
@@ -78,6 +79,26 @@ class Testing:
             elif name == "retrained" and retrained is not None:
                 others[name] = self._with_test(other, retrained)
         return compare(self._with_test(winner, model), others, self.session.objective)
+
+    def others(self, model: nn.Module, task: Task) -> dict[str, dict[str, float | None]]:
+        """Name of a further test set -> the finished model's metrics on it, and `examples`; each is read once.
+
+        A set that has some of the classes alone is scored twice, on the same outputs: `accuracy` among all that the
+        model knows, and `accuracy_200way` among the 200 that the set has.
+        """
+        found = dict[str, dict[str, float | None]]()
+        evaluator = self.session.evaluator
+        for name, examples in task.others.items():
+            self.session.reporter.say(f"Testing on {name} once: {len(examples):,} {examples.unit}")
+            if classes := task.among.get(name):
+                every = evaluator.evaluate_among(model, examples, classes)
+            else:
+                every = (evaluator.evaluate(model, examples),)
+            row: dict[str, float | None] = {"examples": float(len(examples))}
+            for end, evaluation in zip(("", f"_{len(classes or ())}way"), every, strict=False):
+                row |= {f"{metric.name}{end}": evaluation.value(metric.name) for metric in evaluation.objective.metrics}
+            found[name] = row
+        return found
 
     def _say(self, what: str) -> None:
         if self.test is None:

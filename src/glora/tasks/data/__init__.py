@@ -8,7 +8,12 @@ SOURCES = {  # packaged data sets, then formats of files; the last format is wha
     "dsprites_ori": "glora.tasks.data.sprites:DSpritesOri",
     "fashion_mnist": "glora.tasks.data.packaged:FashionMNIST",
     "textile": "glora.tasks.data.packaged:Textile",
+    "fewshot": "glora.tasks.data.fewshot:FewShot",
+    "imagenet": "glora.tasks.data.imagenet:ImageNet",
+    "torchvision": "glora.tasks.data.torchvision_sets:TorchvisionSet",
+    "vtab": "glora.tasks.data.vtab:Vtab",
     "from_python": "glora.tasks.data.from_python:FromPython",
+    "hugging_face": "glora.tasks.data.hugging_face:HuggingFace",
     "image_table": "glora.tasks.data.image_table:ImageTable",
     "image_folder": "glora.tasks.data.image_folder:ImageFolder",
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -161,7 +162,7 @@ def _pool(found: dict[str, list[Path]], classes: list[str], bad: dict[Path, str]
     return Pool([file for file, _ in good], Targets(("class",), rows, names=tuple(classes)))
 
 
-def skipped(bad: dict[Path, str], path: Path | None, on_bad_image: str) -> list[str]:
+def skipped(bad: Mapping[Any, str], path: Path | None, on_bad_image: str) -> list[str]:
     """What is to be told of unreadable images, named relative to the path where they are in it.
 
     Raises:
@@ -176,9 +177,14 @@ def skipped(bad: dict[Path, str], path: Path | None, on_bad_image: str) -> list[
             f"The image {str(file)!r} cannot be read: {reason.rstrip('.')}{others}.",
             remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
         )
-    shown = (file.relative_to(path) if path and file.is_relative_to(path) else file for file in bad)
-    names = ", ".join(file.as_posix() for file in shown)
+    names = ", ".join(_name(file, path) for file in bad)
     return [f"Skipped {len(bad)} unreadable image{'s' if len(bad) > 1 else ''}: {names}."]
+
+
+def _name(file: Any, path: Path | None) -> str:
+    if not isinstance(file, Path):
+        return str(file)
+    return (file.relative_to(path) if path and file.is_relative_to(path) else file).as_posix()
 
 
 def _strays(path: Path, folders: dict[str, Path]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -83,6 +84,13 @@ class Classify(Objective):
 
     def tempered(self, output: Tensor, t: float) -> Tensor:
         return output / t
+
+    def among(self, output: Tensor, outputs: Sequence[int]) -> Tensor:
+        """All other classes have no chance: targets and predictions keep their numbers."""
+        places = torch.tensor(list(outputs), device=output.device)
+        chosen = torch.full_like(output, -torch.inf)
+        chosen[:, places] = output[:, places]
+        return chosen
 
     def predictions(self, output: Tensor) -> list[dict[str, Any]]:
         rows = []
