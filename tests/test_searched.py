@@ -44,6 +44,7 @@ from suites.toy import Recorder, tiny
 
 TESTS = Path(__file__).parent
 METHODS = {"noah": {"name": "noah", "sizes": [1, 2]}, "pft": {"name": "pft"}}
+SWIN = "swin_tiny_patch4_window7_224"
 FEW = {"rescore": 2, "controls": 2}
 each = pytest.mark.parametrize("name", METHODS)
 
@@ -64,8 +65,8 @@ def scrambled(tuned: Any) -> Any:
 # -- NOAH
 
 
-def noah(model: nn.Module, **settings: Any) -> Any:
-    return get_method("noah", {"sizes": (1, 2, 3), **settings}).apply(model, head=("head",), seed=0)
+def noah(model: nn.Module, head: str = "head", **settings: Any) -> Any:
+    return get_method("noah", {"sizes": (1, 2, 3), **settings}).apply(model, head=(head,), seed=0)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -158,7 +159,32 @@ def test_gradients_of_a_small_size_stay_in_its_slice() -> None:
         assert 0 < inside.count_nonzero() == number.grad.count_nonzero(), name
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18"])
+def test_noah_goes_into_a_vit_of_transformers() -> None:
+    """Whose q, k and v are layers of their own: one A for all three, B by rows."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**shape, image_size=8, patch_size=4, num_labels=3)
+    base = transformers.ViTForImageClassification(config).eval()
+    tuned = scrambled(noah(copy.deepcopy(base), "classifier"))
+    blocks = find_blocks(base, "NOAH").blocks
+    only = {"prompts": 0, "lora": 2, "adapter": 0}
+    tuned.activate(dict.fromkeys(tuned.genes.rows, only))
+    assert tuned.count() == 2 * 2 * 4 * 16
+    by_hand = copy.deepcopy(base)
+    for block in blocks:
+        down, up = (tuned.numbers[f"{block.name}.added.lora.{name}"].detach() for name in ("down", "up"))
+        for name, rows in zip(block.attention.reads, up.split(16), strict=True):
+            by_hand.get_submodule(name).weight.data += rows[:, :2] @ down[:2]
+    with torch.no_grad():
+        torch.testing.assert_close(tuned.model(images()).logits, by_hand(images()).logits)
+        tuned.activate(tuned.space.largest)
+        assert not torch.equal(tuned.model(images()).logits, by_hand(images()).logits)
+        tuned.activate(tuned.space.smallest)
+        assert torch.equal(tuned.model(images()).logits, base(images()).logits)
+
+
+@pytest.mark.parametrize("name", [SWIN, "resnet18"])
 def test_noah_is_for_a_vit(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -268,22 +294,23 @@ def test_the_units_of_a_network_are_its_blocks(name: str, wanted: list[str]) -> 
 
 def test_what_stands_between_blocks_belongs_to_the_later() -> None:
     with torch.device("meta"):
-        model = timm.create_model("swin_tiny_patch4_window7_224")
+        model = timm.create_model(SWIN)
     units = units_of(model, ("head.fc",))
     assert "layers.1.downsample.reduction.weight" in units["layers.1.blocks.0"]
     assert [unit for unit in units if ".blocks." not in unit] == ["stem", "tail"]
 
 
-CONV = {"test_resnet": "fc", "test_convnext": "head.fc", "test_efficientnet": "classifier"}
+NETWORKS = {"test_resnet": "fc", "test_convnext": "head.fc", "test_efficientnet": "classifier", SWIN: "head.fc"}
 
 
-@pytest.mark.parametrize("name", CONV)
-def test_pft_trains_and_merges_a_convolutional_network(name: str) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pft_trains_and_merges_swin_and_convolutional_networks(name: str) -> None:
     torch.manual_seed(0)
-    base = timm.create_model(name, num_classes=3).eval()
+    shape = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+    base = timm.create_model(name, num_classes=3, **(shape if name == SWIN else {})).eval()
     statistics = {key: value.clone() for key, value in base.named_buffers()}
     keys, kinds = list(base.state_dict()), [type(module) for module in base.modules()]
-    tuned = pft(copy.deepcopy(base), CONV[name])
+    tuned = pft(copy.deepcopy(base), NETWORKS[name])
     step(tuned, images(size=32), lr=1e-4, times=2)
     tuned.activate(rates(tuned, 0.1, 1))
     with torch.no_grad():
