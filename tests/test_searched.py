@@ -119,6 +119,13 @@ def test_without_modules_noah_is_the_base_and_so_is_a_fresh_one_without_prompts(
     scrambled(tuned)
     tuned.activate(tuned.space.smallest)
     assert torch.equal(tuned.model(images()), plain)
+    tuned.activate(tuned.space.largest)
+    copied = copy.deepcopy(tuned.model)
+    assert torch.equal(copied(images()), tuned.model(images())) and not torch.equal(copied(images()), plain)
+    tuned.remove()
+    assert torch.equal(tuned.model(images()), plain)
+    assert list(tuned.model.state_dict()) == list(base.state_dict())
+    assert not torch.equal(copied(images()), plain), "a copy has hooks of its own"
 
 
 def test_noah_counts_as_in_the_paper() -> None:

@@ -104,7 +104,9 @@ class SearchSettings(Settings):
     searcher: SerializeAsAny[Settings] = Field(description="Which searcher: `glora ls searchers`.")
     budget: Count | None = Field(None, description="Most trainable numbers, without the head: 300000 or 0.3M.")
     min_budget: Count | None = Field(
-        None, ge=0, description="Fewest trainable numbers; nine tenths of the most that there may be if not given."
+        None,
+        ge=0,
+        description="Fewest trainable numbers; if not given nine tenths of the most there may be, 0 of noah and pft.",
     )
     fitness: str = Field("loss", description="The metric of the objective that the search reads on val.")
     calibrate: bool = Field(

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from glora.errors import TargetError
 from glora.genes import GeneSpace, PlainGenotype
@@ -74,12 +75,12 @@ class NOAH(Searched):
         genes = self.space(blocks, {name: sum(each) for name, each in outs.items()})
         genotype = genes.largest if self.genotype is None else PlainGenotype(self.genotype)
         genes.encode(genotype)
-        generator = torch.Generator().manual_seed(seed)
+        generator, hooks = torch.Generator().manual_seed(seed), list[RemovableHandle]()
         for block in blocks:
             added = Added(block.width, outs[block.name], genotype[block.name], self.dropout, generator)
             place(model, block.name, added)
-            added.hook(model, block)
-        return TunedNOAH(self, model, head, [block.name for block in blocks], genes)
+            hooks += added.hook(model, block)
+        return TunedNOAH(self, model, head, [block.name for block in blocks], genes, hooks)
 
     def space(self, blocks: Sequence[Block], outs: Mapping[str, int]) -> GeneSpace:
         """What is offered in every block, with its numbers.
@@ -217,17 +218,20 @@ class Added(nn.Module):
         if h:
             self.adapter = EntangledAfter(width, h, dropout=dropout, generator=generator)
 
-    def hook(self, model: nn.Module, block: Block) -> None:
-        """Puts them where they act."""
+    def hook(self, model: nn.Module, block: Block) -> list[RemovableHandle]:
+        """Puts them where they act; what takes them out."""
+        hooks = []
         if hasattr(self, "prompts"):
             host = model.get_submodule(block.name)
-            host.register_forward_pre_hook(self.prompts.put_in)
-            host.register_forward_hook(self.prompts.take_out)
+            hooks += [host.register_forward_pre_hook(self.prompts.put_in)]
+            hooks += [host.register_forward_hook(self.prompts.take_out)]
         if hasattr(self, "lora"):
             for number, name in enumerate(block.attention.reads):
-                model.get_submodule(name).register_forward_hook(partial(self.lora.follow, place=number))
+                follow = partial(self.lora.follow, place=number)
+                hooks += [model.get_submodule(name).register_forward_hook(follow)]
         if hasattr(self, "adapter"):
-            model.get_submodule(block.mlp.branch).register_forward_hook(self.adapter.follow)
+            hooks += [model.get_submodule(block.mlp.branch).register_forward_hook(self.adapter.follow)]
+        return hooks
 
     def play(self, sizes: Mapping[str, Any]) -> None:
         """From here on each module has this size."""
@@ -245,13 +249,21 @@ class TunedNOAH(TunedShared):
         head: Names of the modules trained whole.
         hosts: Names of the blocks.
         genes: The space.
+        hooks: What takes the modules out again.
     """
 
     no_merge = "its prompts and adapters do what depends on the image"
 
     def __init__(
-        self, method: NOAH, model: nn.Module, head: Sequence[str], hosts: Sequence[str], genes: GeneSpace
+        self,
+        method: NOAH,
+        model: nn.Module,
+        head: Sequence[str],
+        hosts: Sequence[str],
+        genes: GeneSpace,
+        hooks: Sequence[RemovableHandle],
     ) -> None:
+        self.added_hooks = list(hooks)
         self.added: dict[str, Any] = {host: model.get_submodule(f"{host}.{ADDED}") for host in hosts}
         self.at: dict[str, tuple[str, str]] = {}  # name of a number -> its block, its kind of module
         numbers = {}
@@ -278,6 +290,16 @@ class TunedNOAH(TunedShared):
                 if not module.used:
                     delattr(added, kind)
         return super().merged()
+
+    def remove(self) -> None:
+        """Takes all modules out: the model plays the base again, but for its head."""
+        for hook in self.added_hooks:
+            hook.remove()
+        for host in self.added:
+            parent: Any = self.model.get_submodule(host)
+            if ADDED in parent._modules:
+                delattr(parent, ADDED)
+        self.added_hooks = []
 
     def play(self, genotype: PlainGenotype) -> None:
         for host, added in self.added.items():

@@ -60,7 +60,9 @@ def layer_plot(genotype: Any, space: GenotypeSpace, path: str | Path, *, title: 
             row[0].set_ylabel(f"{looks.row} number", fontsize=9)
     what = "Layer-wise configuration" if looks.row == GLORA else f"Configuration by {looks.row}s"
     drawing.suptitle(title or f"{what}: {total:,} trainable numbers", fontsize=12)
-    roles = f"{looks.column}s: " + ", ".join(f"{column} {role}" for column, role in looks.columns.items())
+    verb = " " if looks.row == GLORA else ": "
+    roles = f"{looks.column}s: " if looks.row == GLORA else ""
+    roles += ", ".join(f"{column}{verb}{role}" for column, role in looks.columns.items())
     style = {"ncols": 4, "frameon": False, "fontsize": 9, "title": roles, "title_fontsize": 9}
     drawing.legend(handles=_choice_legend(looks), loc="outside lower center", **style)
     data = {
