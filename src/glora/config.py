@@ -80,6 +80,12 @@ class ModelSettings(Settings):
     checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
+    normalise: Literal["model", "imagenet", "half", "none"] = Field(
+        "model", description="Mean and std of its images: the model's own, ImageNet's, 0.5 and 0.5, or 0 and 1."
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Drop path in training: the last block's rate, from 0 in a line; timm's models."
+    )
 
 
 class TrainSettings(Settings):
