@@ -349,6 +349,42 @@ def ls(
 
 
 @app.command()
+def data(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders or tables of images.")
+    ],
+    objective: Annotated[str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")] = "classify",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw some training images of each: .png, .svg or .pdf.")
+    ] = None,
+    number: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="How many of each.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which images are drawn.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what is in data: examples by split and class, and a picture of some.
+
+    Example: glora data digits dsprites_ori --picture samples.png
+    """
+    from glora.cli import samples
+    from glora.registry import lookup
+    from glora.tasks.objectives import OBJECTIVES
+    from glora.tasks.task import load_task
+
+    kind = lookup(OBJECTIVES, objective, kind="objective", remedy="List them: glora ls objectives")
+    tasks = [load_task(source, objective=kind(), seed=seed) for source in sources]
+    if picture is not None:
+        from glora.report.plots import samples_plot
+
+        samples_plot([samples.samples(task, number, seed=seed) for task in tasks], picture)
+    if as_json:
+        typer.echo(json.dumps([samples.counts(task) for task in tasks]))
+        return
+    for task in tasks:
+        for line in samples.lines(task):
+            typer.echo(line)
+
+
+@app.command()
 def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]) -> None:
     """Tell every error of an experiment file at once; no image is read and nothing trained.
 

@@ -212,6 +212,14 @@ class ImageSet:
         whole = {**self._whole, **fresh}
         return [_opened(whole.get(place, self.items[place])) for place in places]
 
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """One image as it is, `(h, w, 3)`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return np.array(_opened(self.items[index]))
+
     def _pixels(self, places: list[int], preprocess: Preprocess) -> list[Tensor]:
         missing = [place for place in dict.fromkeys(places) if place not in self._cache]
         decoded = _in_threads(lambda place: _decoded(self.items[place], preprocess), missing)

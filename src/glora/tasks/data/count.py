@@ -116,4 +116,5 @@ def image(ground: float, shapes: Sequence[Shape]) -> npt.NDArray[np.uint8]:
     pixels = np.full((SIDE, SIDE, 3), ground)
     for shape in shapes:
         shape.paint(pixels)
-    return np.rint(255 * pixels).astype(np.uint8)
+    found: npt.NDArray[np.uint8] = np.rint(255 * pixels).astype(np.uint8)
+    return found
