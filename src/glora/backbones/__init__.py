@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-from typing_extensions import NotRequired
-
 from torch import nn
+from typing_extensions import NotRequired
 
 from glora import registry
 from glora.errors import BackboneError

@@ -353,7 +353,9 @@ def data(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders or tables of images.")
     ],
-    objective: Annotated[str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")] = "classify",
+    objective: Annotated[
+        str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")
+    ] = "classify",
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw some training images of each: .png, .svg or .pdf.")
     ] = None,

@@ -13,8 +13,8 @@ from pydantic import Field
 from glora import registry
 from glora.errors import DataError, UnknownNameError, nearest
 from glora.settings import Count, Settings, build
-from glora.tasks.data import SOURCES
 from glora.tasks.augment import Augment, Augmentation
+from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
 from glora.tasks.objective import Examples, Objective, Targets
 from glora.tasks.objectives.classify import Classify
