@@ -1,9 +1,9 @@
 """A task of the specialized group: the climate of a place, from how it looks from space.
 
-Images are 25 x 25 pixels (1 degree 40 minutes, some 185 km) of NASA's Blue Marble; labels are Koeppen and Geiger's zones
-as Rubel and others have them for 1986 to 2010 (doi:10.1127/metz/2016/0816), put together to seven. A tile has a label
-where one of them covers seven tenths of it. The earth is cut into squares of 10 degrees, and all tiles of a square are in
-one split.
+Images are 25 x 25 pixels (1 degree 40 minutes, some 185 km) of NASA's Blue Marble; labels are Koeppen and Geiger's
+zones as Rubel and others have them for 1986 to 2010 (doi:10.1127/metz/2016/0816), put together to seven. A tile has a
+label where one of them covers seven tenths of it. The earth is cut into squares of 10 degrees, and all the tiles of a
+square are in one split.
 """
 
 from __future__ import annotations
