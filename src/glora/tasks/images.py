@@ -201,8 +201,9 @@ class ImageSet:
 
     def _images(self, places: list[int]) -> list[Any]:
         """The images in their own size, of which random parts are taken; files are decoded once while there is room."""
-        missing = [place for place in places if place not in self._whole and not isinstance(self.items[place], np.ndarray)]
-        decoded = _in_threads(lambda place: np.asarray(_opened(self.items[place])), missing)
+        kept = [place for place in places if place in self._whole or isinstance(self.items[place], np.ndarray)]
+        missing = [place for place in places if place not in kept]
+        decoded = _in_threads(self.image, missing)
         fresh = dict(zip(missing, decoded, strict=True))
         room = self.cache_bytes - sum(pixels.nbytes for pixels in self._whole.values())
         room -= sum(pixels.nbytes for pixels in self._cache.values())
