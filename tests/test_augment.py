@@ -305,6 +305,7 @@ def test_what_are_no_images_cannot_be_augmented(tmp_path: Path) -> None:
         ({"model": {"drop_path": 1}}, "model.drop_path"),
         ({"objective": {"name": "classify", "smoothing": 1}}, "objective.smoothing"),
         ({"objective": {"name": "regress", "smoothing": 0.1}}, "objective.smoothing"),
+        ({"data": {"mixup": 0.2}, "train": {"pace": "fast"}}, "train.pace=fast .* data.mixup mixes it"),
     ],
 )
 def test_wrong_settings_are_told_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -89,6 +89,15 @@ def test_data_tells_what_is_in_each_split_and_draws_some(glora: Any, photos: Pat
     assert len(set(second["labels"])) == 5, "as many classes as there is room for"
 
 
+def test_the_picture_of_the_guide_is_the_commands(glora: Any, tmp_path: Path) -> None:
+    figure = Path(__file__).parents[1] / "docs" / "guide" / "figures" / "offline-suite.json"
+    rows = {row["title"]: row for row in json.loads(figure.read_text())["rows"]}
+    assert len(rows) == 7
+    drawn = ["dsprites_loc", "dsprites_ori", "count"]  # those that need no package
+    glora("data", *drawn, "--picture", tmp_path / "some.png")
+    assert json.loads((tmp_path / "some.json").read_text())["rows"] == [rows[name] for name in drawn]
+
+
 def test_data_as_json(glora: Any, photos: Path) -> None:
     (told,) = json.loads(glora("data", photos, "--json").out)
     assert {name: split["examples"] for name, split in told["splits"].items()} == {"train": 26, "val": 6, "test": 8}

@@ -163,6 +163,16 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _mixing(self) -> Experiment:
+        asked = [f"data.{name}" for name in ("mixup", "cutmix") if getattr(self.data, name, 0)]
+        if asked and self.train.pace == "fast":
+            raise ValueError(
+                f"train.pace=fast compares an example with itself an epoch before, and {' and '.join(asked)} mixes it "
+                "with another one each time"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitness(self) -> Experiment:
         objective: Any = self.objective
         metrics = {metric.name: metric for metric in objective.metrics}

@@ -83,7 +83,7 @@ class Trainer:
 
     Args:
         tuned: The model made trainable, on the accelerator's device.
-        examples: The training examples.
+        examples: The training examples; those that are `Varied` look another way in every epoch.
         objective: What is learned.
         settings: Epochs, batch size, weight decay, warm-up.
         lr: Learning rate at the top.
