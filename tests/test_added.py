@@ -455,6 +455,14 @@ def test_a_linear_adapter_merges_in_swin() -> None:
     merged_is_the_same(apply(swin(), "linear"), images())
 
 
+def test_a_linear_adapter_merges_where_the_factors_are_the_block_s_own() -> None:
+    model = timm.create_model(
+        "beit_base_patch16_224", img_size=16, embed_dim=16, depth=2, num_heads=2, num_classes=3, init_values=0.5
+    )
+    merged = merged_is_the_same(apply(scrambled(model), "linear"), images())
+    assert all(bool((block.gamma_1 == 1).all()) for block in merged.blocks)  # type: ignore[union-attr]
+
+
 def test_a_linear_adapter_merges_as_the_formula_says() -> None:
     model = vit()
     layer = model.blocks[0].mlp.fc2

@@ -198,8 +198,8 @@ PLAIN = {"norm1", "norm2", "attn", "mlp", "ls1", "ls2", "drop_path1", "drop_path
 
 def why_not(model: nn.Module, block: Block, sublayer: Sublayer) -> str:
     """Why a linear adapter after this sublayer does not merge into the layer that writes; empty where it does."""
-    host, layer = model.get_submodule(block.name), model.get_submodule(sublayer.writes)
-    weight: Any = layer.weight
+    host = model.get_submodule(block.name)
+    weight: Any = getattr(model.get_submodule(sublayer.writes), "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or type(weight.data) is not Tensor:
         return f"the weight of {sublayer.writes} cannot be written"
     if sum(each is weight for module in model.modules() for each in module._parameters.values()) > 1:
