@@ -75,12 +75,12 @@ class AdaptFormer(Method):
         for block in blocks:
             beside = Beside(block.width, self.hidden, activation="relu", dropout=self.dropout, generator=generator)
             beside.scale = nn.Parameter(torch.tensor([self.scale])) if self.scaling == "trained" else self.scale
+            place(model, block.name, nn.ModuleDict({"mlp": beside}))
             hooks += [
                 model.get_submodule(block.mlp.enters).register_forward_pre_hook(beside.read),
                 model.get_submodule(block.mlp.branch).register_forward_hook(beside.join),
                 model.get_submodule(block.name).register_forward_hook(beside.forget, always_call=True),
             ]
-            place(model, block.name, nn.ModuleDict({"mlp": beside}))
         return TunedAdded(
             self,
             model,
