@@ -602,6 +602,14 @@ def test_where_vpt_or_an_adapter_cannot_be_it_is_said() -> None:
         assert not any("added" in name for name, _ in base.named_modules()), "it is left as it was"
 
 
+def test_adaptformer_needs_a_stream_of_one_width() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("mvitv2_tiny", num_classes=3)
+    with pytest.raises(TargetError, match=r"AdaptFormer reads what it adds to, and stages\.\d+\.blocks\.\d+ gets 96 "):
+        get_method("adaptformer", {}).apply(model, head=("head.fc",), seed=0)
+    assert not any("added" in name for name, _ in model.named_modules())
+
+
 @each
 def test_a_model_has_one_method(which: str) -> None:
     model = vit()
