@@ -100,7 +100,7 @@ def _check_width(model: nn.Module, block: Block) -> None:
     width = getattr(reads, "in_features", None) or reads.nx  # of transformers' Conv1D
     if width != block.width:
         raise TargetError(
-            f"AdaptFormer reads what it adds to, and {block.name} gets {width} numbers a token and gives {block.width}.",
+            f"AdaptFormer reads what it adds to, and {block.name} makes {block.width} numbers a token of {width}.",
             allowed="A network whose width changes between its blocks.",
             remedy="Choose another method: adapter, lora, glora.",
         )
