@@ -17,7 +17,7 @@ from glora.adapt.adapter_file import read_header
 from glora.errors import StateError, UnknownNameError
 from glora.methods import METHODS
 from glora.methods.method import get_method
-from suites.method_suite import MethodSuite, Normed, step
+from suites.method_suite import MethodSuite, Normed, OnBlocks, step
 
 SOURCE = Path(glora.__file__).parent
 
@@ -46,8 +46,35 @@ class TestFull(MethodSuite):
     method, statistics_stay = "full", False
 
 
+class TestAdapter(OnBlocks, MethodSuite):
+    method, merges_plain = "adapter", False
+
+
+class TestLinearHoulsbyAdapter(OnBlocks, MethodSuite):
+    method, settings = "adapter", {"form": "houlsby", "activation": "identity"}
+
+
+class TestAdapterFromTheAuthorsStart(OnBlocks, MethodSuite):
+    method, settings = "adapter", {"form": "pfeiffer", "start": "authors"}
+    merges_plain, fresh_is_base = False, False
+
+
+class TestAdaptFormer(OnBlocks, MethodSuite):
+    method, settings, merges_plain = "adaptformer", {"scaling": "trained"}, False
+
+
+class TestVPTShallow(OnBlocks, MethodSuite):
+    method, settings = "vpt", {"depth": "shallow", "tokens": 3}
+    merges_plain, fresh_is_base = False, False
+
+
+class TestVPTDeep(OnBlocks, MethodSuite):
+    method, settings = "vpt", {"depth": "deep", "tokens": 3, "place": "end"}
+    merges_plain, fresh_is_base = False, False
+
+
 def test_every_method_keeps_the_suite() -> None:
-    assert sorted(each.method for each in MethodSuite.__subclasses__()) == sorted(METHODS)
+    assert {each.method for each in MethodSuite.__subclasses__()} == set(METHODS)
 
 
 def test_no_stage_asks_for_the_class_of_a_method() -> None:

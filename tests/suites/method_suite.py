@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,14 @@ class Normed(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 8), nn.Linear(8, 3))
+
+
+def timm_vit(seed: int = 0, classes: int = 3) -> nn.Module:
+    """timm's tiny transformer for 8 x 8 images: equal seeds give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: nn.Module = timm.create_model("test_vit", img_size=8, patch_size=4, num_classes=classes)
+    return model.eval()
 
 
 def step(tuned: Tuned, x: Tensor, *, lr: float = 1e-2, times: int = 1) -> list[nn.Parameter]:
@@ -69,8 +78,12 @@ class MethodSuite:
     method: ClassVar[str]
     settings: ClassVar[dict[str, Any]] = {}
     fresh_is_base: ClassVar[bool] = True  # untrained it plays the base bit for bit
-    merges_plain: ClassVar[bool] = True  # merged it has the classes and the state-dict keys of the base
+    merges_plain: ClassVar[bool] = True  # it can be merged: merged it has the classes and state-dict keys of the base
     statistics_stay: ClassVar[bool] = True  # running statistics outside the head are the base's after training
+
+    def normed(self) -> nn.Module:
+        """A model whose second module has running statistics and whose fifth is the head."""
+        return Normed()
 
     def make(self, **changes: Any) -> Method:
         return get_method(self.method, {**self.settings, **changes})
@@ -159,7 +172,7 @@ class MethodSuite:
         assert equal(values(tuned), values(whole))
 
     def test_running_statistics_of_a_frozen_base_stay(self, images: Tensor) -> None:
-        model = Normed().eval()
+        model = self.normed().eval()
         before = {key: value.clone() for key, value in model.named_buffers()}
         tuned = self.apply(model, head=("4",))
         step(tuned, images)
@@ -181,8 +194,9 @@ class MethodSuite:
             out = tuned.model(images)
             merged = tuned.merged()
             assert near(merged.eval()(images), out)
+        assert [key for key in merged.state_dict() if key not in tuned.new_keys] == keys
+        assert self.merges_plain == (not tuned.no_merge)
         if self.merges_plain:
-            assert [key for key in merged.state_dict() if key not in tuned.new_keys] == keys
             assert [type(module) for module in merged.modules()] == kinds
 
     def test_what_is_saved_is_loaded_by_the_method_and_merges_to_the_same(
@@ -245,3 +259,15 @@ class MethodSuite:
             alone = tuned.alone(vit())
             assert alone.space is None and alone.count() == tuned.count()
             assert torch.equal(alone.model(images), plays)
+
+
+class OnBlocks:
+    """Before `MethodSuite`: of a method that goes into the blocks of a transformer that it knows, timm's."""
+
+    @pytest.fixture
+    def vit(self) -> Vit:
+        return timm_vit
+
+    def normed(self) -> nn.Module:
+        backbone = timm_vit(classes=0)
+        return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Identity(), backbone, nn.Linear(64, 3))

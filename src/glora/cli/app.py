@@ -87,12 +87,14 @@ def fit(
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
     with _reporting() as reporter:
-        result = _run(out, config, overrides, settings, reporter).fit()
+        run = _run(out, config, overrides, settings, reporter)
+        result = run.fit()
     if result is None:  # not the main process
         return
     _print_results(result, as_json=as_json)
     pictures = ", plots/" if (out / "plots").is_dir() else ""
-    typer.echo(f"{out}: adapter.safetensors, result.json{pictures}. Next: glora merge {out}", err=True)
+    after = f"glora predict {out} FILES" if run.tuned.no_merge else f"glora merge {out}"
+    typer.echo(f"{out}: adapter.safetensors, result.json{pictures}. Next: {after}", err=True)
 
 
 @app.command(cls=Command)

@@ -7,6 +7,9 @@ METHODS = {
     "lora": "glora.methods.lora:LoRA",
     "biases": "glora.methods.lora:Biases",
     "bitfit": "glora.methods.subset:BitFit",
+    "adapter": "glora.methods.adapter:Adapter",
+    "adaptformer": "glora.methods.adaptformer:AdaptFormer",
+    "vpt": "glora.methods.vpt:VPT",
     "linear": "glora.methods.subset:LinearProbe",
     "full": "glora.methods.subset:Full",
 }

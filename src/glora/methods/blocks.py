@@ -125,7 +125,16 @@ LAYOUTS: dict[str, tuple[str, Part, Part]] = {  # kind, attention, MLP
         ("intermediate", ("intermediate.dense",), "output.dense", "output.dropout"),
     ),
 }
-NORM_AFTER = ("SwinTransformerV2Block", "SwinTransformerV2CrBlock", "ResPostBlock")  # norm1 reads the branch, not x
+NORM_AFTER = (  # a norm that the layout takes to read x reads the branch
+    "SwinTransformerV2Block",
+    "SwinTransformerV2CrBlock",
+    "ResPostBlock",
+    "ResPostRelPosBlock",
+    "EvaBlockPostNorm",
+    "Gemma2DecoderLayer",
+    "Gemma3DecoderLayer",
+    "Glm4DecoderLayer",
+)
 
 
 def find_blocks(model: nn.Module, what: str) -> Blocks:
@@ -186,4 +195,5 @@ def _width(writes: Any) -> int:
 
 def _prefix(model: Any) -> int:
     """Tokens before the first patch: timm says how many, transformers' ViT has its class token."""
-    return int(getattr(model, "num_prefix_tokens", 1))
+    said = (module.num_prefix_tokens for module in model.modules() if hasattr(module, "num_prefix_tokens"))
+    return int(next(said, 1))

@@ -105,7 +105,8 @@ def check_pace(tuned: Tuned) -> None:
     """
     found = _trained_layers(tuned)
     if not any(view for _, view in found.values()):
-        what = f"none of the layers that train can be perturbed: {listed(found)}" if found else "only the head trains"
+        alone = "no layer outside the head trains" if tuned.count() else "only the head trains"
+        what = f"none of the layers that train can be perturbed: {listed(found)}" if found else alone
         raise ConfigError(
             f"train.pace perturbs what training adds to the layers' outputs, and {what}.",
             remedy="Leave out train.pace, or train with another method.",
