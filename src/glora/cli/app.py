@@ -402,22 +402,53 @@ def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
 
 @app.command()
 def table(
-    results: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or result.json files.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME] RUN...",
+            help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
+            "inference for the paper's table with its printed rows.",
+        ),
+    ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV; of the paper's tables only.")] = False,
+    as_latex: Annotated[
+        bool, typer.Option("--latex", help="Print LaTeX for booktabs; of the paper's tables only.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare finished runs in one table, from their results alone.
 
-    Example: glora table demo/linear demo/lora demo/glora
+    Example: glora table vtab results/ --markdown
     """
-    from glora.report.result import Result
+    form = _one_of(markdown=as_markdown, csv=as_csv, latex=as_latex, json=as_json)
+    from glora.cli.paper import is_table, print_table
+
+    if is_table(words[0]):
+        print_table(words[0], words[1:], form)
+        return
+    if form in ("csv", "latex"):
+        raise typer.BadParameter(f"--{form} is for the paper's tables, such as: glora table vtab RUNS --{form}")
+    from glora.report.folders import read_results
     from glora.report.tables import markdown
 
-    found = Result.read_all(path / "result.json" if path.is_dir() else path for path in results)
+    found = read_results(words)
     if as_markdown:
         typer.echo(markdown(found))
     else:
         _print_results(*found, as_json=as_json)
+
+
+def _one_of(**forms: bool) -> str:
+    """The name of the form that was asked for; `text` for none.
+
+    Raises:
+        BadParameter: Several were.
+    """
+    asked = [name for name, wanted in forms.items() if wanted]
+    if len(asked) > 1:
+        raise typer.BadParameter(f"choose one of {' and '.join(f'--{name}' for name in asked)}")
+    return asked[0] if asked else "text"
 
 
 @app.command()
