@@ -227,15 +227,22 @@ def test_swin_is_compared_with_table_5_and_both_have_a_sheet() -> None:
 
 def test_another_suite_has_its_own_columns_and_no_printed_rows() -> None:
     tests = {"fashion_mnist": 0.8, "digits": 0.9, "textile": 0.7, "dsprites_loc": 0.2, "dsprites_ori": 0.4}
-    sheets = vtab(suite("GLoRA", {**tests}, groups=OFFLINE))
-    known = [sheet for sheet in sheets if "VTAB" in sheet.title]
-    own = next(sheet for sheet in sheets if sheet not in known)
-    columns = [column.key for column in own.columns]
+    cells = [
+        made("GLoRA", task, test, group=OFFLINE[task], config={"data": {"source": task}})
+        for task, test in tests.items()
+    ]
+    (own,) = vtab(cells)
     assert not [line for line in own.lines if line.printed]
-    if not known:
-        assert value(own, "GLoRA", "group_mean") == pytest.approx((85 + 70 + 30) / 3)
-        assert value(own, "GLoRA", "task_mean") == pytest.approx(60.0)
-        assert columns[1:6] == list(tests)
+    assert [column.key for column in own.columns][1:6] == list(tests)
+    assert [column.group for column in own.columns][1:6] == [OFFLINE[task] for task in tests]
+    assert value(own, "GLoRA", "group_mean") == pytest.approx((85 + 70 + 30) / 3)
+    assert value(own, "GLoRA", "task_mean") == pytest.approx(60.0)
+
+
+def test_tasks_of_no_group_have_a_task_mean_alone() -> None:
+    (own,) = vtab([made("LoRA", "mine", 0.5), made("LoRA", "yours", 0.7)])
+    assert [column.key for column in own.columns] == ["parameters", "mine", "yours", "task_mean"]
+    assert value(own, "LoRA", "task_mean") == pytest.approx(60.0)
 
 
 def test_results_without_test_are_left_out_and_told() -> None:

@@ -28,7 +28,7 @@ VTAB_GROUPS: Mapping[str, tuple[str, ...]] = {  # group -> tasks, in the order o
     "structured": ("clevr_count", "clevr_dist", "dmlab", "kitti", "dsprites_loc", "dsprites_ori", "smallnorb_azi",
                    "smallnorb_ele"),
 }  # fmt: skip
-FEWSHOT_TASKS = ("food101", "stanford_cars", "oxford_flowers102", "fgvc_aircraft", "oxford_pets")
+FEWSHOT_TASKS = ("food101", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "oxford_pets")
 SHOTS = (1, 2, 4, 8, 16)
 GENERALIZATION_SETS = ("imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")
 

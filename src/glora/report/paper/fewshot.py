@@ -25,11 +25,11 @@ __all__ = ["SHORT", "fewshot", "fewshot_task", "shots_of"]
 
 ALIASES = {
     "food_101": "food101", "standford_cars": "stanford_cars", "cars": "stanford_cars", "aircraft": "fgvc_aircraft",
-    "oxford_flowers": "oxford_flowers102", "flowers102": "oxford_flowers102", "oxford_iiit_pet": "oxford_pets",
-    "oxford_pet": "oxford_pets", "pets": "oxford_pets", "food": "food101", "flowers": "oxford_flowers102",
+    "oxford_flowers102": "oxford_flowers", "flowers102": "oxford_flowers", "flowers": "oxford_flowers",
+    "oxford_iiit_pet": "oxford_pets", "oxford_pet": "oxford_pets", "pets": "oxford_pets", "food": "food101",
 }  # fmt: skip
 SHORT = {
-    "food101": "Food-101", "stanford_cars": "Stanford Cars", "oxford_flowers102": "Flowers-102",
+    "food101": "Food-101", "stanford_cars": "Stanford Cars", "oxford_flowers": "Flowers-102",
     "fgvc_aircraft": "FGVC Aircraft", "oxford_pets": "Oxford Pets",
 }  # fmt: skip
 
