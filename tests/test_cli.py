@@ -28,7 +28,7 @@ from glora.config import describe, description
 from glora.files import read_jsonl
 from suites.toy import TARGETS, image_folder
 
-VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "data", "check", "table", "demo")
+VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "data", "check", "table", "plot", "demo")
 TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "1"]
 SMALL_SEARCH = ["--population", "4", "--generations", "1", "--set", "search.searcher.parents=2"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -452,6 +452,32 @@ def _one_of(**forms: bool) -> str:
 
 
 @app.command()
+def plot(
+    name: Annotated[str, typer.Argument(metavar="fewshot|layers|parameters|search|features")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Run folders; for fewshot also result files, or folders of either."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The figure: .svg, .png or .pdf; its numbers are beside it as JSON.")
+    ] = Path("figure.svg"),
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="For features: most test images of a run.")] = 500,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
+) -> None:
+    """Draw one of the paper's figures of finished runs.
+
+    fewshot is Figure 2, parameters Figure 3, layers Figure 4, features Figure 5 (t-SNE of what comes into the head);
+    search shows every genotype of a search, or the fronts of several.
+
+    Example: glora plot layers run --out layers.svg
+    """
+    from glora.cli.figures import draw
+
+    draw(name, runs or [], out.expanduser(), limit=limit, seed=seed)
+    typer.echo(out)
+
+
+@app.command()
 def demo(
     out: Out = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,

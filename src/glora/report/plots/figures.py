@@ -9,7 +9,7 @@ from glora.errors import ConfigError
 from glora.files import atomic, write_json
 from glora.registry import optional_import
 
-__all__ = ["FRONT", "INK", "count_axis", "figure", "patches", "save", "whole_numbers"]
+__all__ = ["FRONT", "INK", "count_axis", "figure", "fixed_ticks", "patches", "save", "whole_numbers"]
 
 SUFFIXES = (".svg", ".png", ".pdf")
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal numbers, equal files
@@ -55,3 +55,11 @@ def count_axis(axis: Any) -> None:
 def whole_numbers() -> Any:
     """Ticks at whole numbers only."""
     return optional_import("matplotlib.ticker", extra="plot", purpose="A figure").MaxNLocator(integer=True)
+
+
+def fixed_ticks(axis: Any, places: list[int]) -> None:
+    """Ticks at these whole numbers and nowhere else, on a logarithmic axis too."""
+    ticker = optional_import("matplotlib.ticker", extra="plot", purpose="A figure")
+    axis.set_major_locator(ticker.FixedLocator(places))
+    axis.set_major_formatter(ticker.FixedFormatter([str(place) for place in places]))
+    axis.set_minor_locator(ticker.NullLocator())
