@@ -300,7 +300,7 @@ def test_generalization_reads_the_further_test_sets() -> None:
 
 
 def test_inference_reads_speeds_and_what_the_method_adds() -> None:
-    speeds = {"images_per_second_1": 10.0, "images_per_second_16": 40.0, "flops": 3.5e9, "backbone_flops": 3.0e9}
+    speeds = {"images_per_second_1": 10.0, "images_per_second_16": 40.0, "flops": 7.0e9, "backbone_flops": 6.0e9}
     sheet = inference([made("VPT-Deep", "", latency=speeds), made("LoRA", "", latency={"ratio": 1.0})])[0]
     assert names(sheet) == ["VPT-Deep"]
     assert value(sheet, "VPT-Deep", "gflops") == pytest.approx(3.5)

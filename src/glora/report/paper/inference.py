@@ -13,10 +13,11 @@ from glora.report.sheet import Column, Line, Sheet
 __all__ = ["inference"]
 
 SIZES = (1, 4, 16)  # images of a batch
+PAIR = 2  # a multiplication and an addition, which the results count one each
 KEYS = ("flops", "backbone_flops", *(f"images_per_second_{size}" for size in SIZES))
 WHAT = (
-    "Images per second by the size of the batch. FLOPs are those of one image, a multiplication and an addition one "
-    "each; added are those beyond the plain network's."
+    "Images per second by the size of the batch. FLOPs are those of one image, as the paper counts them: a "
+    "multiplication with its addition is one; added are those beyond the plain network's."
 )
 NOT_ALIKE = "Printed speeds are of the paper's machine, and its trainable numbers are not those of Table 1."
 
@@ -63,14 +64,14 @@ def _latency(result: Result) -> Mapping[str, float]:
 def _giga(key: str) -> Callable[[Result], float | None]:
     def read(result: Result) -> float | None:
         value = _latency(result).get(key)
-        return None if value is None else value / 1e9
+        return None if value is None else value / PAIR / 1e9
 
     return read
 
 
 def _added(result: Result) -> float | None:
     mine, plain = (_latency(result).get(key) for key in ("flops", "backbone_flops"))
-    return None if mine is None or plain is None else (mine - plain) / 1e9
+    return None if mine is None or plain is None else (mine - plain) / PAIR / 1e9
 
 
 def _speed(size: int) -> Callable[[Result], float | None]:

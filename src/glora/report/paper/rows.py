@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from glora.report.published import PublishedRow
+from glora.report.published import VTAB, PublishedRow
 from glora.report.result import Result
 from glora.report.sheet import Cell, Line, mean_of
 from glora.report.tables import is_copy, settings_of
@@ -75,7 +75,7 @@ class OurRow:
 
 
 def our_rows(results: Iterable[Result], cell: Callable[[Result], str]) -> list[OurRow]:
-    """The rows of the results, in their order.
+    """The rows of the results: in the order of Table 1, then those of other methods in the order of the results.
 
     Results of one title, protocol and model share a row, whatever else differs from cell to cell, such as the learning
     rate that was best on each task. Where two of them have the same cell and the same seed, the settings that they
@@ -94,7 +94,14 @@ def our_rows(results: Iterable[Result], cell: Callable[[Result], str]) -> list[O
         name = f"{title}, {model}" if several else title
         name = f"{name} (paper protocol)" if protocol == "paper" else name
         rows += _divided(name, model, protocol, group, cell)
-    return rows
+    return sorted(rows, key=lambda row: _place(row.name))
+
+
+def _place(name: str) -> int:
+    """The row of Table 1 whose name the name begins with, the longest of them; after all others where there is none."""
+    begins = [row.name.partition(" (")[0].lower() for row in VTAB]
+    found = [place for place, begin in enumerate(begins) if name.lower().startswith(begin)]
+    return max(found, key=lambda place: (len(begins[place]), -place), default=len(begins))
 
 
 def _divided(
