@@ -170,10 +170,12 @@ def test_an_average_of_an_incomplete_row_is_a_dash(lost: str) -> None:
 
 
 def test_the_order_and_the_names_of_rows() -> None:
-    cells = [made("SSF", "cifar100"), made("", "caltech101", method="lora"), made("SSF", "vtab1k/caltech101")]
+    """Ours after the printed ones and in their order, a method that is not printed last."""
+    cells = [made(title, "cifar") for title in ("mine", "FacT-TK", "Adapter (Houlsby)", "AdaptFormer")]
+    cells += [made("SSF", "cifar100"), made("", "caltech101", method="lora"), made("SSF", "vtab1k/caltech101")]
     sheet = vtab(cells)[0]
-    assert [line.printed for line in sheet.lines] == [True] * len(VTAB) + [False] * 2
-    assert names(sheet) == ["SSF", "lora"]
+    assert [line.printed for line in sheet.lines] == [True] * len(VTAB) + [False] * 6
+    assert names(sheet) == ["Adapter (Houlsby)", "AdaptFormer", "lora", "FacT-TK", "SSF", "mine"]
     assert cell(sheet, "SSF", "cifar").value == cell(sheet, "SSF", "caltech101").value == 80.0
 
 
