@@ -1,4 +1,4 @@
-"""The page of what the offline suite has measured: docs/background/offline-measured.md, from results/offline alone.
+"""The page of what the offline suite has measured: offline-measured.md of the background, from results/offline alone.
 
     python benchmarks/offline_page.py
 
