@@ -19,11 +19,12 @@ from glora.genotype import TENSORS
 from glora.report.outcome import Outcome
 from glora.report.plots import Placed, features_plot, fewshot_plot, layers_of_winners, parameters_of_winners
 from glora.report.plots.colours import COLOURS, look
-from glora.report.published import FEWSHOT, FEWSHOT_TASKS, SHOTS
+from glora.report.published import FEWSHOT, SHOTS
 from glora.runs.features import features, placed, test_examples
 from glora.runs.loaded import load_run
 from glora.runs.reporter import Silent
 from glora.runs.run import Run
+from glora.tasks.data.paper_sets import FEW_SHOT
 from suites.results import made
 from suites.toy import image_folder, tiny
 
@@ -55,13 +56,13 @@ def test_no_two_series_look_alike_and_no_two_classes() -> None:
 def test_few_shot_curves_are_those_of_the_table(tmp_path: Path) -> None:
     cells = [
         made("GLoRA", task, 0.5 + seed / 50, seed=seed, config={"data": {"shots": shots}})
-        for task in FEWSHOT_TASKS
+        for task in [each.name for each in FEW_SHOT]
         for shots in (1, 4)
         for seed in (0, 1)
     ]
     fewshot_plot(cells, tmp_path / "few.svg")
     panels = drawn(tmp_path / "few.svg")["panels"]
-    assert len(panels) == len(FEWSHOT_TASKS) + 1
+    assert len(panels) == len([each.name for each in FEW_SHOT]) + 1
     for curves in panels.values():
         assert set(curves) == {"GLoRA", *(f"{row.name}, printed" for row in FEWSHOT)}
         assert {shots: round(point["accuracy"], 6) for shots, point in curves["GLoRA"].items()} == {"1": 51, "4": 51}
@@ -73,8 +74,8 @@ def test_a_curve_with_a_hole_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     cells = [made("SSF", "food101", 0.5, config={"data": {"shots": shots}}) for shots in (1, 16)]
     fewshot_plot(cells, tmp_path / "few.svg")
     panels = drawn(tmp_path / "few.svg")["panels"]
-    assert list(panels["Food-101"]["SSF"]) == ["1", "16"]
-    assert all("SSF" not in curves for name, curves in panels.items() if name != "Food-101")
+    assert list(panels["Food101"]["SSF"]) == ["1", "16"]
+    assert all("SSF" not in curves for name, curves in panels.items() if name != "Food101")
 
 
 def test_parameters_of_winners_are_those_of_their_sites(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -23,18 +23,18 @@ from glora.report.paper.inference import inference
 from glora.report.paper.vtab import vtab
 from glora.report.published import (
     FEWSHOT,
-    FEWSHOT_TASKS,
     GENERALIZATION,
     INFERENCE,
     SHOTS,
     VTAB,
-    VTAB_GROUPS,
     VTAB_SWIN,
     PublishedRow,
 )
 from glora.report.sheet import Cell, Column, Line, Sheet, as_csv, as_latex, as_markdown, as_tables
+from glora.tasks.data.paper_sets import FEW_SHOT, VTAB_GROUPS
 from suites.results import OFFLINE, made, suite
 
+FEWSHOT_TASKS = [each.name for each in FEW_SHOT]
 TASKS = [task for tasks in VTAB_GROUPS.values() for task in tasks]
 GROUP_OF = {task: group for group, tasks in VTAB_GROUPS.items() for task in tasks}
 COMPUTED = {  # the mean of the three group means, computed elsewhere from the printed columns
@@ -172,7 +172,7 @@ def test_an_average_of_an_incomplete_row_is_a_dash(lost: str) -> None:
 def test_the_order_and_the_names_of_rows() -> None:
     """Ours after the printed ones and in their order, a method that is not printed last."""
     cells = [made(title, "cifar") for title in ("mine", "FacT-TK", "Adapter (Houlsby)", "AdaptFormer")]
-    cells += [made("SSF", "cifar100"), made("", "caltech101", method="lora"), made("SSF", "vtab1k/caltech101")]
+    cells += [made("SSF", "cifar100"), made("", "caltech101", method="lora"), made("SSF", "Caltech101")]
     sheet = vtab(cells)[0]
     assert [line.printed for line in sheet.lines] == [True] * len(VTAB) + [False] * 6
     assert names(sheet) == ["Adapter (Houlsby)", "AdaptFormer", "lora", "FacT-TK", "SSF", "mine"]
@@ -233,12 +233,20 @@ def test_another_suite_has_its_own_columns_and_no_printed_rows() -> None:
         made("GLoRA", task, test, group=OFFLINE[task], config={"data": {"source": task}})
         for task, test in tests.items()
     ]
-    (own,) = vtab(cells)
+    (own,) = vtab(cells)  # of packaged data: two tasks are called like VTAB's, which come from the source "vtab"
     assert not [line for line in own.lines if line.printed]
     assert [column.key for column in own.columns][1:6] == list(tests)
     assert [column.group for column in own.columns][1:6] == [OFFLINE[task] for task in tests]
     assert value(own, "GLoRA", "group_mean") == pytest.approx((85 + 70 + 30) / 3)
     assert value(own, "GLoRA", "task_mean") == pytest.approx(60.0)
+
+
+def test_printed_rows_stand_beside_the_papers_own_data_alone() -> None:
+    def named(source: str) -> str:
+        return vtab([made("LoRA", "svhn", config={"data": {"source": source}})])[0].title
+
+    assert "Table 1" in named("vtab") and "Table 1" in named("from_python")
+    assert "Table 1" not in named("svhn") + named("my/svhn")
 
 
 def test_tasks_of_no_group_have_a_task_mean_alone() -> None:
@@ -259,7 +267,7 @@ def test_results_without_test_are_left_out_and_told() -> None:
 
 
 def shot(title: str, task: str, shots: int, test: float, **more: Any) -> Any:
-    return made(title, task, test, config={"data": {"source": task, "shots": shots}}, **more)
+    return made(title, task, test, config={"data": {"source": "fewshot", "shots": shots}}, **more)
 
 
 def test_few_shot_cells_are_told_apart_by_their_shots() -> None:

@@ -9,31 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from glora.tasks.data.paper_sets import FEW_SHOT, IMAGENET_TARGETS, VTAB_GROUPS
+
 __all__ = [
     "FEWSHOT",
-    "FEWSHOT_TASKS",
     "GENERALIZATION",
-    "GENERALIZATION_SETS",
     "INFERENCE",
     "SHOTS",
     "VTAB",
-    "VTAB_GROUPS",
     "VTAB_SWIN",
     "PublishedRow",
 ]
 
-VTAB_GROUPS: Mapping[str, tuple[str, ...]] = {  # group -> tasks, in the order of Table 1, by their folders' names
-    "natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
-    "specialized": ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"),
-    "structured": ("clevr_count", "clevr_dist", "dmlab", "kitti", "dsprites_loc", "dsprites_ori", "smallnorb_azi",
-                   "smallnorb_ele"),
-}  # fmt: skip
-FEWSHOT_TASKS = ("food101", "stanford_cars", "oxford_flowers", "fgvc_aircraft", "oxford_pets")
 SHOTS = (1, 2, 4, 8, 16)
-GENERALIZATION_SETS = ("imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")
 
 BENCH = "V-PETL-Bench's README quotes the same row"
-BENCH_NOT = "methods' own papers; V-PETL-Bench's README quotes VPT's figures"
 PACE = "quoted in PACE (arXiv 2409.17137), Table 1"
 PACE_TWO = "quoted in PACE (arXiv 2409.17137), Table 4"
 ISSUES = "given by the authors in ViT-Slim's issue 14 and PETL-ViT's issue 11"
@@ -131,7 +121,7 @@ VTAB_SWIN = (
 
 
 def _shifted(name: str, average: float, figures: str, *, note: str = "") -> PublishedRow:
-    columns = ("imagenet", "imagenetv2", "imagenet-sketch", "imagenet-adversarial", "imagenet-rendition")
+    columns = ("imagenet", *(target.name for target in IMAGENET_TARGETS))
     return PublishedRow(name, _plain(columns, figures), None, average, PACE_TWO, note)
 
 
@@ -166,17 +156,17 @@ INFERENCE = (
     _speed("GLoRA", 0.29, "0 91.5 375.7 539.5"),
 )
 
-_CURVES = {  # method -> task, in the order of FEWSHOT_TASKS -> accuracy at 1, 2, 4, 8 and 16 shots
-    "VPT": ("23.5 46.7 60.6 67.8 72.6", "5.5 9.6 20.7 33.5 56", "58.8 95.4 98 99.2 99.4", "6.4 11.2 19 28.9 42.5",
-            "56.8 66.1 85.3 88.6 89.6"),
+_CURVES = {  # method -> data set, in the order of FEW_SHOT -> accuracy at 1, 2, 4, 8 and 16 shots
+    "VPT": ("23.5 46.7 60.6 67.8 72.6", "5.5 9.6 20.7 33.5 56", "58.8 95.4 98 99.2 99.4",
+            "56.8 66.1 85.3 88.6 89.6", "6.4 11.2 19 28.9 42.5"),
     "Adapter": ("31.4 49 59.8 66.8 71.7", "7.5 13.4 23.7 39.9 60.4", "88.6 96.3 98.1 99.2 99.5",
-                "9.1 13.3 21.1 32 45.2", "68 76.3 85.8 88.2 89.1"),
-    "LoRA": ("31.8 48.7 59 66.4 72.5", "6.7 13.5 26.4 45.9 68.2", "88.5 96.4 98.1 99.1 99.6", "9 13.5 22.1 34.6 47.6",
-             "68.6 76.1 85.7 87.3 88.7"),
+                "68 76.3 85.8 88.2 89.1", "9.1 13.3 21.1 32 45.2"),
+    "LoRA": ("31.8 48.7 59 66.4 72.5", "6.7 13.5 26.4 45.9 68.2", "88.5 96.4 98.1 99.1 99.6",
+             "68.6 76.1 85.7 87.3 88.7", "9 13.5 22.1 34.6 47.6"),
     "NOAH": ("31.8 51.6 63.8 71.5 76.3", "7.3 13.2 25.5 46.2 68.6", "88.1 96.9 98.1 99.4 99.5",
-             "8.2 13.5 23.1 34 49.1", "69.7 78.1 84.9 88 89"),
-    "GLoRA": ("36 54.8 65.1 71.3 75.9", "7.8 16.5 30.8 55 74.3", "88.7 97.4 99.1 99.3 99.6", "8.7 14.4 24 38 54.1",
-              "72.6 77.3 89.1 90.1 91.4"),
+             "69.7 78.1 84.9 88 89", "8.2 13.5 23.1 34 49.1"),
+    "GLoRA": ("36 54.8 65.1 71.3 75.9", "7.8 16.5 30.8 55 74.3", "88.7 97.4 99.1 99.3 99.6",
+              "72.6 77.3 89.1 90.1 91.4", "8.7 14.4 24 38 54.1"),
 }  # fmt: skip
 
 # The few-shot figure; columns are `food101:1` and so on.
@@ -184,8 +174,8 @@ FEWSHOT = tuple(
     PublishedRow(
         name,
         {
-            f"{task}:{shots}": value
-            for task, figures in zip(FEWSHOT_TASKS, curves, strict=True)
+            f"{task.name}:{shots}": value
+            for task, figures in zip(FEW_SHOT, curves, strict=True)
             for shots, value in _plain(list(map(str, SHOTS)), figures).items()
         },
         source=ISSUES,

@@ -11,27 +11,20 @@ from glora.report.paper.rows import (
     OurRow,
     captions,
     mean_over,
+    named_set,
     our_rows,
     parameters,
-    plain_task,
     printed_lines,
 )
 from glora.report.paper.vtab import accuracy, with_test
-from glora.report.published import FEWSHOT, FEWSHOT_TASKS, SHOTS, PublishedRow
+from glora.report.published import FEWSHOT, SHOTS, PublishedRow
 from glora.report.result import Result
 from glora.report.sheet import Cell, Column, Line, Sheet, mean_of
+from glora.tasks.data.paper_sets import FEW_SHOT
 
-__all__ = ["SHORT", "fewshot", "fewshot_task", "shots_of"]
+__all__ = ["fewshot", "fewshot_task", "shots_of"]
 
-ALIASES = {
-    "food_101": "food101", "standford_cars": "stanford_cars", "cars": "stanford_cars", "aircraft": "fgvc_aircraft",
-    "oxford_flowers102": "oxford_flowers", "flowers102": "oxford_flowers", "flowers": "oxford_flowers",
-    "oxford_iiit_pet": "oxford_pets", "oxford_pet": "oxford_pets", "pets": "oxford_pets", "food": "food101",
-}  # fmt: skip
-SHORT = {
-    "food101": "Food-101", "stanford_cars": "Stanford Cars", "oxford_flowers": "Flowers-102",
-    "fgvc_aircraft": "FGVC Aircraft", "oxford_pets": "Oxford Pets",
-}  # fmt: skip
+TITLES = {each.name: each.title for each in FEW_SHOT}
 
 
 def shots_of(result: Result) -> int | None:
@@ -42,9 +35,8 @@ def shots_of(result: Result) -> int | None:
 
 
 def fewshot_task(result: Result) -> str:
-    """The data set by its name here."""
-    name = plain_task(result)
-    return ALIASES.get(name, name)
+    """The data set by its name among the paper's, or by its own."""
+    return named_set(result, FEW_SHOT, "fewshot") or result.task
 
 
 def fewshot(results: Sequence[Result]) -> list[Sheet]:
@@ -66,11 +58,11 @@ def fewshot(results: Sequence[Result]) -> list[Sheet]:
         )
     if without := len(tested) - len(shot):
         left = [*left, f"{without} results have no number of shots and are left out."]
-    known = [result for result in shot if fewshot_task(result) in FEWSHOT_TASKS]
-    others = [result for result in shot if fewshot_task(result) not in FEWSHOT_TASKS]
+    known = [result for result in shot if named_set(result, FEW_SHOT, "fewshot")]
+    others = [result for result in shot if not named_set(result, FEW_SHOT, "fewshot")]
     sheets = []
     if known or not results:
-        sheets.append(_sheet("Few shots (printed: ViT-B/16)", FEWSHOT_TASKS, known, FEWSHOT, left))
+        sheets.append(_sheet("Few shots (printed: ViT-B/16)", list(TITLES), known, FEWSHOT, left))
     if others:
         tasks = tuple(dict.fromkeys(map(fewshot_task, others)))
         sheets.append(_sheet("Few shots, other data sets", tasks, others, (), left))
@@ -84,7 +76,7 @@ def _sheet(
     numbers = sorted({*(SHOTS if printed else ()), *(shots for each in results if (shots := shots_of(each)))})
     columns = [Column("parameters", "# param, M", form=".2f")]
     for task in tasks:
-        columns += [Column(f"{task}:{n}", str(n), SHORT.get(task, task)) for n in numbers]
+        columns += [Column(f"{task}:{n}", str(n), TITLES.get(task, task)) for n in numbers]
     if len(tasks) > 1:
         columns += [Column(f"mean:{n}", str(n), "mean") for n in numbers]
     lines = printed_lines(printed, lambda cells: _means(cells, tasks, numbers))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from glora.errors import RunError
-from glora.report.paper.rows import INCOMPLETE, SPREAD, captions, our_rows, parameters, plain_task, printed_lines
+from glora.report.paper.rows import INCOMPLETE, SPREAD, captions, our_rows, parameters, printed_lines
 from glora.report.paper.vtab import accuracy
-from glora.report.published import GENERALIZATION, GENERALIZATION_SETS
+from glora.report.published import GENERALIZATION
 from glora.report.result import Result
 from glora.report.sheet import Column, Line, Sheet
+from glora.tasks.data.paper_sets import IMAGENET_TARGETS
 
 __all__ = ["generalization"]
 
-ALIASES = {"imagenet-a": "imagenet-adversarial", "imagenet-r": "imagenet-rendition", "imagenet-v2": "imagenetv2"}
-TITLES = dict(zip(GENERALIZATION_SETS, ("V2", "Sketch", "A", "R"), strict=True))
-NARROW = ("imagenet-adversarial", "imagenet-rendition")  # of 200 of the thousand classes
+TITLES = {target.name: target.title.removeprefix("-") for target in IMAGENET_TARGETS}
+NARROW = [target.name for target in IMAGENET_TARGETS if target.classes]  # of some of the thousand classes
 CLASSES = (
     "The paper, as NOAH, scores A and R among all 1000 classes; the columns of 200 classes are the usual figures, "
     "among the classes that the set has."
@@ -28,7 +28,7 @@ def generalization(results: Sequence[Result]) -> list[Sheet]:
     Raises:
         RunError: There is none among them.
     """
-    found = [result for result in results if result.others or plain_task(result).startswith("imagenet")]
+    found = [result for result in results if result.others or result.task.startswith("imagenet")]
     if results and not found:
         raise RunError(
             "None of the results was tested on a further test set.",
@@ -36,7 +36,7 @@ def generalization(results: Sequence[Result]) -> list[Sheet]:
         )
     rows = our_rows(found, lambda _: "all")
     values: dict[str, Callable[[Result], float | None]] = {"imagenet": accuracy}
-    values |= {name: _other(name, "accuracy") for name in GENERALIZATION_SETS}
+    values |= {name: _other(name, "accuracy") for name in TITLES}
     values |= {f"{name}:200": _other(name, "accuracy_200way") for name in NARROW}
     columns = [Column("parameters", "# param, M", form=".2f"), Column("imagenet", "ImageNet", "source")]
     columns += [Column(name, title, "shifted, of 1000 classes") for name, title in TITLES.items()]
@@ -54,8 +54,7 @@ def _other(name: str, metric: str) -> Callable[[Result], float | None]:
     """The accuracy in % on a further test set."""
 
     def read(result: Result) -> float | None:
-        sets = {ALIASES.get(each, each): metrics for each, metrics in result.others.items()}
-        value = sets.get(name, {}).get(metric)
+        value = result.others.get(name, {}).get(metric)
         return None if value is None else 100 * value
 
     return read

@@ -6,11 +6,13 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from glora.report.published import VTAB, PublishedRow
 from glora.report.result import Result
 from glora.report.sheet import Cell, Line, mean_of
 from glora.report.tables import is_copy, settings_of
+from glora.tasks.data.paper_sets import by_name
 
 __all__ = [
     "INCOMPLETE",
@@ -20,12 +22,13 @@ __all__ = [
     "OurRow",
     "captions",
     "mean_over",
+    "named_set",
     "our_rows",
     "parameters",
-    "plain_task",
     "printed_lines",
 ]
 
+GIVEN = "from_python"  # the source of data that a program gave
 PRINTED = "Printed rows are the paper's own (arXiv 2306.07967); their averages are computed from their columns."
 SPREAD = "Accuracy is on test, in %; ± is the standard deviation between seeds."
 INCOMPLETE = "– was not measured; an average needs every column."
@@ -246,6 +249,22 @@ def _image_size(result: Result) -> str:
     return f"{size} px" if size else "the model's own size"
 
 
-def plain_task(result: Result) -> str:
-    """The task's name without a folder or a prefix before it, and with `_` for `-`."""
-    return result.task.replace(":", "/").rpartition("/")[2].replace("-", "_").lower()
+def named_set(result: Result, sets: Any, source: str) -> str:
+    """Which of the paper's sets the result is of, by its name; empty where it is of none.
+
+    It is of one where its data came from the source of these sets. Of data that a program gave, and of results that do
+    not tell their data, the name decides.
+
+    Args:
+        result: The run.
+        sets: `VTAB` or `FEW_SHOT`.
+        source: Name in the table of data sources.
+    """
+    data = result.config.get("data")
+    told = data.get("source", source) if isinstance(data, Mapping) else source
+    if told not in (source, GIVEN):
+        return ""
+    try:
+        return by_name(result.task, sets).name
+    except ValueError:
+        return ""

@@ -12,30 +12,21 @@ from glora.report.paper.rows import (
     averages,
     captions,
     mean_over,
+    named_set,
     our_rows,
     parameters,
-    plain_task,
     printed_lines,
 )
-from glora.report.published import VTAB, VTAB_GROUPS, VTAB_SWIN, PublishedRow
+from glora.report.published import VTAB, VTAB_SWIN, PublishedRow
 from glora.report.result import Result
 from glora.report.sheet import Cell, Column, Line, Sheet
+from glora.tasks.data.paper_sets import VTAB as SETS
+from glora.tasks.data.paper_sets import VTAB_GROUPS
 
 __all__ = ["accuracy", "vtab", "vtab_task", "with_test"]
 
-ALIASES = {
-    "cifar100": "cifar", "oxford_pet": "oxford_iiit_pet", "oxford_pets": "oxford_iiit_pet",
-    "oxford_flowers": "oxford_flowers102", "flowers102": "oxford_flowers102", "caltech_101": "caltech101",
-    "sun_397": "sun397", "camelyon": "patch_camelyon", "retinopathy": "diabetic_retinopathy",
-}  # fmt: skip
-SHORT = {
-    "caltech101": "caltech", "oxford_flowers102": "flowers", "oxford_iiit_pet": "pets", "sun397": "sun",
-    "patch_camelyon": "camelyon", "resisc45": "resisc", "diabetic_retinopathy": "retino", "clevr_count": "clevr-count",
-    "clevr_dist": "clevr-dist", "dsprites_loc": "dspr-loc", "dsprites_ori": "dspr-ori", "smallnorb_azi": "norb-azi",
-    "smallnorb_ele": "norb-ele",
-}  # fmt: skip
 MEANS = "Group mean is the mean of the groups' means, the paper's average; task mean is that of all tasks."
-TASKS = {task for tasks in VTAB_GROUPS.values() for task in tasks}
+TITLES = {task.name: task.title for task in SETS}
 
 
 def accuracy(result: Result) -> float | None:
@@ -46,8 +37,7 @@ def accuracy(result: Result) -> float | None:
 
 def vtab_task(result: Result) -> str:
     """The task by its name in VTAB-1K's folders, or by its own."""
-    name = plain_task(result)
-    return ALIASES.get(name, name)
+    return named_set(result, SETS, "vtab") or result.task
 
 
 def vtab(results: Sequence[Result]) -> list[Sheet]:
@@ -61,7 +51,9 @@ def vtab(results: Sequence[Result]) -> list[Sheet]:
     vit: list[Result] = []
     others: list[Result] = []
     for result in tested:
-        (others if not _of_vtab(result) else swin if result.model.startswith("swin") else vit).append(result)
+        (others if not named_set(result, SETS, "vtab") else swin if result.model.startswith("swin") else vit).append(
+            result
+        )
     sheets = []
     if vit or not results:
         sheets.append(_sheet("VTAB-1K (Table 1, printed: ViT-B/16)", VTAB_GROUPS, vit, VTAB, left))
@@ -70,13 +62,6 @@ def vtab(results: Sequence[Result]) -> list[Sheet]:
     if others:
         sheets.append(_sheet("Test accuracy by task", _groups_of(others), others, (), left))
     return sheets
-
-
-def _of_vtab(result: Result) -> bool:
-    """Whether it is of VTAB-1K's own images, and not of a packaged data set that is called and made alike."""
-    data = result.config.get("data")
-    source = data.get("source") if isinstance(data, Mapping) else None
-    return vtab_task(result) in TASKS and source != result.task
 
 
 def with_test(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
@@ -119,7 +104,7 @@ def _sheet(
     means = [*([*groups, "group_mean"] if len(groups) > 1 else []), *(["task_mean"] if shown else [])]
     columns = [
         Column("parameters", "# param, M", form=".2f"),
-        *(Column(task, SHORT.get(task, task), group) for group, tasks in groups.items() for task in tasks if shown),
+        *(Column(task, TITLES.get(task, task), group) for group, tasks in groups.items() for task in tasks if shown),
         *(Column(name, name.replace("_", " ") or "others", "mean", ".2f") for name in means),
     ]
     if any(len(runs) > 1 for row in rows for runs in row.results.values()):
