@@ -282,6 +282,16 @@ def test_few_shot_cells_are_told_apart_by_their_shots() -> None:
     assert value(sheet, "GLoRA", "mean:16", printed=True) == pytest.approx(sum(printed) / 5)
 
 
+def test_draws_of_training_images_are_averaged_as_seeds_are() -> None:
+    cells = [
+        made("SSF", "food101", 0.5 + draw / 100, config={"data": {"source": "fewshot", "shots": 1, "list_seed": draw}})
+        for draw in (0, 1, 2)
+    ]
+    sheet = fewshot(cells)[0]
+    assert names(sheet) == ["SSF"]
+    assert (cell(sheet, "SSF", "food101:1").value, cell(sheet, "SSF", "food101:1").spread) == pytest.approx((51, 1))
+
+
 def test_few_shots_of_other_data_have_a_sheet_and_no_shots_none() -> None:
     sheets = fewshot([shot("LoRA", "digits", 2, 0.5), made("LoRA", "digits")])
     assert [names(sheet) for sheet in sheets] == [["LoRA"]]
@@ -408,3 +418,9 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
         read_results([tmp_path])
     with pytest.raises(RunError, match=r"cannot be read"):
         read_results([tmp_path / "nothing.json"])
+
+
+def test_the_command_counts_parameters() -> None:
+    pytest.importorskip("glora.runs.parameter_table")
+    told = json.loads(call("table", "params", "--json").stdout)
+    assert {row["name"].partition(" (")[0] for row in told[0]["rows"]} >= {"Full", "Linear", "LoRA", "GLoRA"}

@@ -407,7 +407,7 @@ def table(
         typer.Argument(
             metavar="[NAME] RUN...",
             help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
-            "inference for the paper's table with its printed rows.",
+            "inference for the paper's table with its printed rows. Or params, and vit_b or swin_b.",
         ),
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,

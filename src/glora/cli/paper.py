@@ -14,23 +14,29 @@ from glora.report.sheet import Sheet, as_csv, as_latex, as_markdown, as_tables
 
 __all__ = ["FORMS", "is_table", "print_sheets", "print_table"]
 
+COUNTED = {"params": "glora.runs.parameter_table:parameter_table"}  # of models, not of runs: name -> its sheet of one
+MODEL = "vit_b"
 FORMS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}  # `text` and `json` are below
 
 
 def is_table(word: str) -> bool:
     """Whether the word names a table of the paper; a folder of that name is written with a path: `./vtab`."""
-    return word in TABLES
+    return word in TABLES or word in COUNTED
 
 
 def print_table(name: str, runs: Sequence[str], form: str) -> None:
     """The table of this name of the results that the paths lead to, on stdout.
 
     Args:
-        name: A key of `TABLES`.
-        runs: Run folders, Result files, or folders of either; none: the printed rows alone.
+        name: A key of `TABLES` or of `COUNTED`.
+        runs: Run folders, Result files, or folders of either; none: the printed rows alone. Of `COUNTED` models.
         form: `text`, `json`, or a key of `FORMS`.
     """
-    sheets: list[Sheet] = registry.load(TABLES[name])(read_results(runs))
+    sheets: list[Sheet]
+    if name in COUNTED:
+        sheets = [registry.load(COUNTED[name])(model) for model in runs or [MODEL]]
+    else:
+        sheets = registry.load(TABLES[name])(read_results(runs))
     print_sheets(sheets, form)
 
 

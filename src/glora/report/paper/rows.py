@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from glora.report.published import VTAB, PublishedRow
 from glora.report.result import Result
@@ -30,6 +30,7 @@ __all__ = [
 
 GIVEN = "from_python"  # the source of data that a program gave
 PRINTED = "Printed rows are the paper's own (arXiv 2306.07967); their averages are computed from their columns."
+Draw: TypeAlias = tuple[int, str, str]
 SPREAD = "Accuracy is on test, in %; ± is the standard deviation between seeds."
 INCOMPLETE = "– was not measured; an average needs every column."
 PAPER_PROTOCOL = (
@@ -77,6 +78,13 @@ class OurRow:
         return [result for runs in self.results.values() for result in runs]
 
 
+def draw_of(result: Result) -> Draw:
+    """What runs of one row may differ in and be averaged: the seed, and those of the training images and the split."""
+    data = result.config.get("data")
+    own = data if isinstance(data, Mapping) else {}
+    return result.seed, str(own.get("list_seed", "")), str(own.get("split_seed", ""))
+
+
 def our_rows(results: Iterable[Result], cell: Callable[[Result], str]) -> list[OurRow]:
     """The rows of the results: in the order of Table 1, then those of other methods in the order of the results.
 
@@ -122,7 +130,7 @@ def _divided(
         while True:  # the same settings, cell and seed with other numbers: another row
             row = parts.setdefault(f"{title} {again}", OurRow(title + f" ({again})" * (again > 1), model, protocol))
             runs = row.results.setdefault(cell(result), [])
-            if all(other.seed != result.seed for other in runs):
+            if all(draw_of(other) != draw_of(result) for other in runs):
                 runs.append(result)
                 break
             again += 1
@@ -140,9 +148,9 @@ def _without_copies(group: Sequence[Result], cell: Callable[[Result], str]) -> l
 
 def _dividing(group: Sequence[Result], cell: Callable[[Result], str]) -> list[str]:
     """The settings in which two results of one cell and seed differ."""
-    met: dict[tuple[str, int], list[Result]] = {}
+    met: dict[tuple[str, Draw], list[Result]] = {}
     for result in group:
-        met.setdefault((cell(result), result.seed), []).append(result)
+        met.setdefault((cell(result), draw_of(result)), []).append(result)
     names: dict[str, None] = {}
     for runs in met.values():
         every = [settings_of(run) for run in runs]
@@ -175,15 +183,10 @@ def mean_over(
     """
     every = [column for group in columns.values() for column in group]
     cells = row.cells(dict.fromkeys(every, value))
-    seeds = [{r.seed for r in row.results.get(column, []) if value(r) is not None} for column in every]
-    shared = sorted(set.intersection(*seeds)) if seeds else []
-    by_seed = [
-        averages(
-            {c: Cell(next(value(r) for r in row.results[c] if r.seed == seed and value(r) is not None)) for c in every},
-            columns,
-        )
-        for seed in shared
-    ]
+    figures = {column: {draw_of(run): value(run) for run in row.results.get(column, [])} for column in every}
+    draws = [{draw for draw, figure in by.items() if figure is not None} for by in figures.values()]
+    shared = sorted(set.intersection(*draws)) if draws else []
+    by_seed = [averages({column: Cell(by[draw]) for column, by in figures.items()}, columns) for draw in shared]
     found = averages(cells, columns)
     for name, cell in found.items():
         values = [each[name].value for each in by_seed]
@@ -234,7 +237,8 @@ def _run_with(results: Sequence[Result]) -> str:
     steps = sorted({sum(result.example_steps.values()) for result in results})
     told = {"models": list(models), "image sizes": list(sizes), "image-steps of training": [f"{n:,}" for n in steps]}
     if all(len(each) == 1 for each in told.values()):
-        return f"Measured: {told['models'][0]}, images of {told['image sizes'][0]}, {steps[0]:,} image-steps."
+        trained = f", {steps[0]:,} image-steps" if steps[0] else ""
+        return f"Measured: {told['models'][0]}, images of {told['image sizes'][0]}{trained}."
     mixed = [f"{what} ({_few(each)})" for what, each in told.items() if len(each) > 1]
     return f"Measured rows or cells differ in {' and in '.join(mixed)}: compare only what is alike."
 

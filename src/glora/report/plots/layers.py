@@ -10,7 +10,7 @@ from glora.genotype import NONE, TENSORS, Choice, LayerConfig
 from glora.report.plots.figures import INK, count_axis, figure, patches, save
 from glora.space import BoundSpace, count_parameters
 
-__all__ = ["KIND_COLOURS", "PANELS", "RANK_BLUES", "group_sites", "layer_plot", "parameters_plot"]
+__all__ = ["layer_plot", "parameters_plot"]
 
 NOTHING = "#EDEDED"
 ROLES = {"A": "scales weight", "B": "shifts weight", "C": "prompt", "D": "scales bias", "E": "shifts bias"}
@@ -42,7 +42,7 @@ def layer_plot(
     Source: arXiv 2306.07967, Figure 4.
     """
     total = space.count(genotype)
-    groups = group_sites(space.sites, gather=True)
+    groups = _groups(space.sites, gather=True)
     columns = min(PANELS, len(groups))
     lines = [list(groups)[k : k + columns] for k in range(0, len(groups), columns)]
     heights = [max(len(groups[name]) for name in line) for line in lines]
@@ -97,7 +97,7 @@ def parameters_plot(
     """
     total = space.count(genotype)
     kinds: dict[str, dict[str, int]] = {}
-    for kind, group in group_sites(space.sites).items():
+    for kind, group in _groups(space.sites).items():
         kinds[kind] = {"sites": len(group)} | {
             tensor: sum(_numbers(site, tensor, genotype, space) for site in group) for tensor in TENSORS
         }
@@ -124,7 +124,7 @@ def parameters_plot(
     return save(drawing, path, {"parameters": total, "layer_types": kinds})
 
 
-def group_sites(sites: Mapping[str, Any], *, gather: bool = False) -> dict[str, dict[str, str]]:
+def _groups(sites: Mapping[str, Any], *, gather: bool = False) -> dict[str, dict[str, str]]:
     """Layer type -> site -> short label. The type is the last part of the name that is no number.
 
     `gather` puts the types that have a single site into one group.

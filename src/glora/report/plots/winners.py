@@ -10,7 +10,7 @@ from typing import Any
 from glora.report.outcome import Outcome
 from glora.report.plots.colours import look
 from glora.report.plots.figures import INK, count_axis, figure, patches, save
-from glora.report.plots.layers import KIND_COLOURS, PANELS, RANK_BLUES, group_sites
+from glora.report.plots.layers import KIND_COLOURS, NOTHING, PANELS, RANK_BLUES, _groups
 
 __all__ = ["fronts_plot", "layers_of_winners", "parameters_of_winners"]
 
@@ -65,8 +65,7 @@ def parameters_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, 
 
 def _by_type(outcome: Outcome) -> dict[str, int]:
     return {
-        kind: sum(int(outcome.sites[site][NUMBERS]) for site in sites)
-        for kind, sites in group_sites(outcome.sites).items()
+        kind: sum(int(outcome.sites[site][NUMBERS]) for site in sites) for kind, sites in _groups(outcome.sites).items()
     }
 
 
@@ -88,7 +87,7 @@ def layers_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, titl
     Source: arXiv 2306.07967, Figure 4.
     """
     counts = _choices(outcomes.values())
-    groups = group_sites(counts, gather=True)
+    groups = _groups(counts)
     columns = min(PANELS, len(groups))
     lines = [list(groups)[k : k + columns] for k in range(0, len(groups), columns)]
     heights = [max(len(groups[name]) for name in line) for line in lines]
@@ -127,7 +126,7 @@ def _looks(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[str, s
     every = dict.fromkeys(choice for genes in counts.values() for each in genes.values() for choice in each)
     ranks = sorted((c for c in every if c.startswith("lora:")), key=lambda c: -int(c.partition(":")[2]))
     found = {choice: RANK_BLUES[min(place, len(RANK_BLUES) - 1)] for place, choice in enumerate(ranks)}
-    found |= {choice: colour for choice, colour in KIND_COLOURS.items() if choice in every}
+    found |= {choice: colour for choice, colour in {**KIND_COLOURS, "none": NOTHING}.items() if choice in every}
     others = sorted(choice for choice in every if choice not in found and choice != ABSENT)
     found |= {choice: look(place)[0] for place, choice in enumerate(others)}
     return found | ({ABSENT: "white"} if ABSENT in every else {})
