@@ -185,6 +185,11 @@ def test_an_unknown_figure_is_named_with_the_nearest(tmp_path: Path) -> None:
         draw("layer", ["run"], tmp_path / "x.svg", limit=9, seed=0)
 
 
+def test_a_wrong_suffix_is_told_before_a_run_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'.gif' is no figure format"):
+        draw("features", ["nowhere"], tmp_path / "x.gif", limit=9, seed=0)
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,8 +31,11 @@ from glora.report.published import (
     PublishedRow,
 )
 from glora.report.sheet import Cell, Column, Line, Sheet, as_csv, as_latex, as_markdown, as_tables
+from glora.runs.reporter import Silent
+from glora.runs.run import Run
 from glora.tasks.data.paper_sets import FEW_SHOT, VTAB_GROUPS
 from suites.results import OFFLINE, made, suite
+from suites.toy import image_folder, tiny
 
 FEWSHOT_TASKS = [each.name for each in FEW_SHOT]
 TASKS = [task for tasks in VTAB_GROUPS.values() for task in tasks]
@@ -121,7 +124,8 @@ def test_merged_methods_cost_what_the_plain_network_costs() -> None:
 def test_every_printed_row_says_where_it_was_read() -> None:
     every = [*VTAB, *VTAB_SWIN, *GENERALIZATION, *INFERENCE, *FEWSHOT]
     assert all(row.source for row in every)
-    doubtful = {row.name for row in VTAB if "no public text" in row.source}
+    doubtful = {row.name for row in VTAB if not row.confirmed}
+    assert doubtful == {"GLoRA (0.44 M)", "GLoRA (0.29 M)"}
     told = next(sentence for sentence in vtab([])[0].caption if "no public text" in sentence)
     assert all(name in told for name in doubtful)
 
@@ -247,6 +251,23 @@ def test_printed_rows_stand_beside_the_papers_own_data_alone() -> None:
 
     assert "Table 1" in named("vtab") and "Table 1" in named("from_python")
     assert "Table 1" not in named("svhn") + named("my/svhn")
+
+
+def test_a_run_on_a_miniature_of_the_shared_layout_is_a_cell_of_table_1(tmp_path: Path) -> None:
+    photos = image_folder(tmp_path / "vtab" / "kitti" / "images", classes=("a", "b", "c", "d"), per_class=6)
+    files = [f"images/{name}/{k}.png {label}" for label, name in enumerate("abcd") for k in range(6)]
+    for split, shares in (("train800", (0, 1, 2)), ("val200", (3,)), ("test", (4, 5))):
+        lines = [line for k, line in enumerate(files) if k % 6 in shares]
+        (photos.parent / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
+    data = {"source": "vtab", "root": str(tmp_path / "vtab"), "task": "kitti"}
+    experiment = tiny(tmp_path, method="linear", data=data)
+    result = Run(experiment, tmp_path / "run", Silent()).fit()
+    assert result is not None
+    (sheet,) = vtab(read_results([tmp_path / "run"]))
+    assert "Table 1" in sheet.title
+    assert value(sheet, result.title or "linear", "kitti") == pytest.approx(
+        100 * (result.metrics["test_accuracy"] or 0)
+    )
 
 
 def test_tasks_of_no_group_have_a_task_mean_alone() -> None:

@@ -12,6 +12,7 @@ from glora.errors import RunError, UnknownNameError, listed, nearest
 from glora.report import plots
 from glora.report.folders import read_results
 from glora.report.outcome import Outcome
+from glora.report.plots.figures import figure_file
 
 __all__ = ["draw"]
 
@@ -28,6 +29,7 @@ def draw(name: str, runs: Sequence[str], out: Path, *, limit: int, seed: int) ->
 
     Raises:
         UnknownNameError: There is no such figure.
+        ConfigError: The file's suffix is that of no format.
         RunError: A run lacks what the figure shows.
     """
     if name not in FIGURES:
@@ -39,7 +41,7 @@ def draw(name: str, runs: Sequence[str], out: Path, *, limit: int, seed: int) ->
         )
     if name != "fewshot" and not runs:
         raise RunError(f"The figure {name!r} needs a run.", remedy=f"glora plot {name} RUN --out {out}")
-    FIGURES[name](runs, out, limit=limit, seed=seed)
+    FIGURES[name](runs, figure_file(out), limit=limit, seed=seed)  # a wrong suffix is told before any work
 
 
 def _fewshot(runs: Sequence[str], out: Path, **_: Any) -> None:

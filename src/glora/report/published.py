@@ -56,6 +56,11 @@ class PublishedRow:
     source: str = ""
     note: str = ""
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether a public text beside the paper has the same figures."""
+        return self.source not in (UNCONFIRMED, UNCONFIRMED_SPEED)
+
 
 def _vtab(
     name: str, parameters: float, average: float, figures: str, *, source: str = BENCH, note: str = ""
@@ -135,7 +140,7 @@ GENERALIZATION = (
         "GLoRA (0.29 M)",
         44.1,
         "78.3 67.5 30.6 13.3 31.0",
-        note="67.5 on ImageNet-V2 is what PACE quotes, and its mean 44.1 agrees; others remember 69.5.",
+        note="67.5 on ImageNet-V2 is as PACE quotes it, whose mean, 44.1, agrees.",
     ),
 )
 

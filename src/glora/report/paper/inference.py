@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from glora.errors import RunError
-from glora.report.paper.rows import our_rows, parameters, printed_lines
+from glora.report.paper.rows import doubtful, our_rows, parameters, printed_lines
 from glora.report.published import INFERENCE
 from glora.report.result import Result
 from glora.report.sheet import Column, Line, Sheet
@@ -45,9 +45,7 @@ def inference(results: Sequence[Result]) -> list[Sheet]:
     for row in rows:
         cells = {name: cell for name, value in values.items() for cell in row.cells({"all": value}).values()}
         lines.append(Line(row.name, {"parameters": parameters(row), **cells}))
-    told = [WHAT, NOT_ALIKE, *_machines(found)]
-    doubtful = [row.name for row in INFERENCE if "no public text" in row.source]
-    told.append(f"Printed figures that no public text but the paper confirms: {', '.join(doubtful)}.")
+    told = [WHAT, NOT_ALIKE, *_machines(found), *doubtful(INFERENCE)]
     return [Sheet("Inference (Table 3, printed: ViT-B/16)", tuple(columns), tuple(lines), tuple(told))]
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "SPREAD",
     "OurRow",
     "captions",
+    "doubtful",
     "mean_over",
     "named_set",
     "our_rows",
@@ -225,9 +226,13 @@ def captions(rows: Sequence[OurRow], printed: Sequence[PublishedRow] = ()) -> li
         found.append(_run_with(every))
     if any(row.protocol == "paper" for row in rows):
         found.append(PAPER_PROTOCOL)
-    if doubtful := [row.name for row in printed if "no public text" in row.source]:
-        found.append(f"Printed figures that no public text but the paper confirms: {', '.join(doubtful)}.")
-    return [*found, *(f"{row.name}: {row.note}" for row in printed if row.note)]
+    return [*found, *doubtful(printed), *(f"{row.name}: {row.note}" for row in printed if row.note)]
+
+
+def doubtful(printed: Sequence[PublishedRow]) -> list[str]:
+    """Which printed rows are confirmed by no other text, in a sentence; none where all are."""
+    names = [row.name for row in printed if not row.confirmed]
+    return [f"Printed figures that no public text but the paper confirms: {', '.join(names)}."] if names else []
 
 
 def _run_with(results: Sequence[Result]) -> str:
