@@ -88,6 +88,8 @@ def layers_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, titl
     """
     counts = _choices(outcomes.values())
     groups = _groups(counts)
+    if all(len(group) == 1 for group in groups.values()):  # rows that have no type, such as blocks
+        groups = {"": {site: site for site in counts}}
     columns = min(PANELS, len(groups))
     lines = [list(groups)[k : k + columns] for k in range(0, len(groups), columns)]
     heights = [max(len(groups[name]) for name in line) for line in lines]
@@ -122,13 +124,15 @@ def _choices(outcomes: Any) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _looks(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[str, str]:
-    """Choice -> colour, in the order of the legend: ranks from the largest, then the others."""
+    """Choice -> colour, in the order of the legend: ranks and other sizes from the largest, then the others."""
     every = dict.fromkeys(choice for genes in counts.values() for each in genes.values() for choice in each)
-    ranks = sorted((c for c in every if c.startswith("lora:")), key=lambda c: -int(c.partition(":")[2]))
-    found = {choice: RANK_BLUES[min(place, len(RANK_BLUES) - 1)] for place, choice in enumerate(ranks)}
-    found |= {choice: colour for choice, colour in {**KIND_COLOURS, "none": NOTHING}.items() if choice in every}
+    sizes = {choice: int(number) for choice in every if (number := choice.rpartition(":")[2]).isdigit() and int(number)}
+    ordered = sorted(sizes, key=lambda choice: -sizes[choice])
+    found = {choice: RANK_BLUES[min(place, len(RANK_BLUES) - 1)] for place, choice in enumerate(ordered)}
+    known = {**KIND_COLOURS, "none": NOTHING, "0": NOTHING}
+    found |= {choice: colour for choice, colour in known.items() if choice in every}
     others = sorted(choice for choice in every if choice not in found and choice != ABSENT)
-    found |= {choice: look(place)[0] for place, choice in enumerate(others)}
+    found |= {choice: look(place + 1)[0] for place, choice in enumerate(others)}
     return found | ({ABSENT: "white"} if ABSENT in every else {})
 
 
