@@ -102,6 +102,9 @@ class Adapted:
 
     It may keep several adapters on the one base, by name: `add`, `switch`, `remove`. The first is `"default"`.
 
+    Args:
+        supports: The support tensors of every site, where they are not to be made from the space and the seed.
+
     Attributes:
         model: The user's own module, adapted in place.
         sites: Site name -> Site, in the model's order.
@@ -124,6 +127,7 @@ class Adapted:
         *,
         seed: int = 0,
         statistics: bool = False,
+        supports: Mapping[str, Support] | None = None,
     ) -> None:
         refuse_adapted(model)
         self.model = model
@@ -145,7 +149,7 @@ class Adapted:
         self._recompiles = WarnOnce(RECOMPILES)
         self._nothing_active = WarnOnce(NOTHING_ACTIVE)
         self._batch_guards: list[RemovableHandle] = []
-        supports = self._make_supports(space, seed)
+        supports = self._make_supports(space, seed) if supports is None else self._placed(supports)
         self._attach(supports)
         self._adapters = {"default": NamedAdapter(space, supports, space.largest, {})}
         self._in_use = "default"
@@ -161,6 +165,10 @@ class Adapted:
                 support = Support(site, space.rules, space.options[name], generator=generator)
                 supports[name] = support.to(self._weights[name][0].weight.device)
         return supports
+
+    def _placed(self, supports: Mapping[str, Support]) -> dict[str, Support]:
+        """Support tensors that are given, every site's on the device of its weight."""
+        return {name: supports[name].to(self._weights[name][0].weight.device) for name in self.sites}
 
     def _attach(self, supports: Mapping[str, Support]) -> None:
         """Freezes the model but its head, and gives every layer its support tensors."""
@@ -658,7 +666,7 @@ class Adapted:
 
 def _on_device_of(weight: LayerWeight, support: Support) -> Support:
     """The support tensors on the device of the weight: the model may have moved since they were added."""
-    factor = next(iter(support.down.values()), None)
+    factor = next(support.parameters(), None)
     return support if factor is None or factor.device == weight.weight.device else support.to(weight.weight.device)
 
 
