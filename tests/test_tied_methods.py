@@ -125,7 +125,7 @@ def test_the_title_says_which_form_of_lora(settings: dict[str, Any], title: str)
 
 
 def test_parts_without_a_fused_layer_are_refused() -> None:
-    with pytest.raises(TargetError, match="there is none among .*fc1"):
+    with pytest.raises(TargetError, match=r"there is none among .*fc1"):
         tune("lora", {"targets": ("fc1",), "parts": ("q",)})
 
 
@@ -302,7 +302,7 @@ def test_repadapter_is_a_grouped_linear_adapter_before_the_layers(kind: str, whe
 def test_groups_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="groups=3 does not divide hidden=8"):
         get_method("repadapter", {"groups": 3})
-    with pytest.raises(TargetError, match="groups=8 does not divide the 12 inputs of blocks.0.attn.qkv"):
+    with pytest.raises(TargetError, match=r"groups=8 does not divide the 12 inputs of blocks\.0"):
         tune("repadapter", {"groups": 8})
 
 

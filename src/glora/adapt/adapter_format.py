@@ -97,7 +97,7 @@ def write_state(
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, of those in the same memory all but the first copied: tied support tensors have factors in common."""
+    """The tensors; of those in the same memory, such as the factors of tied supports, all but the first are copied."""
     seen: set[int] = set()
     found = {}
     for name, value in tensors.items():
