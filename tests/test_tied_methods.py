@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import glora
 from glora.adapt.adapter_file import read_tensors
-from glora.errors import ConfigError, TargetError
+from glora.errors import ConfigError, StateError, TargetError
 from glora.methods import METHODS
 from glora.methods.method import get_method
 from suites.blocks_suite import tiny_vit
@@ -410,6 +410,21 @@ def test_as_a_plain_adapter_it_is_the_same_function(name: str, settings: dict[st
     with torch.no_grad():
         assert close(loaded.model(x), tuned.model(x))
         assert torch.equal(tuned.adapted.detach()(x), tiny_vit()(x)), "and it comes off again"
+
+
+@pytest.mark.parametrize(("name", "settings"), TIED)
+def test_it_plays_beside_the_base_in_one_batch_and_is_not_filled(name: str, settings: dict[str, Any]) -> None:
+    tuned, x = tune(name, settings), images("vit")
+    with torch.no_grad():
+        own, base = tuned.model(x), tiny_vit()(x)
+        tuned.adapted.switch(["default", "base", "default"])
+        assert close(tuned.model(x), torch.stack([own[0], base[1], own[2]]))
+        tuned.adapted.switch("default")
+        with tuned.adapted.hold(tuned.adapted.active) as held:
+            assert close(held(x), own)
+    with pytest.raises(StateError, match="computed from a method's own numbers"):
+        tuned.adapted.load_state(tuned.adapted.state())
+    assert len(tuned.adapted.parameters()) == len(tuned.parameters())
 
 
 @pytest.mark.parametrize(("name", "settings"), TIED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ class Adapted:
             model=type(self.model).__name__,
             total=self._total,
             active=() if self._mixed else tuple(map(self.space.count, dict.fromkeys(plays))),
-            supernet=sum(p.numel() for support in self.supports.values() for p in support.parameters()),
+            supernet=sum(parameter.numel() for parameter in self._support_parameters()),
             head={name: sum(p.numel() for p in self.model.get_submodule(name).parameters()) for name in self.head},
             sites=tuple(site.kind for site in self.sites.values()),
             adapters=self.adapters,
@@ -309,8 +309,12 @@ class Adapted:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
         self._need_one_adapter("parameters")
-        supports = [parameter for support in self.supports.values() for parameter in support.parameters()]
-        return supports + self.head_parameters()
+        return self._support_parameters() + self.head_parameters()
+
+    def _support_parameters(self) -> list[nn.Parameter]:
+        """Those of the adapter in use, each once: support tensors that are computed may share them."""
+        every = (parameter for support in self.supports.values() for parameter in support.parameters())
+        return list({id(parameter): parameter for parameter in every}.values())
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The parameters of the modules trained whole."""
@@ -329,13 +333,13 @@ class Adapted:
             raise ConfigError(f"dropout={probability!r} is not allowed.", allowed="A number from 0 to below 1.")
         for support in self.supports.values():
             support.dropout = float(probability)
-        read = [
-            name
-            for name, group in self._weights.items()
-            if any(choice.kind == "lora" for choice in self.space.options[name][TENSORS.index("B")])
-            and not all(attach.drops_out(weight.layer) for weight in group)
-        ]
-        if probability and read:
+        choices = {name: self.space.options[name][TENSORS.index("B")] for name in self.sites}
+        self.note_undropped(name for name, of in choices.items() if any(choice.kind == "lora" for choice in of))
+
+    def note_undropped(self, names: Iterable[str]) -> None:
+        """Notes and logs which of these sites drop nothing, though asked to: their layer is not called, or looks up."""
+        read = [name for name in names if not all(attach.drops_out(weight.layer) for weight in self._weights[name])]
+        if read and any(self.supports[name].dropout for name in read):
             note = f"No dropout where a layer's weight is read without a call or looked up: {listed(read)}."
             self.notes += (note,)
             log.warning(note)

@@ -107,9 +107,11 @@ class Support(nn.Module):
             training alone.
         drops: What is dropped: `"input"`, a number that B's LoRA reads; `"narrow"`, one between the factors of B's
             LoRA, or of a matrix-product A's.
+        computed: Whether `whole` computes the tensors from other numbers, so that they cannot be written.
     """
 
     drops: Literal["input", "narrow"] = "input"
+    computed = False
 
     def __init__(
         self, site: Site, space: SearchSpace, options: Sequence[Sequence[Choice]], *, generator: torch.Generator

@@ -28,7 +28,7 @@ PAPER = ("qkv", "attn.qkv")  # targets of the paper's row
 class LoRA(Adapting):
     """LoRA (arXiv 2106.09685) on every target: `W0 + s down up`, s = alpha / rank.
 
-    The row of arXiv 2306.07967, Table 1, is `targets: [attn.qkv]`: one pair of factors for the whole fused qkv layer.
+    The row of arXiv 2306.07967, Table 1, is `targets: [attn.qkv]`, `dropout: 0.1`: one pair of factors for all of qkv.
     `parts` gives q, k or v factors of their own there, such as LoRA's usual q and v; where q, k and v are layers of
     their own, `targets` chooses them.
 

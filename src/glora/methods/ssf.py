@@ -35,7 +35,7 @@ class SSF(Targeting):
     has its w scaled. Layers that share a weight have a gamma in common and no beta.
     """
 
-    lr = 1e-3
+    lr = 5e-3
 
     name: Literal["ssf"] = "ssf"
     targets: str | tuple[str, ...] = Field(

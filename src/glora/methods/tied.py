@@ -81,6 +81,8 @@ class Tied(Support):
         dropout: The probability with which training drops a number; `drops` says where.
     """
 
+    computed = True
+
     def __init__(self, site: Site, rules: SearchSpace, config: LayerConfig, own: Own, *, dropout: float = 0.0) -> None:
         super().__init__(site, rules, [(NONE,)] * len(TENSORS), generator=torch.Generator())
         self.own = own
@@ -168,7 +170,8 @@ class TunedTied(TunedNumbers):
         numbers = {f"{name}.{key}": value for name, module in own.items() for key, value in module.named_parameters()}
         super().__init__(method, model, numbers, head, statistics=True)  # `adapted` freezes them
         self.statistics = self.adapted.statistics
-        self.notes = tuple(notes)
+        self.adapted.note_undropped(name for name, support in supports.items() if support.dropout)
+        self.notes = (*notes, *self.adapted.notes)
 
     @property
     def summary(self) -> str:
