@@ -473,3 +473,27 @@ def test_a_plain_model_in_a_fresh_process_loads_the_file_of_every_method(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == names
+
+
+@pytest.mark.parametrize(("name", "settings"), TIED)
+def test_on_quantised_layers_it_trains_and_answers_as_on_what_they_stand_for(
+    name: str, settings: dict[str, Any]
+) -> None:
+    ao = pytest.importorskip("torchao.quantization")
+    packed, floats, x = tiny_vit(), tiny_vit(), images("vit")
+    ao.quantize_(packed.blocks, ao.Int8WeightOnlyConfig(version=2))  # type: ignore[union-attr, arg-type]
+    with torch.no_grad():
+        for key, layer in packed.blocks.named_modules():  # type: ignore[union-attr]
+            if isinstance(layer, nn.Linear):
+                floats.blocks.get_submodule(key).weight.copy_(layer.weight.dequantize())  # type: ignore[union-attr, operator]
+    answers = []
+    for model in (packed, floats):
+        tuned: Any = get_method(name, settings).apply(model, head=("head",), seed=0)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for value in tuned.numbers.values():
+                value.add_(0.2 * torch.randn(value.shape, generator=generator))
+        answers.append(model(x))
+        answers[-1].sum().backward()
+        assert all(value.grad is not None for value in tuned.numbers.values())
+    assert torch.allclose(*answers, rtol=1e-3, atol=1e-4)
