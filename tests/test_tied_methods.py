@@ -319,6 +319,25 @@ def llama(**changes: Any) -> nn.Module:
     return model
 
 
+def test_in_gpt2_whose_layers_are_transposed_it_is_the_same() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0}
+    tokens = torch.randint(30, (2, 5), generator=torch.Generator().manual_seed(0))
+    cases = {"fact": {"rank": 2}, "repadapter": {"hidden": 4}, "ssf": {}, "lora": {"parts": ("q", "v"), "rank": 2}}
+    for name, settings in cases.items():
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, eos_token_id=0)).eval()
+        base = model(tokens).logits
+        tuned: Any = get_method(name, settings).apply(model, head=(), seed=0)
+        assert torch.equal(model(tokens).logits, base)
+        with torch.no_grad():
+            for value in tuned.numbers.values():
+                value.add_(0.3 * torch.randn(value.shape))
+            played = model(tokens).logits
+            assert not close(played, base)
+            assert close(tuned.merged()(tokens).logits, played), name
+
+
 @pytest.mark.parametrize(("name", "settings"), [("fact", {"rank": 2}), ("repadapter", {"hidden": 4}), ("ssf", {})])
 def test_a_decoder_starts_exactly_trains_and_merges(name: str, settings: dict[str, Any]) -> None:
     model, tokens = llama(), torch.randint(30, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -387,6 +406,13 @@ def test_dropout_is_for_training_alone(name: str, settings: dict[str, Any]) -> N
         assert torch.equal(tuned.model(x), tuned.model(x))
         tuned.model.train()
         assert not torch.equal(tuned.model(x), tuned.model(x))
+
+
+def test_where_nothing_can_drop_out_it_is_noted() -> None:
+    layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(12, 3))
+    tuned = get_method("lora", {"parts": ("q", "v"), "dropout": 0.1}).apply(model, head=("1",), seed=0)
+    assert any("No dropout" in note and "in_proj" in note and "linear1" not in note for note in tuned.notes)
 
 
 # Files

@@ -7,7 +7,6 @@ numbers, and `TunedTied.adapted` writes the same function as a plain adapter.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -96,9 +95,9 @@ class Tied(Support):
             config.E if bias else NONE,
         )
 
-    @abstractmethod
     def tensor(self, tensor: str) -> dict[str, Tensor]:
         """The `down`, and of a LoRA the `up`, of one support tensor that the configuration has."""
+        raise NotImplementedError
 
     def whole(self, tensor: str) -> dict[str, Tensor]:
         choice: Choice = getattr(self.config, tensor)
