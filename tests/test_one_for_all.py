@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import glora
 from glora.genotype import Choice, Genotype, LayerConfig
 from glora.methods.method import get_method
-from suites.blocks_suite import tiny_vit
 from suites.method_suite import step
+from suites.tiny_vit import tiny_vit
 
 Factors = dict[str, dict[str, Tensor]]  # support tensor -> "down" and "up" -> numbers
 

@@ -21,7 +21,7 @@ from glora.adapt.adapter_file import read_tensors
 from glora.errors import ConfigError, StateError, TargetError
 from glora.methods import METHODS
 from glora.methods.method import get_method
-from suites.blocks_suite import tiny_vit
+from suites.tiny_vit import tiny_vit
 
 HEADS = {"vit": ("head",), "swin": ("head.fc",)}
 WIDTH = 12

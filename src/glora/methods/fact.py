@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from glora.adapt.support import FLOAT
 from glora.errors import TargetError
 from glora.genotype import LayerConfig, Site
 from glora.methods.blocks import Sublayer, find_blocks
@@ -65,19 +66,29 @@ class FacT(Method):
                 (name, part is block.mlp) for block in stage for part in block.sublayers for name in _linears(part)
             ]
             counts = [_slices(name, sites[name], width) for name, _ in layers]
-            factors = self._factors(width, sum(counts), generator)
+            fans: list[int] = []
+            for (name, _), count in zip(layers, counts, strict=True):
+                fans += [count if _gathers(sites[name]) else 1] * count
+            factors = self._factors(width, fans, generator)
             own["fact" if len(blocks.stages) == 1 else f"fact.{width}"] = factors
             ends = itertools.accumulate(counts)
             for (name, mlp), count, end in zip(layers, counts, ends, strict=True):
                 supports[name] = _Slices(sites[name], rules, config, factors, self, slice(end - count, end), mlp=mlp)
         return TunedTied(self, model, {name: supports[name] for name in sites}, own, head)
 
-    def _factors(self, width: int, slices: int, generator: torch.Generator) -> Own:
-        """As the authors start: V zero, U as a Linear layer, S_k too, C and P Xavier-uniform."""
-        r = self.rank
+    def _factors(self, width: int, fans: Sequence[int], generator: torch.Generator) -> Own:
+        """As the authors start: V zero, U and the middle factors as Linear layers, C and P Xavier-uniform.
+
+        Args:
+            width: d.
+            fans: Of every slice, how many are summed in its layer.
+            generator: What is drawn comes from it.
+        """
+        r, slices = self.rank, len(fans)
         ends = {"U": linear_init((r, width), generator), "V": zeros(width, r)}
         if self.form == "tt":
-            return Own(**ends, S=linear_init((slices, r, r), generator))
+            spread = torch.tensor(fans, **FLOAT).rsqrt().view(-1, 1, 1)
+            return Own(**ends, S=nn.Parameter(linear_init((slices, r, r), generator).detach() * spread))
         core = uniform((r, r, r), (6 / (2 * r * r)) ** 0.5, generator)
         return Own(**ends, C=core, P=uniform((r, slices), (6 / (r + slices)) ** 0.5, generator))
 
@@ -96,6 +107,11 @@ def _slices(name: str, site: Site, width: int) -> int:
             remedy="Choose a method that takes layers of any width: glora, lora, repadapter.",
         )
     return max(o, i) // width
+
+
+def _gathers(site: Site) -> bool:
+    """Whether the layer sums over its slices: its input is the wide side."""
+    return site.in_features > site.out_features
 
 
 class _Slices(Tied):
@@ -117,7 +133,7 @@ class _Slices(Tied):
         self.interleaved = mlp and settings.form == "tk" and settings.slices == "interleaved"
         self.strength = settings.scale
         self.mine = mine
-        self.gathers = site.in_features > site.out_features
+        self.gathers = _gathers(site)
 
     def middles(self) -> Tensor:
         """S_k of every slice, `(slices, r, r)`, to be multiplied as `V S_k U`.

@@ -32,7 +32,8 @@ class SSF(Targeting):
 
     Departures: gamma 1 and beta 0 at the start, so that step 0 is the base; `start: authors` draws them around that.
     Layers without a bias have no beta unless `new_bias` makes one. A norm that multiplies by 1 + w, as Gemma's does,
-    has its w scaled. Layers that share a weight have a gamma in common and no beta.
+    has its w scaled. Layers that share a weight have a gamma in common and no beta. Weight decay is the run's for all
+    numbers; the authors use none for these.
     """
 
     lr = 5e-3

@@ -30,9 +30,9 @@ def uniform(shape: Sequence[int], bound: float, generator: torch.Generator) -> n
     return nn.Parameter(torch.empty(*shape, **FLOAT).uniform_(-bound, bound, generator=generator))
 
 
-def linear_init(shape: Sequence[int], generator: torch.Generator, *, inputs: int = 0) -> nn.Parameter:
-    """What `nn.Linear` starts with: uniform up to 1 / sqrt(inputs), which is the last dimension unless given."""
-    return uniform(shape, 1 / math.sqrt(inputs or shape[-1]), generator)
+def linear_init(shape: Sequence[int], generator: torch.Generator) -> nn.Parameter:
+    """What `nn.Linear` starts with: uniform up to 1 / sqrt(inputs), the last dimension."""
+    return uniform(shape, 1 / math.sqrt(shape[-1]), generator)
 
 
 def zeros(*shape: int) -> nn.Parameter:
