@@ -6,6 +6,9 @@ METHODS = {
     "glora": "glora.methods.glora:GLoRA",  # the supernet
     "lora": "glora.methods.lora:LoRA",
     "biases": "glora.methods.lora:Biases",
+    "fact": "glora.methods.fact:FacT",
+    "ssf": "glora.methods.ssf:SSF",
+    "repadapter": "glora.methods.repadapter:RepAdapter",
     "bitfit": "glora.methods.subset:BitFit",
     "adapter": "glora.methods.adapter:Adapter",
     "adaptformer": "glora.methods.adaptformer:AdaptFormer",
