@@ -239,7 +239,7 @@ def test_never_both_maps_of_an_adapter_are_zero(form: str, start: str) -> None:
 def test_prompts_start_uniform_by_the_size_of_a_patch(build: Any) -> None:
     base = build()
     width, patch = base.embed_dim, base.patch_embed.patch_size[0]
-    numbers = torch.cat([each.flatten() for each in apply(base, "deep", tokens=50).numbers.values()])
+    numbers = torch.cat([each.detach().flatten() for each in apply(base, "deep", tokens=50).numbers.values()])
     bound = (6 / (3 * patch**2 + width)) ** 0.5
     assert float(numbers.abs().max()) == pytest.approx(bound, rel=0.01)
     assert float(numbers.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
@@ -350,6 +350,8 @@ def test_it_plays_the_same_in_every_mode_of_autograd_and_type(which: str, build:
         assert torch.equal(model(images()), y)
     with torch.inference_mode():
         assert torch.equal(model(images()), y)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(model(images()).float(), y, rtol=0.2, atol=0.3)
     torch.testing.assert_close(model.double()(images().double()).float(), y, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model.bfloat16()(images().bfloat16()).float(), y, rtol=0.2, atol=0.3)
 
@@ -600,12 +602,24 @@ def test_where_vpt_or_an_adapter_cannot_be_it_is_said() -> None:
         assert not any("added" in name for name, _ in base.named_modules()), "it is left as it was"
 
 
+def test_adaptformer_needs_a_stream_of_one_width() -> None:
+    model = vit()
+    model.blocks[1].mlp.fc1 = nn.Linear(32, 192)
+    with pytest.raises(TargetError, match=r"reads what it adds to, and blocks\.1 makes 64 numbers a token of 32\."):
+        apply(model, "adaptformer")
+    assert not any("added" in name for name, _ in model.named_modules())
+
+
 @each
 def test_a_model_has_one_method(which: str) -> None:
     model = vit()
     tuned = apply(model, which)
     with pytest.raises(StateError, match=r"blocks\.0 has modules of a method already\. .*remove\(\)"):
         apply(model, "noah")
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    with pytest.raises(StateError):
+        apply(model, "adaptformer")
+    assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     tuned.remove()
     apply(model, "noah")
 
@@ -678,6 +692,8 @@ def test_a_run_is_played_but_not_merged(
     assert not (tmp_path / "merged.safetensors").exists()
     assert CliRunner().invoke(app, ["predict", str(folder), str(files[0])]).exit_code == 0
     assert CliRunner().invoke(app, ["eval", str(folder)]).exit_code == 0
+    again = CliRunner().invoke(app, ["fit", "--out", str(folder)])
+    assert again.exit_code == 0 and again.stderr.endswith(f"Next: glora predict {folder} FILES\n")
 
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -75,6 +75,50 @@ def test_preprocessing_follows_the_model() -> None:
     assert (resnet.mean[0], resnet.size) == (0.485, (224, 224))
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [("model", 0.5, 0.5), ("imagenet", 0.485, 0.229), ("half", 0.5, 0.5), ("none", 0.0, 1.0)],
+)
+def test_images_are_normalised_as_asked(name: str, mean: float, std: float) -> None:
+    backbone = load_backbone("test_vit", num_classes=2, image_size=32, pretrained=False, normalise=name)
+    assert (backbone.preprocess.mean[0], backbone.preprocess.std[0]) == (mean, std)
+    rebuilt = load_backbone(**json.loads(json.dumps(backbone.spec)), num_classes=2)
+    assert rebuilt.preprocess == backbone.preprocess and rebuilt.spec == backbone.spec
+
+
+def test_an_unknown_normalisation_names_the_known() -> None:
+    with pytest.raises(BackboneError, match=r"'mean'.*model, imagenet, half, none"):
+        load_backbone("test_vit", num_classes=2, pretrained=False, normalise="mean")
+
+
+def test_drop_path_rises_in_a_line_and_is_for_training_alone(vit_file: Path) -> None:
+    plain, dropped = (
+        load_backbone(VIT, num_classes=7, image_size=32, checkpoint=vit_file, drop_path=rate) for rate in (0.0, 0.3)
+    )
+    blocks = dropped.model.blocks
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.3 * place / (len(blocks) - 1) for place in range(len(blocks))])
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        still = plain.model.eval()(x)
+        assert torch.equal(dropped.model.eval()(x), still)
+        assert not torch.equal(dropped.model.train()(x), still)
+    assert "drop_path" not in plain.spec
+    rebuilt = load_backbone(**json.loads(json.dumps(dropped.spec)), num_classes=7).model
+    assert rebuilt.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+
+
+def test_drop_path_where_there_is_none_is_refused() -> None:
+    with pytest.raises(BackboneError, match=r"drop_path=0.1.*'dla46_c'.*model.drop_path"):
+        load_backbone("dla46_c", num_classes=2, pretrained=False, drop_path=0.1)
+
+
+def test_packaged_architecture_with_drop_path() -> None:
+    backbone = load_backbone("dinov2_vits14", num_classes=5, pretrained=False, image_size=28, drop_path=0.1)
+    assert backbone.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    assert (backbone.spec["name"], backbone.spec["drop_path"]) == ("dinov2_vits14", 0.1)
+
+
 def test_the_seed_decides_and_global_randomness_is_left_alone() -> None:
     state = torch.get_rng_state()
     first, again, other = (

@@ -34,6 +34,9 @@ def of_transformers(kind: str) -> nn.Module:
         return transformers.ViTForImageClassification(config)
     if kind == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small, vocab_size=30))
+    if kind == "gemma2":
+        gemma = {**small, "num_key_value_heads": 1, "head_dim": 6, "vocab_size": 30}
+        return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**gemma))
     if kind == "bert":
         return transformers.BertForSequenceClassification(transformers.BertConfig(**small, vocab_size=30))
     config = transformers.GPT2Config(n_embd=12, n_layer=2, n_head=2, vocab_size=30, n_positions=16)
@@ -45,6 +48,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str, int, int]] = {  # kind, bl
     "ViT with a scaled branch": (lambda: of_timm("vit_tiny_patch16_224", depth=2, init_values=0.1), "vit", 2, 1),
     "ViT without a class token": (
         lambda: of_timm("vit_tiny_patch16_224", depth=2, class_token=False, global_pool="avg"), "vit", 2, 0,
+    ),
+    "ViT without a class token in another model": (
+        lambda: nn.Sequential(of_timm("test_vit", depth=2, class_token=False, global_pool="avg")), "vit", 2, 0,
     ),
     "DeiT, distilled": (lambda: of_timm("deit_tiny_distilled_patch16_224", depth=2), "vit", 2, 2),
     "Swin": (swin, "swin", 4, 0),
@@ -116,6 +122,8 @@ def test_bert_normalises_the_sum() -> None:
         lambda: timm.models.swin_transformer_v2.SwinTransformerV2(
             img_size=32, patch_size=2, window_size=4, embed_dim=8, depths=(2,), num_heads=(2,)
         ),
+        lambda: timm.models.eva.Eva(embed_dim=8, depth=1, num_heads=2, use_post_norm=True),
+        lambda: of_transformers("gemma2"),
         lambda: nn.Sequential(nn.Linear(3, 3)),
     ],
 )

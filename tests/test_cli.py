@@ -28,7 +28,7 @@ from glora.config import describe, description
 from glora.files import read_jsonl
 from suites.toy import TARGETS, image_folder
 
-VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "check", "table", "demo")
+VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "data", "check", "table", "plot", "demo")
 TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "1"]
 SMALL_SEARCH = ["--population", "4", "--generations", "1", "--set", "search.searcher.parents=2"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -74,6 +74,45 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cli.main()
     assert not end.value.code
     return root / "run"
+
+
+# -- data
+
+
+def test_data_tells_what_is_in_each_split_and_draws_some(glora: Any, photos: Path, tmp_path: Path) -> None:
+    done = glora("data", photos, "count", "--picture", tmp_path / "some.svg", "--samples", "5")
+    assert done.code == 0
+    assert re.search(r"photos: classify, 2 classes\n  train +26 images  dark 13, light 13\n", done.out)
+    assert re.search(r"count, structured: .*\n.*\n  val +200 images  3 25, 4 25", done.out)
+    first, second = json.loads((tmp_path / "some.json").read_text())["rows"]
+    assert sorted(first["labels"]) == ["dark", "dark", "light", "light", "light"] or len(set(first["labels"])) == 2
+    assert len(set(second["labels"])) == 5, "as many classes as there is room for"
+
+
+def test_the_picture_of_the_guide_is_the_commands(glora: Any, tmp_path: Path) -> None:
+    figure = Path(__file__).parents[1] / "docs" / "guide" / "figures" / "offline-suite.json"
+    rows = {row["title"]: row for row in json.loads(figure.read_text())["rows"]}
+    assert len(rows) == 7
+    drawn = ["dsprites_loc", "dsprites_ori", "count"]  # those that need no package
+    glora("data", *drawn, "--picture", tmp_path / "some.png")
+    assert json.loads((tmp_path / "some.json").read_text())["rows"] == [rows[name] for name in drawn]
+
+
+def test_data_as_json(glora: Any, photos: Path) -> None:
+    (told,) = json.loads(glora("data", photos, "--json").out)
+    assert {name: split["examples"] for name, split in told["splits"].items()} == {"train": 26, "val": 6, "test": 8}
+    assert told["splits"]["test"]["classes"] == {"dark": 4, "light": 4}
+
+
+@pytest.mark.figures
+def test_a_picture_of_samples_is_drawn(glora: Any, photos: Path, tmp_path: Path) -> None:
+    assert glora("data", photos, "--picture", tmp_path / "some.png").code == 0
+    assert (tmp_path / "some.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_data_that_is_not_there(glora: Any) -> None:
+    done = glora("data", "digit")
+    assert done.code == 2 and "Did you mean 'digits'?" in done.err
 
 
 # -- help

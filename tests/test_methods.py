@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import glora
 from glora.adapt.adapter_file import read_header
-from glora.errors import StateError, UnknownNameError
+from glora.errors import StateError, TargetError, UnknownNameError
 from glora.methods import METHODS
 from glora.methods.method import get_method
 from suites.method_suite import MethodSuite, Normed, OnBlocks, step
@@ -28,6 +28,34 @@ class TestGLoRA(MethodSuite):
 
 class TestLoRA(MethodSuite):
     method, settings = "lora", {"rank": 2, "alpha": 6.0, "dropout": 0.1}
+
+
+class TestLoRAInParts(TestLoRA):
+    method, settings = "lora", {"rank": 2, "parts": ("q", "v"), "dropout": 0.1, "scaling": "rank_stabilized"}
+
+    def test_running_statistics_of_a_frozen_base_stay(self, images: Tensor) -> None:
+        with pytest.raises(TargetError, match="there is none among 3"):
+            self.apply(Normed(), head=("4",))
+
+
+class TestFacTTK(OnBlocks, MethodSuite):
+    method, settings = "fact", {"rank": 3, "scale": 0.5}
+
+
+class TestFacTTT(TestFacTTK):
+    method, settings = "fact", {"form": "tt", "rank": 2}
+
+
+class TestSSF(MethodSuite):
+    method = "ssf"
+
+
+class TestSSFAsTheAuthorsStart(TestSSF):
+    method, settings, fresh_is_base = "ssf", {"start": "authors"}, False
+
+
+class TestRepAdapter(OnBlocks, MethodSuite):
+    method, settings = "repadapter", {"hidden": 4, "scale": 2.0}
 
 
 class TestBiases(MethodSuite):

@@ -25,7 +25,7 @@ from glora.runs.stages.train import run_training
 from glora.tasks.evaluation import evaluate
 from glora.tasks.objectives.classify import Classify
 from glora.training.trainer import Progress, Trainer, collapsed
-from suites.training import CLASSES, adapted, equal, first_gradients, make_trainer, run, toy_images, values
+from suites.training import CLASSES, MIXED, adapted, equal, first_gradients, make_trainer, run, toy_images, values
 from suites.two_processes import IMAGES, Ranks, train_with_two
 
 HEAD = ("head",)
@@ -173,6 +173,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path, a
     assert all(torch.equal(one[k][name], other[k][name]) for k in one for name in other[k])
     assert [(p.step, p.loss, p.lr) for p in left] == [(p.step, p.loss, p.lr) for p in ends[after:]]
     assert second.seconds > first.seconds
+
+
+def test_an_interrupted_run_on_augmented_images_goes_on_to_the_same_bits(vit: Vit, tmp_path: Path) -> None:
+    whole = adapted(vit())
+    run(make_trainer(whole, toy_images().augmented(MIXED)))
+    first = make_trainer(adapted(vit()), toy_images().augmented(MIXED))
+    next(first.run())
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+    tuned = adapted(vit(), seed=5)
+    second = make_trainer(tuned, toy_images().augmented(MIXED))
+    second.restore(*read_tensors(tmp_path / "state.safetensors"))
+    run(second)
+    assert equal(values(tuned), values(whole))
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -409,7 +422,19 @@ def test_evaluation_leaves_no_gradient_and_eval_mode(vit: Vit) -> None:
 
 @pytest.fixture(scope="module")
 def by_two(vit: Vit, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
-    return train_with_two(vit(), tmp_path_factory.mktemp("two"), "batch-off", "sample-off")
+    return train_with_two(vit(), tmp_path_factory.mktemp("two"), "batch-off", "sample-off", "batch-off-mixed")
+
+
+def test_two_processes_augment_and_mix_as_one(vit: Vit, by_two: dict[str, Ranks]) -> None:
+    (first, meta), (second, other) = by_two["batch-off-mixed"]
+    assert meta["judged"] == other["judged"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    trainer = make_trainer(adapted(vit()), toy_images(IMAGES).augmented(MIXED), epochs=2)
+    gradients, ends = first_gradients(trainer), run(trainer)
+    for name, value in gradients.items():
+        assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-7), name
+    assert meta["losses"] == pytest.approx([p.loss for p in ends], rel=1e-3)
+    assert meta["metrics"] == [None, None]
 
 
 @pytest.mark.parametrize("sampling", ["batch", "sample"])

@@ -80,6 +80,12 @@ class ModelSettings(Settings):
     checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
+    normalise: Literal["model", "imagenet", "half", "none"] = Field(
+        "model", description="Mean and std of its images: the model's own, ImageNet's, 0.5 and 0.5, or 0 and 1."
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Drop path in training: the last block's rate, from 0 in a line; timm's models."
+    )
 
 
 class TrainSettings(Settings):
@@ -163,6 +169,16 @@ class Experiment(Settings):
         aside = getattr(self.data, "aside", None)
         if aside == 0 and self.search.rescore:
             raise ValueError(f"search.rescore={self.search.rescore} needs examples set aside, but data.aside=0")
+        return self
+
+    @model_validator(mode="after")
+    def _mixing(self) -> Experiment:
+        asked = [f"data.{name}" for name in ("mixup", "cutmix") if getattr(self.data, name, 0)]
+        if asked and self.train.pace == "fast":
+            raise ValueError(
+                f"train.pace=fast compares an example with itself an epoch before, and {' and '.join(asked)} mixes it "
+                "with another one each time"
+            )
         return self
 
     @model_validator(mode="after")

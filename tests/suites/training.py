@@ -12,10 +12,12 @@ from torch import Tensor
 
 from glora.config import TrainSettings
 from glora.methods.method import get_method
+from glora.tasks.augment import Augmentation
 from glora.tasks.images import ImageSet, Preprocess
 from glora.tasks.objectives.classify import Classify
 from glora.training.trainer import Progress, Trainer
 
+MIXED = Augmentation("light", mixup=0.8, cutmix=1.0)
 CLASSES = Classify(classes=("dark", "light", "half"))
 
 

@@ -17,7 +17,7 @@ from conftest import TinyViT
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.genotype import Genotype
 from suites.toy import free_port
-from suites.training import adapted, first_gradients, make_trainer, toy_images
+from suites.training import MIXED, adapted, first_gradients, make_trainer, toy_images
 
 IMAGES = 17  # in batches of 8: the last batch has one, which leaves nothing to the second process
 Ranks = list[tuple[dict[str, Tensor], dict[str, Any]]]
@@ -29,7 +29,7 @@ def train_with_two(model: nn.Module, folder: Path, *cases: str) -> dict[str, Ran
     Args:
         model: The base.
         folder: Where the files may be.
-        cases: `SAMPLING-PACE` each, such as `"sample-off"`.
+        cases: `SAMPLING-PACE` each, such as `"sample-off"`; ending in `-mixed` the images are augmented and mixed.
     """
     save_tensors(folder / "base.safetensors", model.state_dict(), {})
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -44,11 +44,12 @@ def train_with_two(model: nn.Module, folder: Path, *cases: str) -> dict[str, Ran
 
 def train(folder: Path, case: str) -> None:
     """Trains as this process and writes what came out."""
-    sampling, pace = case.split("-")
+    sampling, pace, *mixed = case.split("-")
+    images = toy_images(IMAGES).augmented(MIXED) if mixed else toy_images(IMAGES)
     model = TinyViT()
     model.load_state_dict(read_tensors(folder / "base.safetensors")[0])
     tuned = adapted(model, sampling=sampling)
-    trainer = make_trainer(tuned, toy_images(IMAGES), epochs=2, pace=pace)
+    trainer = make_trainer(tuned, images, epochs=2, pace=pace)
     assert trainer.accelerator.num_processes == 2
     genotypes, before = [], tuned.before_step
 

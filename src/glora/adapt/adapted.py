@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,9 @@ class Adapted:
 
     It may keep several adapters on the one base, by name: `add`, `switch`, `remove`. The first is `"default"`.
 
+    Args:
+        supports: The support tensors of every site, where they are not to be made from the space and the seed.
+
     Attributes:
         model: The user's own module, adapted in place.
         sites: Site name -> Site, in the model's order.
@@ -124,6 +127,7 @@ class Adapted:
         *,
         seed: int = 0,
         statistics: bool = False,
+        supports: Mapping[str, Support] | None = None,
     ) -> None:
         refuse_adapted(model)
         self.model = model
@@ -145,7 +149,7 @@ class Adapted:
         self._recompiles = WarnOnce(RECOMPILES)
         self._nothing_active = WarnOnce(NOTHING_ACTIVE)
         self._batch_guards: list[RemovableHandle] = []
-        supports = self._make_supports(space, seed)
+        supports = self._make_supports(space, seed) if supports is None else self._placed(supports)
         self._attach(supports)
         self._adapters = {"default": NamedAdapter(space, supports, space.largest, {})}
         self._in_use = "default"
@@ -161,6 +165,10 @@ class Adapted:
                 support = Support(site, space.rules, space.options[name], generator=generator)
                 supports[name] = support.to(self._weights[name][0].weight.device)
         return supports
+
+    def _placed(self, supports: Mapping[str, Support]) -> dict[str, Support]:
+        """Support tensors that are given, every site's on the device of its weight."""
+        return {name: supports[name].to(self._weights[name][0].weight.device) for name in self.sites}
 
     def _attach(self, supports: Mapping[str, Support]) -> None:
         """Freezes the model but its head, and gives every layer its support tensors."""
@@ -193,7 +201,7 @@ class Adapted:
             model=type(self.model).__name__,
             total=self._total,
             active=() if self._mixed else tuple(map(self.space.count, dict.fromkeys(plays))),
-            supernet=sum(p.numel() for support in self.supports.values() for p in support.parameters()),
+            supernet=sum(parameter.numel() for parameter in self._support_parameters()),
             head={name: sum(p.numel() for p in self.model.get_submodule(name).parameters()) for name in self.head},
             sites=tuple(site.kind for site in self.sites.values()),
             adapters=self.adapters,
@@ -301,8 +309,12 @@ class Adapted:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
         self._need_one_adapter("parameters")
-        supports = [parameter for support in self.supports.values() for parameter in support.parameters()]
-        return supports + self.head_parameters()
+        return self._support_parameters() + self.head_parameters()
+
+    def _support_parameters(self) -> list[nn.Parameter]:
+        """Those of the adapter in use, each once: support tensors that are computed may share them."""
+        every = (parameter for support in self.supports.values() for parameter in support.parameters())
+        return list({id(parameter): parameter for parameter in every}.values())
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The parameters of the modules trained whole."""
@@ -321,13 +333,13 @@ class Adapted:
             raise ConfigError(f"dropout={probability!r} is not allowed.", allowed="A number from 0 to below 1.")
         for support in self.supports.values():
             support.dropout = float(probability)
-        read = [
-            name
-            for name, group in self._weights.items()
-            if any(choice.kind == "lora" for choice in self.space.options[name][TENSORS.index("B")])
-            and not all(attach.drops_out(weight.layer) for weight in group)
-        ]
-        if probability and read:
+        choices = {name: self.space.options[name][TENSORS.index("B")] for name in self.sites}
+        self.note_undropped(name for name, of in choices.items() if any(choice.kind == "lora" for choice in of))
+
+    def note_undropped(self, names: Iterable[str]) -> None:
+        """Notes and logs which of these sites drop nothing, though asked to: their layer is not called, or looks up."""
+        read = [name for name in names if not all(attach.drops_out(weight.layer) for weight in self._weights[name])]
+        if read and any(self.supports[name].dropout for name in read):
             note = f"No dropout where a layer's weight is read without a call or looked up: {listed(read)}."
             self.notes += (note,)
             log.warning(note)
@@ -658,7 +670,7 @@ class Adapted:
 
 def _on_device_of(weight: LayerWeight, support: Support) -> Support:
     """The support tensors on the device of the weight: the model may have moved since they were added."""
-    factor = next(iter(support.down.values()), None)
+    factor = next(support.parameters(), None)
     return support if factor is None or factor.device == weight.weight.device else support.to(weight.weight.device)
 
 

@@ -91,9 +91,19 @@ def write_state(
     }
     tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()}
     tensors |= {STATISTICS + name: value for name, value in state.statistics.items()}
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole = _apart({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     with atomic(path) as temporary:
         save_file(whole, temporary, metadata={"glora": json.dumps(header)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors; of those in the same memory, such as the factors of tied supports, all but the first are copied."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        found[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return found
 
 
 def _fingerprint_for(model: nn.Module, state: AdapterState) -> str:

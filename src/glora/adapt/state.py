@@ -81,8 +81,13 @@ def fill(supports: Mapping[str, Support], state: AdapterState) -> None:
     """Writes the state's numbers and scales into the support tensors.
 
     Raises:
-        StateError: A tensor has another shape.
+        StateError: A tensor has another shape, or is computed from other numbers.
     """
+    if computed := [name for name, support in supports.items() if support.computed]:
+        raise StateError(
+            f"The support tensors of {computed[0]} are computed from a method's own numbers.",
+            remedy="Load the file into a plain model.",
+        )
     for site, scales in state.scales.items():
         supports[site].scales = dict(scales)
     with torch.no_grad():

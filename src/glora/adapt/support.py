@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +102,16 @@ class Support(nn.Module):
 
     Attributes:
         scales: `TENSOR.kind` -> the fixed scale of a choice, where it is not 1; saved with the numbers.
-        dropout: The probability with which B's LoRA drops an input number while the layer is in training mode. Where
-            the effective weight is built nothing is dropped. Not saved: it matters in training alone.
+        dropout: The probability with which a number is dropped while the layer is in training mode. Where the effective
+            weight is built, or of `narrow` samples play several adapters, nothing is dropped. Not saved: it matters in
+            training alone.
+        drops: What is dropped: `"input"`, a number that B's LoRA reads; `"narrow"`, one between the factors of B's
+            LoRA, or of a matrix-product A's.
+        computed: Whether `whole` computes the tensors from other numbers, so that they cannot be written.
     """
+
+    drops: Literal["input", "narrow"] = "input"
+    computed = False
 
     def __init__(
         self, site: Site, space: SearchSpace, options: Sequence[Sequence[Choice]], *, generator: torch.Generator
@@ -167,6 +174,12 @@ class Support(nn.Module):
             return down, up
         # the factor held large is made small before it meets an activation: fp16 ends at 65,504
         return (down * scale, None) if up is None else (down, up * scale)
+
+    def dropping(self, tensor: str, config: LayerConfig) -> tuple[Tensor, Tensor]:
+        """The factors of a LoRA between or before which numbers are dropped; their product is that of `factors`."""
+        down, up = self.factors(tensor, config)
+        assert down is not None and up is not None
+        return down, up
 
     def scale(self, tensor: str, choice: Choice) -> float:
         """The fixed number that multiplies what the choice reads."""

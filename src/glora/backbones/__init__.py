@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from torch import nn
+from typing_extensions import NotRequired
 
 from glora import registry
 from glora.errors import BackboneError
-from glora.tasks.images import Preprocess
+from glora.tasks.images import NORMALISATIONS, Preprocess
 
 __all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of"]
 
@@ -28,6 +29,8 @@ class Spec(TypedDict):
     checkpoint: str | None
     pretrained: bool
     seed: int  # of what is not pretrained
+    normalise: NotRequired[str]  # where it is not the model's own
+    drop_path: NotRequired[float]  # where there is some
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ def load_backbone(
     checkpoint: str | Path | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    normalise: str = "model",
+    drop_path: float = 0.0,
     cache_dir: Path | None = None,
 ) -> Backbone:
     """The backbone called `name`, with a head of `num_classes` outputs.
@@ -72,10 +77,13 @@ def load_backbone(
         checkpoint: A `.safetensors` file of weights to use instead of the pretrained ones.
         pretrained: Whether to load pretrained weights; no hub is asked when False or with a checkpoint.
         seed: Seed of everything that is initialised at random.
+        normalise: Mean and standard deviation of its images: `model`, its own, or one of `NORMALISATIONS`.
+        drop_path: Share of the examples whose last block is left out in training; it rises from 0 in a line.
         cache_dir: Where converted packaged weights are kept; None is `~/.cache/glora`.
 
     Raises:
-        BackboneError: The model cannot be built at this size, or its weights do not fit or are out of reach.
+        BackboneError: The model cannot be built at this size or with drop path, or its weights do not fit or are out
+            of reach.
         MissingExtraError: timm, or the package of the packaged weights, is not installed.
         UnknownNameError: There is no such model; lists the nearest names.
     """
@@ -89,13 +97,24 @@ def load_backbone(
         "checkpoint": None if checkpoint is None else Path(checkpoint).expanduser().resolve(),
         "pretrained": pretrained,
         "seed": seed,
+        "drop_path": drop_path,
     }
+    if normalise not in ("model", *NORMALISATIONS):
+        raise BackboneError(
+            f"normalise={normalise!r} is not known.", allowed=f"Allowed: model, {', '.join(NORMALISATIONS)}."
+        )
     backbone: Backbone
     if name in PACKAGED:
         backbone = registry.load(PACKAGED[name])(**settings, cache_dir=cache_dir)
     else:
         backbone = registry.load(f"{_TIMM}:load")(name, **settings)
-    return backbone
+    return backbone if normalise == "model" else _normalised(backbone, normalise)
+
+
+def _normalised(backbone: Backbone, normalise: str) -> Backbone:
+    assert backbone.preprocess is not None and backbone.spec is not None  # it has a name
+    preprocess = backbone.preprocess.normalised(normalise)
+    return replace(backbone, preprocess=preprocess, spec={**backbone.spec, "normalise": normalise})
 
 
 def preprocess_of(model: nn.Module) -> Preprocess | None:

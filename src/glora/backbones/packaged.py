@@ -45,6 +45,7 @@ def dinov2_vits14(
     checkpoint: Path | None,
     pretrained: bool,
     seed: int,
+    drop_path: float,
     cache_dir: Path | None,
 ) -> Backbone:
     """DINOv2 ViT-S/14 (22 M parameters) with a fresh head; see `load_backbone`.
@@ -65,6 +66,7 @@ def dinov2_vits14(
         checkpoint=packaged or checkpoint,
         pretrained=pretrained,
         seed=seed,
+        drop_path=drop_path,
     )
     if packaged is not None:
         _resample_positions(backbone.model, packaged, side // 14)

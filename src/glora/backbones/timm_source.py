@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -31,6 +31,16 @@ _CONVERT = (
 )
 
 
+class _Wanted(NamedTuple):
+    """What timm is asked to build: see `load_backbone`."""
+
+    name: str
+    num_classes: int
+    image_size: int | None
+    seed: int
+    drop_path: float
+
+
 def load(
     name: str,
     *,
@@ -39,27 +49,30 @@ def load(
     checkpoint: Path | None,
     pretrained: bool,
     seed: int,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """The timm model `name` as a backbone; see `load_backbone`.
 
     Raises:
-        BackboneError: The model cannot be built at this size, or its weights do not fit or are out of reach.
+        BackboneError: The model cannot be built at this size or with drop path, or its weights do not fit or are out
+            of reach.
         UnknownNameError: timm has no such model; lists the nearest names.
     """
     from_hub = pretrained and checkpoint is None
+    wanted = _Wanted(name, num_classes, image_size, seed, drop_path)
     _known(name, from_hub=from_hub)
     tensors = None if checkpoint is None else _read(checkpoint)
     notes: tuple[str, ...] = ()
     if from_hub and (image_size is None or name.startswith(_HUB)):
-        model = _create_pretrained(name, num_classes, image_size, seed)
+        model = _create_pretrained(wanted)
         _check_size(name, model, image_size)
     else:  # a size that does not fit is told before anything is loaded
-        model = _create_bare(name, num_classes, image_size, seed)
+        model = _create_bare(wanted)
         _check_size(name, model, image_size)
         if tensors is not None:
-            model, notes = _with_weights(name, model, tensors, str(checkpoint), num_classes, image_size, seed)
+            model, notes = _with_weights(wanted, model, tensors, str(checkpoint))
         elif from_hub:
-            model = _create_pretrained(name, num_classes, image_size, seed)
+            model = _create_pretrained(wanted)
     spec = Spec(
         name=name,
         image_size=image_size,
@@ -67,6 +80,8 @@ def load(
         pretrained=pretrained,
         seed=seed,
     )
+    if drop_path:
+        spec["drop_path"] = drop_path
     return Backbone(name, model, _preprocess(name, model, image_size), _head(name, model), spec, notes)
 
 
@@ -107,48 +122,64 @@ def _known(name: str, *, from_hub: bool) -> None:
     )
 
 
-def _create(
-    name: str,
-    num_classes: int,
-    image_size: int | None,
-    *,
-    seed: int,
-    pretrained: bool = False,
-    overlay: dict[str, Any] | None = None,
-) -> nn.Module:
-    """timm's model; what starts at random is drawn from `seed`."""
-    timm = _timm()
+def _create(wanted: _Wanted, *, pretrained: bool = False, overlay: dict[str, Any] | None = None) -> nn.Module:
+    """timm's model; what starts at random is drawn from its seed.
+
+    Raises:
+        BackboneError: It has no drop path, and some is wanted.
+    """
+    timm, name = _timm(), wanted.name
     settings: dict[str, Any] = {}
     cfg = None if name.startswith(_HUB) else timm.get_pretrained_cfg(name)
-    if image_size is not None and (cfg is None or cfg.fixed_input_size):
-        settings["img_size"] = image_size
+    if wanted.image_size is not None and (cfg is None or cfg.fixed_input_size):
+        settings["img_size"] = wanted.image_size
     if overlay is not None:
         settings["pretrained_cfg_overlay"] = overlay
+    if wanted.drop_path:
+        settings["drop_path_rate"] = wanted.drop_path
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **settings)
+        torch.default_generator.manual_seed(wanted.seed)  # torch.manual_seed would reseed the accelerators too
+        try:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=wanted.num_classes, **settings)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise _no_drop_path(wanted) from error
+    if wanted.drop_path and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
+        raise _no_drop_path(wanted)
     return cast(nn.Module, model)
 
 
-def _create_bare(name: str, num_classes: int, image_size: int | None, seed: int) -> nn.Module:
+def _no_drop_path(wanted: _Wanted) -> BackboneError:
+    return BackboneError(
+        f"drop_path={wanted.drop_path:g} is asked for, and {wanted.name!r} has no block that it could leave out.",
+        remedy="Leave model.drop_path out, or choose another model.",
+    )
+
+
+def _create_bare(wanted: _Wanted) -> nn.Module:
     try:
-        return _create(name, num_classes, image_size, seed=seed)
+        return _create(wanted)
+    except BackboneError:
+        raise
     except Exception as error:  # whatever the architecture's own constructor refuses
-        size = "" if image_size is None else f" for images of {image_size} pixels"
+        size = "" if wanted.image_size is None else f" for images of {wanted.image_size} pixels"
         raise BackboneError(
-            f"timm cannot build {name!r}{size}: {error or type(error).__name__}.",
+            f"timm cannot build {wanted.name!r}{size}: {error or type(error).__name__}.",
             remedy="Leave image_size out for the model's own." if size else "Choose another model.",
         ) from error
 
 
-def _create_pretrained(name: str, num_classes: int, image_size: int | None, seed: int) -> nn.Module:
+def _create_pretrained(wanted: _Wanted) -> nn.Module:
     try:
         with _without_waiting():
-            return _create(name, num_classes, image_size, seed=seed, pretrained=True)
+            return _create(wanted, pretrained=True)
+    except BackboneError:
+        raise
     except Exception as error:  # the hub client's errors have no common root
         reason = " ".join(str(error).split())
         raise BackboneError(
-            f"The pretrained weights of {name!r} could not be loaded: {reason or type(error).__name__}",
+            f"The pretrained weights of {wanted.name!r} could not be loaded: {reason or type(error).__name__}",
             allowed="They come from a model hub, which needs a network or a warm cache.",
             remedy="Use --checkpoint FILE.safetensors, --model dinov2_vits14 (packaged), or --no-pretrained.",
         ) from error
@@ -188,13 +219,7 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _with_weights(
-    name: str,
-    bare: nn.Module,
-    tensors: dict[str, Tensor],
-    source: str,
-    num_classes: int,
-    image_size: int | None,
-    seed: int,
+    wanted: _Wanted, bare: nn.Module, tensors: dict[str, Tensor], source: str
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with these weights, loaded strictly by timm's own means, and notes on the head.
 
@@ -203,7 +228,7 @@ def _with_weights(
     """
     fresh = {
         key: value
-        for head in _head(name, bare)
+        for head in _head(wanted.name, bare)
         for key, value in bare.state_dict().items()
         if key.startswith(f"{head}.")
     }
@@ -211,14 +236,14 @@ def _with_weights(
     stale = [key for key in dropped if key in tensors]
     overlay = {
         "state_dict": {**tensors, **{key: fresh[key] for key in dropped}},
-        "num_classes": num_classes,  # equal to the model's: timm then loads strictly
+        "num_classes": wanted.num_classes,  # equal to the model's: timm then loads strictly
         "label_offset": 0,
     }
     try:
-        model = _create(name, num_classes, image_size, seed=seed, pretrained=True, overlay=overlay)
+        model = _create(wanted, pretrained=True, overlay=overlay)
     except Exception as error:  # a filter written for other weights can fail in any way
         raise BackboneError(
-            f"The checkpoint {source!r} does not fit {name!r}: {_misfit(error)}.",
+            f"The checkpoint {source!r} does not fit {wanted.name!r}: {_misfit(error)}.",
             allowed="Apart from the classifier, every weight must be there and have the model's shape.",
             remedy="Give the model the checkpoint was saved from.",
         ) from error

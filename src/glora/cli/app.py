@@ -87,12 +87,14 @@ def fit(
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
     with _reporting() as reporter:
-        result = _run(out, config, overrides, settings, reporter).fit()
+        run = _run(out, config, overrides, settings, reporter)
+        result = run.fit()
     if result is None:  # not the main process
         return
     _print_results(result, as_json=as_json)
     pictures = ", plots/" if (out / "plots").is_dir() else ""
-    typer.echo(f"{out}: adapter.safetensors, result.json{pictures}. Next: glora merge {out}", err=True)
+    after = f"glora predict {out} FILES" if run.tuned.no_merge else f"glora merge {out}"
+    typer.echo(f"{out}: adapter.safetensors, result.json{pictures}. Next: {after}", err=True)
 
 
 @app.command(cls=Command)
@@ -349,6 +351,44 @@ def ls(
 
 
 @app.command()
+def data(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders or tables of images.")
+    ],
+    objective: Annotated[
+        str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")
+    ] = "classify",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw some training images of each: .png, .svg or .pdf.")
+    ] = None,
+    number: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="How many of each.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which images are drawn.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what is in data: examples by split and class, and a picture of some.
+
+    Example: glora data digits dsprites_ori --picture samples.png
+    """
+    from glora.cli import samples
+    from glora.registry import lookup
+    from glora.tasks.objectives import OBJECTIVES
+    from glora.tasks.task import load_task
+
+    kind = lookup(OBJECTIVES, objective, kind="objective", remedy="List them: glora ls objectives")
+    tasks = [load_task(source, objective=kind(), seed=seed) for source in sources]
+    if picture is not None:
+        from glora.report.plots import samples_plot
+
+        samples_plot([samples.samples(task, number, seed=seed) for task in tasks], picture)
+    if as_json:
+        typer.echo(json.dumps([samples.counts(task) for task in tasks]))
+        return
+    for task in tasks:
+        for line in samples.lines(task):
+            typer.echo(line)
+
+
+@app.command()
 def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]) -> None:
     """Tell every error of an experiment file at once; no image is read and nothing trained.
 
@@ -362,22 +402,79 @@ def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]
 
 @app.command()
 def table(
-    results: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or result.json files.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME] RUN...",
+            help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
+            "inference for the paper's table with its printed rows. Or params, and vit_b or swin_b.",
+        ),
+    ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV; of the paper's tables only.")] = False,
+    as_latex: Annotated[
+        bool, typer.Option("--latex", help="Print LaTeX for booktabs; of the paper's tables only.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare finished runs in one table, from their results alone.
 
-    Example: glora table demo/linear demo/lora demo/glora
+    Example: glora table vtab results/ --markdown
     """
-    from glora.report.result import Result
+    form = _one_of(markdown=as_markdown, csv=as_csv, latex=as_latex, json=as_json)
+    from glora.cli.paper import is_table, print_table
+
+    if is_table(words[0]):
+        print_table(words[0], words[1:], form)
+        return
+    if form in ("csv", "latex"):
+        raise typer.BadParameter(f"--{form} is for the paper's tables, such as: glora table vtab RUNS --{form}")
+    from glora.report.folders import read_results
     from glora.report.tables import markdown
 
-    found = Result.read_all(path / "result.json" if path.is_dir() else path for path in results)
+    found = read_results(words)
     if as_markdown:
         typer.echo(markdown(found))
     else:
         _print_results(*found, as_json=as_json)
+
+
+def _one_of(**forms: bool) -> str:
+    """The name of the form that was asked for; `text` for none.
+
+    Raises:
+        BadParameter: Several were.
+    """
+    asked = [name for name, wanted in forms.items() if wanted]
+    if len(asked) > 1:
+        raise typer.BadParameter(f"choose one of {' and '.join(f'--{name}' for name in asked)}")
+    return asked[0] if asked else "text"
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(metavar="fewshot|layers|parameters|search|features")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Run folders; for fewshot also result files, or folders of either."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The figure: .svg, .png or .pdf; its numbers are beside it as JSON.")
+    ] = Path("figure.svg"),
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="For features: most test images of a run.")] = 500,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
+) -> None:
+    """Draw one of the paper's figures of finished runs.
+
+    fewshot is Figure 2, parameters Figure 3, layers Figure 4, features Figure 5 (t-SNE of what comes into the head);
+    search shows every genotype of a search, or the fronts of several.
+
+    Example: glora plot layers run --out layers.svg
+    """
+    from glora.cli.figures import draw
+
+    draw(name, runs or [], out.expanduser(), limit=limit, seed=seed)
+    typer.echo(out)
 
 
 @app.command()

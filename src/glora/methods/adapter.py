@@ -82,13 +82,13 @@ class Adapter(Method):
         generator = torch.Generator().manual_seed(seed)
         places, hooks = list[Place](), []
         for block in blocks:
-            added = nn.ModuleDict()
-            for side in ("attention", "mlp") if self.form == "houlsby" else ("mlp",):
+            sides = ("attention", "mlp") if self.form == "houlsby" else ("mlp",)
+            made = {side: self._adapter(block.width, generator) for side in sides}
+            place(model, block.name, nn.ModuleDict(made))
+            for side, adapter in made.items():
                 sublayer: Sublayer = getattr(block, side)
-                added[side] = adapter = self._adapter(block.width, generator)
                 hooks.append(model.get_submodule(sublayer.branch).register_forward_hook(adapter.follow))
                 places.append(Place(block, sublayer, adapter))
-            place(model, block.name, added)
         return TunedAdapters(self, model, head, places, hooks, own=self._norms(model, head))
 
     def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:

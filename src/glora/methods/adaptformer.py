@@ -19,8 +19,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from glora.errors import TargetError
 from glora.methods.added import Bottleneck, TunedAdded, place
-from glora.methods.blocks import find_blocks
+from glora.methods.blocks import Block, find_blocks
 from glora.methods.method import Method
 
 __all__ = ["AdaptFormer"]
@@ -73,14 +74,16 @@ class AdaptFormer(Method):
         generator = torch.Generator().manual_seed(seed)
         hooks = []
         for block in blocks:
+            _check_width(model, block)
+        for block in blocks:
             beside = Beside(block.width, self.hidden, activation="relu", dropout=self.dropout, generator=generator)
             beside.scale = nn.Parameter(torch.tensor([self.scale])) if self.scaling == "trained" else self.scale
+            place(model, block.name, nn.ModuleDict({"mlp": beside}))
             hooks += [
                 model.get_submodule(block.mlp.enters).register_forward_pre_hook(beside.read),
                 model.get_submodule(block.mlp.branch).register_forward_hook(beside.join),
                 model.get_submodule(block.name).register_forward_hook(beside.forget, always_call=True),
             ]
-            place(model, block.name, nn.ModuleDict({"mlp": beside}))
         return TunedAdded(
             self,
             model,
@@ -88,4 +91,16 @@ class AdaptFormer(Method):
             hosts=[block.name for block in blocks],
             undo=hooks,
             no_merge="it goes around the norm and the MLP, and its activation is not linear",
+        )
+
+
+def _check_width(model: nn.Module, block: Block) -> None:
+    """Raises TargetError where the MLP gives tokens of another width than it gets: the branch could not be added."""
+    reads: Any = model.get_submodule(block.mlp.reads[0])
+    width = getattr(reads, "in_features", None) or reads.nx  # of transformers' Conv1D
+    if width != block.width:
+        raise TargetError(
+            f"AdaptFormer reads what it adds to, and {block.name} makes {block.width} numbers a token of {width}.",
+            allowed="A network whose width changes between its blocks.",
+            remedy="Choose another method: adapter, lora, glora.",
         )

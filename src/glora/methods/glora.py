@@ -20,7 +20,7 @@ from glora.genotype import Genotype
 from glora.methods.method import Method, Tuned
 from glora.space import BoundSpace, SearchSpace
 
-__all__ = ["Adapting", "GLoRA", "TunedAdapter"]
+__all__ = ["Adapting", "GLoRA", "Targeting", "TunedAdapter"]
 
 
 class TunedAdapter(Tuned):
@@ -105,8 +105,8 @@ class TunedAdapter(Tuned):
         self.supernet.scale(factor)
 
 
-class Adapting(Method):
-    """What all methods that adapt layers with support tensors have: which layers, and how their files are read."""
+class Targeting(Method):
+    """What all methods have that can be told which layers to adapt."""
 
     targets: str | tuple[str, ...] = Field(
         "linear", description="Layers to adapt: linear, conv, norm, embedding, all, an expression, a list."
@@ -114,16 +114,20 @@ class Adapting(Method):
     skip: tuple[str, ...] = Field((), description="Layers to leave out: names or name endings.")
     statistics: bool = Field(False, description="Let training update the running statistics of BatchNorm.")
 
+    def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
+        return fingerprint(model, (*head, *(statistics_of(model, head) if self.statistics else ())))
+
+
+class Adapting(Targeting):
+    """What all methods that train support tensors have: where they are, and how their files are read."""
+
     def inject(self, model: nn.Module, space: SearchSpace, *, head: Sequence[str], seed: int) -> Adapted:
         """The model adapted at the targets."""
         where: dict[str, Any] = {"targets": self.targets, "skip": self.skip, "head": head}
         return inject(model, space, **where, seed=seed, statistics=self.statistics)
 
-    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> TunedAdapter:
+    def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> Tuned:
         return TunedAdapter(load_adapter(model, path, base_fingerprint=base_fingerprint))
-
-    def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
-        return fingerprint(model, (*head, *(statistics_of(model, head) if self.statistics else ())))
 
 
 class GLoRA(Adapting):

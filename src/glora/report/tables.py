@@ -21,7 +21,17 @@ from glora.report.result import Result
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["CAPTION", "comparison_table", "markdown", "rich_table", "rows", "trainable", "winner_table"]
+__all__ = [
+    "CAPTION",
+    "comparison_table",
+    "is_copy",
+    "markdown",
+    "rich_table",
+    "rows",
+    "settings_of",
+    "trainable",
+    "winner_table",
+]
 
 CAPTION = (
     "± is the standard error on the examples counted, or with several seeds the standard deviation between them. val "
@@ -167,10 +177,10 @@ def _groups(results: Iterable[Result]) -> list[list[Result]]:
     order: list[list[Result]] = []
     for result in results:
         key = json.dumps(
-            [*(getattr(result, name) for name in (*NAMES, "objective")), _settings(result)], sort_keys=True
+            [*(getattr(result, name) for name in (*NAMES, "objective")), settings_of(result)], sort_keys=True
         )
         groups = alike.setdefault(key, [])
-        if any(_is_copy(result, other) for group in groups for other in group):
+        if any(is_copy(result, other) for group in groups for other in group):
             continue
         for group in groups:
             if all(other.seed != result.seed for other in group):
@@ -182,12 +192,14 @@ def _groups(results: Iterable[Result]) -> list[list[Result]]:
     return order
 
 
-def _is_copy(one: Result, other: Result) -> bool:
+def is_copy(one: Result, other: Result) -> bool:
     """Whether two runs of the same settings are one: equal up to what the clock, the machine and the folder say."""
-    return all(getattr(one, name) == getattr(other, name) for name in ("seed", "parameters", "metrics", "controls"))
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("seed", "parameters", "metrics", "controls", "others")
+    )
 
 
-def _settings(result: Result) -> dict[str, Any]:
+def settings_of(result: Result) -> dict[str, Any]:
     """Dotted name -> value of every setting that can change a number of the result."""
     searched = bool(result.winner or result.controls)
     return {
@@ -209,7 +221,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _differing_settings(firsts: Sequence[Result]) -> list[dict[str, str]]:
     """Of every row the settings in which rows differ: short name -> value."""
-    every = [_settings(first) for first in firsts]
+    every = [settings_of(first) for first in firsts]
     names = list(dict.fromkeys(name for settings in every for name in settings))
     shown = [name for name in names if _differs(name, firsts, every)]
     titles = _short(shown)

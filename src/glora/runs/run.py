@@ -76,7 +76,7 @@ class Run:
         self.reporter: Reporter = reporter if accelerator.is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
         self.folder.check_data(found.fingerprint)
-        backbone = backbone or _backbone(experiment, found.objective)
+        backbone = _reading(backbone or _backbone(experiment, found.objective), experiment)
         self.task = found.prepared(backbone.preprocess)
         model = copy.deepcopy(backbone.model)
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
@@ -336,7 +336,21 @@ def _backbone(experiment: Experiment, objective: Objective) -> Backbone:
         checkpoint=model.checkpoint,
         pretrained=model.pretrained,
         seed=experiment.seed,
+        normalise=model.normalise,
+        drop_path=model.drop_path,
     )
+
+
+def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
+    """The base, its images resized as the data's settings say."""
+    resize = cast(DataSettings, experiment.data).resize
+    if resize == "straight" and backbone.preprocess is None:
+        return backbone
+    if backbone.preprocess is None:
+        raise ConfigError(
+            f"data.resize={resize} is about images, and this run's model is given tensors.", remedy="Leave it out."
+        )
+    return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
 
 
 def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, Union
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +16,55 @@ from torch import Tensor
 
 from glora import registry
 from glora.errors import DataError
-from glora.tasks.objective import Batch
+from glora.tasks.augment import Augmentation, drawing, mixing, transform
+from glora.tasks.objective import Batch, Mixed
 
-__all__ = ["ImageSet", "Item", "Preprocess", "StoredImage", "is_image", "pixels_of", "read_image", "unreadable"]
+__all__ = [
+    "NORMALISATIONS",
+    "ImageSet",
+    "Item",
+    "Preprocess",
+    "Resize",
+    "StoredImage",
+    "is_image",
+    "pixels_of",
+    "read_image",
+    "unreadable",
+]
+
+Resize: TypeAlias = Literal["straight", "crop"]
+NORMALISATIONS = {  # name -> mean and standard deviation of every channel
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Image to network input: resize straight to `size` (aspect ratio not kept, as VTAB does), scale, normalise.
+    """Image to network input: resize, scale, normalise.
 
     Attributes:
         size: Height and width in pixels.
         mean: Per-channel mean of the training images, in [0, 1].
         std: Per-channel standard deviation, in [0, 1].
         interpolation: Resize filter: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+        resize: `straight` to `size` (aspect ratio not kept, as VTAB does); `crop`: the shorter side to 8/7 of it (256
+            for 224), then the middle.
     """
 
     size: tuple[int, int]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
+    resize: Resize = "straight"
+
+    def normalised(self, name: str) -> Preprocess:
+        """The same with another mean and standard deviation: a key of `NORMALISATIONS`; `model` keeps its own."""
+        if name == "model":
+            return self
+        mean, std = NORMALISATIONS[name]
+        return replace(self, mean=mean, std=std)
 
 
 class StoredImage(Protocol):
@@ -55,6 +84,7 @@ Item: TypeAlias = Union[Path, "npt.NDArray[np.uint8]", StoredImage]  # a file, p
 File = TypeVar("File", bound=Path | StoredImage)
 
 _CACHE_BYTES = 2 * 1024**3
+_MARGIN = 8 / 7  # 256 pixels for a crop of 224
 _FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
 
 
@@ -66,7 +96,8 @@ class ImageSet:
         targets: Encoded targets, `(n, ...)`, one each: class indices, or what the objective reads.
         strata: What splits keep in proportion; by default the targets, where they are whole numbers.
         preprocess: How the backbone wants its images; without it nothing can be read yet.
-        cache_bytes: How much memory the resized images may take; the rest is decoded every time.
+        cache_bytes: How much memory the decoded images may take; the rest is decoded every time.
+        augmentation: What training batches go through; no other batch does.
 
     Raises:
         DataError: As many targets as items are needed.
@@ -82,6 +113,7 @@ class ImageSet:
         strata: Sequence[int] | None = None,
         preprocess: Preprocess | None = None,
         cache_bytes: int = _CACHE_BYTES,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if len(items) != len(targets):
             raise DataError(f"{len(items)} images came with {len(targets)} targets.", allowed="One each.")
@@ -92,7 +124,9 @@ class ImageSet:
         self.strata = self.strata if strata is None else tuple(strata)
         self.preprocess = preprocess
         self.cache_bytes = cache_bytes
+        self.augmentation = augmentation or Augmentation()
         self._cache: dict[int, Tensor] = {}  # index -> (3, h, w) uint8, resized
+        self._whole: dict[int, npt.NDArray[np.uint8]] = {}  # index -> a file's (h, w, 3), of its own size
 
     def __len__(self) -> int:
         return len(self.items)
@@ -106,14 +140,86 @@ class ImageSet:
         Raises:
             DataError: An image cannot be read (names the file), or the set has no `preprocess`.
         """
+        places = [int(index) for index in indices]
+        return Batch(self._read(places), self.targets[torch.tensor(places)])
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of training batches are mixed with each other."""
+        return self.augmentation.mixes
+
+    def training_batch(self, batch: Sequence[int], positions: Sequence[int], *, seed: int, epoch: int) -> Batch:
+        """Some images of a training batch, augmented; what an image gets hangs on seed, epoch and its index alone.
+
+        Where images are mixed, each is with the one as far from the batch's other end, in one share for all.
+
+        Args:
+            batch: Places in this set of the whole batch, `(b,)`.
+            positions: Which of them are wanted, at least one.
+            seed: Decides what is drawn. epoch: Together with it.
+
+        Raises:
+            DataError: An image cannot be read (names the file), or the set has no `preprocess`.
+        """
+        places = [int(batch[position]) for position in positions]
+        if self.augmentation == Augmentation():
+            return self.batch(places)
+        targets = self.targets[torch.tensor(places)]
+        if not self.mixes:
+            return Batch(self._varied(places, f"{seed} {epoch}"), targets)
+        others = [int(batch[len(batch) - 1 - position]) for position in positions]
+        both = list(dict.fromkeys([*places, *others]))
+        x = self._varied(both, f"{seed} {epoch}")
+        own, other = (x[[both.index(place) for place in some]] for some in (places, others))
+        with drawing(f"mix {seed} {epoch} {int(batch[0])}"):
+            mixed = mixing(self.augmentation, self._needed.size)
+        return Batch(mixed(own, other), Mixed(targets, self.targets[torch.tensor(others)], mixed.share))
+
+    @property
+    def _needed(self) -> Preprocess:
         if self.preprocess is None:
             raise DataError(
                 "This image set does not know yet how its backbone wants the images.",
                 remedy="Use task.prepared(backbone.preprocess).",
             )
-        places = [int(index) for index in indices]
-        x = _normalised(torch.stack(self._pixels(places, self.preprocess)), self.preprocess)  # (b, 3, h, w)
-        return Batch(x, self.targets[torch.tensor(places)])
+        return self.preprocess
+
+    def _read(self, places: list[int]) -> Tensor:
+        return _normalised(torch.stack(self._pixels(places, self._needed)), self._needed)  # (b, 3, h, w)
+
+    def _varied(self, places: list[int], drawn: str) -> Tensor:
+        """The augmented images `(b, 3, h, w)`."""
+        kind, preprocess = self.augmentation.kind, self._needed
+        if kind == "none":  # they are mixed
+            return self._read(places)
+        change = transform(kind, preprocess.size, preprocess.mean, preprocess.std, preprocess.interpolation)
+        found = []
+        for place, image in zip(places, self._images(places), strict=True):
+            with drawing(f"augment {drawn} {place}"):
+                found.append(change(image))
+        return torch.stack(found)
+
+    def _images(self, places: list[int]) -> list[Any]:
+        """The images in their own size, of which random parts are taken; files are decoded once while there is room."""
+        kept = [place for place in places if place in self._whole or isinstance(self.items[place], np.ndarray)]
+        missing = [place for place in places if place not in kept]
+        decoded = _in_threads(self.image, missing)
+        fresh = dict(zip(missing, decoded, strict=True))
+        room = self.cache_bytes - sum(pixels.nbytes for pixels in self._whole.values())
+        room -= sum(pixels.nbytes for pixels in self._cache.values())
+        for place, pixels in fresh.items():
+            if pixels.nbytes <= room:
+                self._whole[place], room = pixels, room - pixels.nbytes
+        whole = {**self._whole, **fresh}
+        return [_opened(whole.get(place, self.items[place])) for place in places]
+
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """One image as it is, `(h, w, 3)`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return np.array(_opened(self.items[index]))
 
     def _pixels(self, places: list[int], preprocess: Preprocess) -> list[Tensor]:
         missing = [place for place in dict.fromkeys(places) if place not in self._cache]
@@ -127,6 +233,12 @@ class ImageSet:
     def prepared(self, preprocess: Preprocess) -> ImageSet:
         """The same images, read as `preprocess` says."""
         return self._with(self.items, self.targets, self.strata, preprocess)
+
+    def augmented(self, augmentation: Augmentation) -> ImageSet:
+        """The same images, their training batches augmented."""
+        found = self._with(self.items, self.targets, self.strata, self.preprocess)
+        found.augmentation = augmentation
+        return found
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images of these indices, in their order."""
@@ -143,7 +255,8 @@ class ImageSet:
     def _with(
         self, items: Sequence[Item], targets: Tensor, strata: Sequence[int] | None, preprocess: Preprocess | None
     ) -> ImageSet:
-        return ImageSet(items, targets, strata=strata, preprocess=preprocess, cache_bytes=self.cache_bytes)
+        own: dict[str, Any] = {"cache_bytes": self.cache_bytes, "augmentation": self.augmentation}
+        return ImageSet(items, targets, strata=strata, preprocess=preprocess, **own)
 
     def identify(self, digest: Any, root: Path | None) -> None:
         """Adds names, sizes, pixels and targets to a hash; file names count relative to `root`."""
@@ -223,22 +336,30 @@ def _open(item: Path | StoredImage) -> Any:
 
 def _decoded(item: Item, preprocess: Preprocess) -> Tensor:
     """The image as `(3, h, w)` uint8 at the size of `preprocess`."""
-    pillow = _pillow()
-    height, width = preprocess.size
-    resample = getattr(pillow.Resampling, _FILTERS[preprocess.interpolation])
-    if isinstance(item, np.ndarray):
-        image = pillow.fromarray(item).convert("RGB")
+    image, (height, width) = _opened(item), preprocess.size
+    resample = getattr(_pillow().Resampling, _FILTERS[preprocess.interpolation])
+    if preprocess.resize == "crop":
+        factor = max(int(height * _MARGIN) / image.height, int(width * _MARGIN) / image.width)
+        grown = [max(side, int(factor * have + 1e-6)) for side, have in ((width, image.width), (height, image.height))]
+        left, top = round((grown[0] - width) / 2), round((grown[1] - height) / 2)
+        image = image.resize(tuple(grown), resample).crop((left, top, left + width, top + height))
     else:
-        try:
-            with _open(item) as opened:
-                image = _rgb(opened)
-        except Exception as error:  # as in _complaint
-            raise DataError(
-                f"The image {str(item)!r} cannot be read: {error}.",
-                remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
-            ) from error
-    image = image.resize((width, height), resample)
+        image = image.resize((width, height), resample)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) -> (3, h, w)
+
+
+def _opened(item: Item) -> Any:
+    """The whole image, in RGB."""
+    if isinstance(item, np.ndarray):
+        return _pillow().fromarray(item).convert("RGB")
+    try:
+        with _open(item) as opened:
+            return _rgb(opened)
+    except Exception as error:  # as in _complaint
+        raise DataError(
+            f"The image {str(item)!r} cannot be read: {error}.",
+            remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
+        ) from error
 
 
 def _rgb(image: Any) -> Any:

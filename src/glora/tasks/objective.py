@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from typing_extensions import Self
 from glora.errors import DataError, listed
 from glora.settings import Settings
 
-__all__ = ["Batch", "Examples", "Metric", "Objective", "Targets"]
+__all__ = ["Batch", "Examples", "Metric", "Mixed", "Objective", "Targets", "Varied"]
 
 
 class Metric(NamedTuple):
@@ -45,12 +45,26 @@ class Metric(NamedTuple):
         return {"name": self.name, "higher": self.higher, "show": self.show}
 
 
+class Mixed(NamedTuple):
+    """The targets of training examples that are mixed, each with one other.
+
+    Attributes:
+        own: Theirs, as a batch has them.
+        others: Those of the others.
+        share: How much each example is still itself.
+    """
+
+    own: Any
+    others: Any
+    share: float
+
+
 class Batch(NamedTuple):
     """Some examples as the model takes them.
 
     Attributes:
         inputs: A tensor, or a tuple or mapping of tensors, examples first.
-        targets: A tensor `(n, ...)`, or whatever the objective reads.
+        targets: A tensor `(n, ...)`, or whatever the objective reads; `Mixed` where training mixes the examples.
         rows: Rows of the model's batch per example, next to each other.
     """
 
@@ -97,6 +111,20 @@ class Examples(Protocol):
 
     def identify(self, digest: Any, root: Path | None) -> None:
         """Adds what the examples are to a hash; file names count relative to `root`."""
+        ...
+
+
+@runtime_checkable
+class Varied(Examples, Protocol):
+    """Examples that look another way in every epoch of a training."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the examples of training batches are mixed with each other."""
+        ...
+
+    def training_batch(self, batch: Sequence[int], positions: Sequence[int], *, seed: int, epoch: int) -> Batch:
+        """The examples at some positions of a training batch, as this seed and epoch have them."""
         ...
 
 
@@ -163,9 +191,11 @@ class Objective(Settings):
 
     Attributes:
         metrics: What it measures. The first is what tables show; `"loss"` is among them.
+        of_training: Settings that are about training alone: the data is the same whatever they are.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    of_training: ClassVar[frozenset[str]] = frozenset()
     name: str
 
     @classmethod
@@ -243,6 +273,18 @@ class Objective(Settings):
     def losses(self, output: Any, batch: Batch) -> Tensor:
         """The loss of every example, `(n,)`, with gradient."""
         raise NotImplementedError
+
+    def training_losses(self, output: Any, batch: Batch) -> Tensor:
+        """What training makes small, `(n,)`: of mixed examples the loss for both targets, in their shares."""
+        if not isinstance(batch.targets, Mixed):
+            return self._trained(output, batch)
+        own, others, share = batch.targets
+        first, second = (self._trained(output, batch._replace(targets=targets)) for targets in (own, others))
+        return share * first + (1 - share) * second
+
+    def _trained(self, output: Any, batch: Batch) -> Tensor:
+        """The loss in training of examples that are not mixed, `(n,)`."""
+        return self.losses(output, batch)
 
     def values(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """What the metrics are made of, `(n, ...)` each; a per-example metric has its own values under its name."""

@@ -13,13 +13,14 @@ from pydantic import Field
 from glora import registry
 from glora.errors import DataError, UnknownNameError, nearest
 from glora.settings import Count, Settings, build
+from glora.tasks.augment import Augment, Augmentation
 from glora.tasks.data import SOURCES
-from glora.tasks.images import ImageSet
+from glora.tasks.images import ImageSet, Resize
 from glora.tasks.objective import Examples, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
-__all__ = ["DataSettings", "OnBadImage", "Pool", "Task", "assemble", "load_task", "source_class"]
+__all__ = ["DataSettings", "OnBadImage", "Pool", "Task", "assemble", "augmented", "load_task", "source_class"]
 
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
@@ -66,7 +67,8 @@ class Task:
 
     def stamped(self, root: Path | None = None) -> Task:
         """The same task with its fingerprint; file names count relative to `root`."""
-        digest = hashlib.sha256(self.objective.model_dump_json().encode())
+        said = self.objective.model_dump_json(exclude=set(self.objective.of_training))
+        digest = hashlib.sha256(said.encode())
         for split in (*self.splits.values(), *self.others.values()):
             digest.update(f"split {len(split)}\n".encode())
             split.identify(digest, root)
@@ -86,6 +88,20 @@ class DataSettings(Settings):
         None, ge=0, description="Val examples set aside from the search; half of them if not given."
     )
     folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
+    augment: Augment = Field(
+        "none",
+        description="Of training images: light, a random crop and flip; few_shot, also RandAugment and erasing.",
+    )
+    mixup: float = Field(0.0, ge=0, description="Alpha of mixup: training images averaged in pairs; 0 is never.")
+    cutmix: float = Field(0.0, ge=0, description="Alpha of cutmix: a box from another training image; 0 is never.")
+    resize: Resize = Field(
+        "straight", description="To the model's size: straight; crop, the middle after the shorter side to 8/7."
+    )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What training images go through."""
+        return Augmentation(self.augment, self.mixup, self.cutmix)
 
     @classmethod
     def detects(cls, path: Path) -> bool:
@@ -154,6 +170,7 @@ def assemble(
     )
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
+    train = augmented(train, settings)
     told = (*notes, *split_notes)
     task = Task(name, objective, train, val, test, told, group=group, others=further, among=among or {})
     return task.stamped(root)
@@ -162,6 +179,23 @@ def assemble(
 def _examples(pool: Pool, objective: Objective, make: Callable[..., Examples]) -> Examples:
     encoded = objective.encode(pool.targets)
     return make(pool.items, encoded, strata=objective.strata(encoded))
+
+
+def augmented(train: Examples, settings: DataSettings) -> Examples:
+    """The training examples, augmented as the settings say.
+
+    Raises:
+        DataError: The settings ask for it, and the examples are no images that glora reads.
+    """
+    augmentation = settings.augmentation
+    if augmentation == Augmentation():
+        return train
+    if isinstance(train, ImageSet):
+        return train.augmented(augmentation)
+    asked = [f"data.{name}" for name in ("augment", "mixup", "cutmix") if getattr(settings, name) not in ("none", 0)]
+    raise DataError(
+        f"{' and '.join(asked)} changes images, and {settings.source!r} has {train.unit}.", remedy="Leave it out."
+    )
 
 
 def _split(

@@ -17,7 +17,7 @@ from torch import Tensor
 from glora.config import TrainSettings
 from glora.errors import StateError
 from glora.methods.method import Tuned
-from glora.tasks.objective import Batch, Examples, Objective
+from glora.tasks.objective import Batch, Examples, Objective, Varied
 from glora.training.pace import Pace, StepExamples
 
 __all__ = ["Progress", "Trainer", "collapsed"]
@@ -53,7 +53,8 @@ class Progress:
     Attributes:
         step: Steps done, of `steps`. epoch: Epochs begun, of `epochs`.
         loss: Mean training loss of this epoch.
-        metric: The objective's first metric on this epoch's training examples; None where it is no mean over examples.
+        metric: The objective's first metric on this epoch's training examples; None where it is no mean over examples,
+            or these are mixed with each other.
         metric_name: What it is called.
         lr: Learning rate of the last step.
         examples_per_second: Over this process's run. seconds_left: Estimated.
@@ -82,7 +83,7 @@ class Trainer:
 
     Args:
         tuned: The model made trainable, on the accelerator's device.
-        examples: The training examples.
+        examples: The training examples; those that are `Varied` look another way in every epoch.
         objective: What is learned.
         settings: Epochs, batch size, weight decay, warm-up.
         lr: Learning rate at the top.
@@ -126,7 +127,8 @@ class Trainer:
         self.parameters = list(tuned.parameters())
         self.chance = objective.chance(examples)
         first = objective.metrics[0]
-        self.metric = first if first.per_example else None
+        mixed = isinstance(examples, Varied) and examples.mixes
+        self.metric = first if first.per_example and not mixed else None
         self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
         self.pace = Pace(tuned, objective, settings, examples=len(examples), seed=seed, accelerator=accelerator)
         self.optimizer = accelerator.prepare_optimizer(
@@ -250,11 +252,11 @@ class Trainer:
         if not share:  # fewer examples than processes: this one's gradients are zeros
             positions = range(1)
         self.tuned.before_step(rng, positions, len(batch), step / self.steps)
-        mine = send_to_device(self.examples.batch(batch[list(positions)].tolist()), self.accelerator.device)
+        mine = send_to_device(self._read(batch, positions), self.accelerator.device)
         with self.pace.around():
             taken = StepExamples(batch, positions, step, share > 0)
             output, penalty = self.pace.run(lambda: self._forward(mine), taken)
-            plain = self.objective.losses(output, mine).mean()
+            plain = self.objective.training_losses(output, mine).mean()
             loss = (plain + penalty) * share
             self.accelerator.backward(loss)
         self.example_steps += len(batch) * self.pace.passes(step)
@@ -265,6 +267,13 @@ class Trainer:
         sums = torch.stack([len(batch) * loss.detach(), metric, len(batch) * share * plain.detach()])
         summed: Tensor = self.accelerator.reduce(sums, "sum")
         return summed
+
+    def _read(self, batch: Tensor, positions: Sequence[int]) -> Batch:
+        """This process's examples, as they look in this epoch."""
+        if isinstance(self.examples, Varied):
+            drawn = {"seed": self.seed, "epoch": self.epoch - self.began}
+            return self.examples.training_batch(batch.tolist(), positions, **drawn)
+        return self.examples.batch(batch[list(positions)].tolist())
 
     def _forward(self, batch: Batch) -> Any:
         with self.accelerator.autocast():

@@ -59,8 +59,11 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         What the plain layer returns, in its dtype.
     """
     support, config = play
-    if support.dropout and layer.training and config.B.kind == "lora":
-        return _with_dropout(play, view, layer, x, w0, b0)
+    if support.dropout and layer.training:
+        if config.B.kind == "lora":
+            return _with_dropout(play, view, layer, x, w0, b0)
+        if config.A.kind == "lora" and support.drops == "narrow":
+            return _with_mixing_dropped(play, view, layer, x, w0, b0)
     plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
     frozen = not (w0.requires_grad or (b0 is not None and b0.requires_grad))  # a user may train the base as well
     transformed = torch._C._are_functorch_transforms_active()  # vmap and grad know no such Function
@@ -96,14 +99,26 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
 
 
 def _with_dropout(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
-    """The output whose B, a LoRA, reads a dropped-out input; everything else reads all of x."""
+    """The output whose B, a LoRA, drops numbers of its input or between its factors; all else reads all of x."""
     support, config = play
     y = one((support, interned(config.A, NONE, *config[2:])), view, layer, x, w0, b0)
-    b, b_up = support.factors("B", config)
-    assert b is not None and b_up is not None
-    z = view.narrow(layer, F.dropout(x, support.dropout), b_up)
+    b, b_up = support.dropping("B", config)
+    if support.drops == "input":
+        z = view.narrow(layer, F.dropout(x, support.dropout), b_up)
+    else:
+        z = F.dropout(view.narrow(layer, x, b_up), support.dropout)
     with torch.autocast(x.device.type, enabled=False):
         return view.widened(y.to(torch.promote_types(y.dtype, b.dtype)), z, b).to(y.dtype)
+
+
+def _with_mixing_dropped(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
+    """The output whose A, a matrix-product LoRA, drops numbers between its factors; features are last, B is `none`."""
+    support, config = play
+    a, a_up = support.dropping("A", config)
+    z = F.dropout(view.narrow(layer, x, a_up), support.dropout)
+    with torch.autocast(x.device.type, enabled=False):
+        mixed = view.widened(x, z, a)
+    return one((support, interned(NONE, *config[1:])), view, layer, mixed, w0, b0)
 
 
 def _scaled(view: View, layer: Any, y0: Tensor, scale: Tensor, b0: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -162,7 +177,7 @@ def per_sample(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Ten
 
 def _dropped(plays: Sequence[Play], layer: Any, x: Tensor) -> Tensor:
     """The input of B's LoRA: in training mode every sample's numbers dropped with its own probability."""
-    rates = [support.dropout for support, _ in plays]
+    rates = [support.dropout if support.drops == "input" else 0.0 for support, _ in plays]
     if not layer.training or not any(rates):
         return x
     if len(set(rates)) == 1:
@@ -181,7 +196,7 @@ def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = Non
     for key in distinct:
         if key is not None:
             support, choice = key
-            down = support.down[tensor][:, 0] * support.scale(tensor, choice)
+            down = support.whole(tensor)["down"][:, 0] * support.scale(tensor, choice)
             length = next(iter(factor_shapes(support.site, tensor, Choice("vector"), support.space.product).values()))
             read[key] = down if choice.kind == "vector" else down[0].expand(length[0])
     if not read:
@@ -203,9 +218,10 @@ def _columns(
             ranks[key[0]] = max(ranks.get(key[0], 0), key[1].rank)
     if not ranks:
         return None
-    downs = torch.cat([support.down[tensor][:, :rank] for support, rank in ranks.items()], 1)
+    whole = {support: support.whole(tensor) for support in ranks}
+    downs = torch.cat([whole[support]["down"][:, :rank] for support, rank in ranks.items()], 1)
     lora = Choice("lora")
-    ups = torch.cat([support.up[tensor][:rank] * support.scale(tensor, lora) for support, rank in ranks.items()])
+    ups = torch.cat([whole[support]["up"][:rank] * support.scale(tensor, lora) for support, rank in ranks.items()])
     first = dict(zip(ranks, itertools.accumulate(ranks.values(), initial=0), strict=False))
     mask = torch.zeros(len(plays), downs.shape[1])
     for sample, key in enumerate(wanted):

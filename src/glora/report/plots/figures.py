@@ -9,7 +9,7 @@ from glora.errors import ConfigError
 from glora.files import atomic, write_json
 from glora.registry import optional_import
 
-__all__ = ["FRONT", "INK", "count_axis", "figure", "patches", "save", "whole_numbers"]
+__all__ = ["FRONT", "INK", "count_axis", "figure", "figure_file", "fixed_ticks", "patches", "save", "whole_numbers"]
 
 SUFFIXES = (".svg", ".png", ".pdf")
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # equal numbers, equal files
@@ -27,17 +27,27 @@ def patches() -> Any:
     return optional_import("matplotlib.patches", extra="plot", purpose="A figure")
 
 
-def save(drawing: Any, path: str | Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Writes the figure in the format of the path's suffix, and the numbers drawn as JSON beside it; returns those.
+def figure_file(path: str | Path) -> Path:
+    """The path of a figure.
 
     Raises:
-        ConfigError: The suffix is unknown.
+        ConfigError: Its suffix is that of no format.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"{path.name}: {path.suffix!r} is no figure format.", allowed=f"Allowed: {', '.join(SUFFIXES)}."
         )
+    return path
+
+
+def save(drawing: Any, path: str | Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Writes the figure in the format of the path's suffix, and the numbers drawn as JSON beside it; returns those.
+
+    Raises:
+        ConfigError: The suffix is unknown.
+    """
+    path = figure_file(path)
     matplotlib = optional_import("matplotlib", extra="plot", purpose="A figure")
     with atomic(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "glora"}):
         drawing.savefig(temporary, format=path.suffix[1:], metadata=UNDATED.get(path.suffix))
@@ -55,3 +65,11 @@ def count_axis(axis: Any) -> None:
 def whole_numbers() -> Any:
     """Ticks at whole numbers only."""
     return optional_import("matplotlib.ticker", extra="plot", purpose="A figure").MaxNLocator(integer=True)
+
+
+def fixed_ticks(axis: Any, places: list[int]) -> None:
+    """Ticks at these whole numbers and nowhere else, on a logarithmic axis too."""
+    ticker = optional_import("matplotlib.ticker", extra="plot", purpose="A figure")
+    axis.set_major_locator(ticker.FixedLocator(places))
+    axis.set_major_formatter(ticker.FixedFormatter([str(place) for place in places]))
+    axis.set_minor_locator(ticker.NullLocator())

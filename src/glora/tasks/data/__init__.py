@@ -3,6 +3,8 @@
 __all__ = ["SOURCES"]
 
 SOURCES = {  # packaged data sets, then formats of files; the last format is what a folder is taken for
+    "climate": "glora.tasks.data.climate:Climate",
+    "count": "glora.tasks.data.count:Count",
     "digits": "glora.tasks.data.packaged:Digits",
     "dsprites_loc": "glora.tasks.data.sprites:DSpritesLoc",
     "dsprites_ori": "glora.tasks.data.sprites:DSpritesOri",

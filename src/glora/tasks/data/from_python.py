@@ -17,7 +17,7 @@ from glora.errors import DataError, listed
 from glora.tasks.images import ImageSet, Preprocess, is_image, read_image
 from glora.tasks.objective import Batch, Examples, Objective, Targets
 from glora.tasks.splits import carve_val, sampled
-from glora.tasks.task import DataSettings, Task
+from glora.tasks.task import DataSettings, Task, augmented
 
 __all__ = [
     "DatasetExamples",
@@ -370,7 +370,8 @@ def task_of(
         made[key] = split.make(split.items, encoded, strata=objective.strata(encoded))
     notes = _cut(made, objective, settings)
     objective = objective.fitted(made["train"].targets)
-    return Task(name, objective, made["train"], made["val"], made.get("test"), notes).stamped()
+    train = augmented(made["train"], settings)
+    return Task(name, objective, train, made["val"], made.get("test"), notes).stamped()
 
 
 def _cut(made: dict[str, Examples], objective: Objective, settings: DataSettings) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from glora import registry
+from glora import scikit
 from glora.errors import DataError, MissingExtraError
 from glora.tasks.data.image_folder import ImageFolder
 from glora.tasks.objective import Objective, Targets
@@ -29,11 +29,10 @@ class Digits(DataSettings):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey: by default 800 train, 200 val, 797 test."""
 
     def load(self, objective: Objective) -> Task:
-        datasets = registry.optional_import("sklearn.datasets", extra="demo", purpose="The data set 'digits'")
-        pixels, labels = datasets.load_digits(return_X_y=True)  # (1797, 64) in [0, 16]
+        pixels, labels = scikit.digits()  # (1797, 64) in [0, 16]
         images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         targets = Targets(("digit",), [(label,) for label in labels.tolist()], names=tuple(map(str, range(10))))
-        return assemble("digits", {"": Pool(list(images), targets)}, objective, self)
+        return assemble("digits", {"": Pool(list(images), targets)}, objective, self, group="natural")
 
 
 class Textile(DataSettings):
@@ -50,7 +49,7 @@ class Textile(DataSettings):
             )
         root = Path(spec.submodule_search_locations[0]) / "data" / "textile_images" / "simulated"
         settings = self.model_dump() | {"source": str(root)}
-        return replace(ImageFolder(**settings).load(objective), name="textile")
+        return replace(ImageFolder(**settings).load(objective), name="textile", group="specialized")
 
 
 class FashionMNIST(DataSettings):
@@ -60,7 +59,8 @@ class FashionMNIST(DataSettings):
         pools = {split: _idx_pool(FASHION_MNIST, part) for split, part in (("train", "train"), ("test", "t10k"))}
         sizes = {"train": self.train or 800, "val": self.val or 200}
         own = f"The test is the data set's own: {len(pools['test'].items):,} images."
-        return assemble("fashion_mnist", pools, objective, self.model_copy(update=sizes), notes=[own])
+        settings = self.model_copy(update=sizes)
+        return assemble("fashion_mnist", pools, objective, settings, notes=[own], group="natural")
 
 
 def _idx_pool(folder: Path, part: str) -> Pool:

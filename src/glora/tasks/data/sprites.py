@@ -74,4 +74,5 @@ def _task(name: str, label: Callable[[tuple[int, ...]], int], objective: Objecti
     factors = [tuple(int(k) for k in np.unravel_index(number, FACTORS)) for number in chosen]
     targets = Targets(("bin",), [(label(each),) for each in factors], names=tuple(map(str, range(BINS))))
     own = f"{POOL:,} of dSprites' {ALL:,} images, drawn anew from its factors."
-    return assemble(name, {"": Pool([sprite(*each) for each in factors], targets)}, objective, settings, notes=[own])
+    pool = Pool([sprite(*each) for each in factors], targets)
+    return assemble(name, {"": pool}, objective, settings, notes=[own], group="structured")

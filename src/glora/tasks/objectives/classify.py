@@ -23,8 +23,13 @@ class Classify(Objective):
 
     metrics = (Metric("accuracy", True, "percent", proportion=True), Metric("loss", False, ".3f"))
 
+    of_training = frozenset({"smoothing"})
+
     name: Literal["classify"] = "classify"
     classes: tuple[str, ...] = Field((), description="Names of the classes, in the order of the outputs; the data's.")
+    smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing: the share of a training target that is spread over all classes."
+    )
 
     def named(self, targets: Targets) -> Classify:
         every = targets.single(self.name)
@@ -78,6 +83,9 @@ class Classify(Objective):
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(output, batch.targets, reduction="none")
+
+    def _trained(self, output: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(output, batch.targets, reduction="none", label_smoothing=self.smoothing)
 
     def values(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"accuracy": (output.argmax(-1) == batch.targets).float(), "loss": self.losses(output, batch)}

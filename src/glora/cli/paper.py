@@ -1,0 +1,55 @@
+"""`glora table NAME RUNS` and `glora plot NAME RUNS`: the paper's tables and figures (no torch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import typer
+
+from glora import registry
+from glora.report.folders import read_results
+from glora.report.paper import TABLES
+from glora.report.sheet import Sheet, as_csv, as_latex, as_markdown, as_tables
+
+__all__ = ["FORMS", "is_table", "print_sheets", "print_table"]
+
+COUNTED = {"params": "glora.runs.parameter_table:parameter_table"}  # of models, not of runs: name -> its sheet of one
+MODEL = "vit_b"
+FORMS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}  # `text` and `json` are below
+
+
+def is_table(word: str) -> bool:
+    """Whether the word names a table of the paper; a folder of that name is written with a path: `./vtab`."""
+    return word in TABLES or word in COUNTED
+
+
+def print_table(name: str, runs: Sequence[str], form: str) -> None:
+    """The table of this name of the results that the paths lead to, on stdout.
+
+    Args:
+        name: A key of `TABLES` or of `COUNTED`.
+        runs: Run folders, Result files, or folders of either; none: the printed rows alone. Of `COUNTED` models.
+        form: `text`, `json`, or a key of `FORMS`.
+    """
+    sheets: list[Sheet]
+    if name in COUNTED:
+        sheets = [registry.load(COUNTED[name])(model) for model in runs or [MODEL]]
+    else:
+        sheets = registry.load(TABLES[name])(read_results(runs))
+    print_sheets(sheets, form)
+
+
+def print_sheets(sheets: Sequence[Sheet], form: str) -> None:
+    """Sheets on stdout in a form."""
+    if form == "json":
+        typer.echo(json.dumps([sheet.to_json() for sheet in sheets]))
+    elif form in FORMS:
+        typer.echo("\n".join(FORMS[form](sheet) for sheet in sheets), nl=False)
+    else:
+        from rich.console import Console
+
+        console = Console()
+        for sheet in sheets:
+            for table in as_tables(sheet):
+                console.print(table)

@@ -1,0 +1,100 @@
+"""The page of the offline suite says what its results say, of any part of the cells."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glora.report.folders import read_results
+from glora.report.result import Result
+from suites.results import OFFLINE, made
+
+ROOT = Path(__file__).parent.parent
+BASE = {"fashion_mnist": 0.80, "digits": 0.90, "textile": 0.70, "dsprites_loc": 0.20, "dsprites_ori": 0.40}
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("offline_page")
+
+
+def cells(title: str, more: float = 0.0, *, seeds: int = 1, **changes: float) -> list[Result]:
+    """The cells of one method: `more` above the base on every task, or on one by its name."""
+    found = []
+    for task, base in BASE.items():
+        for seed in range(seeds):
+            test = base + changes.get(task, more) + 0.001 * seed
+            metrics = {"test_accuracy": test, "test_accuracy_standard_error": 0.004}
+            config = {"data": {"source": task}, "model": {"image_size": 56}, "train": {"lr": 1e-3}}
+            fields: dict[str, Any] = {"seed": seed, "metrics": metrics, "config": config, "group": OFFLINE[task]}
+            found.append(made(title, task, seconds={"train": 90.0, "search": 30.0}, **fields))
+    return found
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    glora = cells("GLoRA", 0.01, seeds=3, textile=-0.05)
+    return [*cells("LoRA", seeds=3), *cells("SSF", 0.02), *glora, *cells("Linear", -0.1)]
+
+
+def test_the_page_is_made_from_the_committed_results(page: Any) -> None:
+    """There is a page as soon as there are results, and none before."""
+    found = list(page.FOLDER.glob("**/*.json")) if page.FOLDER.is_dir() else []
+    assert page.PAGE.is_file() == bool(found)
+    if found:
+        committed = read_results([page.FOLDER])
+        assert page.PAGE.read_text(encoding="utf-8") == page.page(committed)
+
+
+def test_it_tells_who_is_best_and_where_glora_stands(page: Any, results: list[Result]) -> None:
+    text = " ".join(page.page(results).split())
+    assert "digits: SSF (92.0), before GLoRA (91.1)" in text
+    assert "textile: SSF (72.0), before LoRA (70.1)" in text
+    means = {"SSF": 62.0, "LoRA": 60.1, "GLoRA": 60.0 + 0.1 + (4 * 1 - 5) / 5}
+    assert f"GLoRA is number 3 of 4 by the mean of the tasks, {means['GLoRA']:.1f}" in text
+    assert "ahead of it: SSF (62.0), LoRA (60.1)" in text
+    assert "GLoRA minus LoRA: -0.2 points in the mean of 5 tasks; behind on textile -5.0; not told apart on 4" in text
+    assert "GLoRA minus Linear: +9.9 points in the mean of 5 tasks; ahead on fashion_mnist +11.1" in text
+
+
+def test_a_difference_is_told_apart_beyond_two_standard_errors(page: Any) -> None:
+    one, other = (page.our_rows(cells(*each), page.vtab_task)[0] for each in (("GLoRA", 0.0115), ("LoRA",)))
+    assert page.error(one, "digits") == pytest.approx(0.4)
+    (told,) = page.against(one, [other])
+    assert "ahead on" in told  # 1.15 points, above 2 x 0.4 x sqrt 2 = 1.13
+    one = page.our_rows(cells("GLoRA", 0.0112), page.vtab_task)[0]
+    (told,) = page.against(one, [other])
+    assert "not told apart on 5 tasks" in told
+    several = page.our_rows(cells("GLoRA", seeds=3), page.vtab_task)[0]
+    assert page.error(several, "digits") == pytest.approx((0.4**2 + 0.1**2 / 3) ** 0.5)
+
+
+def test_it_works_on_any_part_of_the_cells(page: Any, results: list[Result]) -> None:
+    part = [result for result in results if not (result.title == "GLoRA" and result.task == "digits")]
+    text = " ".join(page.page(part).split())
+    assert "Not run, and a dash in the table: GLoRA on digits." in text
+    assert "GLoRA has no result on digits, and no place among the others." in text
+    alone = page.page(results[:1])
+    assert "LoRA" in alone and "minus" not in alone
+    untested = page.page([*results[:3], made("NOAH", "digits", None)])
+    assert "have no test accuracy and are left out" in untested
+
+
+def test_its_lines_are_short_but_for_rows_of_tables(page: Any, results: list[Result]) -> None:
+    lines = page.page(results).splitlines()
+    assert all(len(line) <= 120 or line.startswith("|") for line in lines)
+    assert sum(line.startswith("## ") for line in lines) == 5
+
+
+@pytest.mark.figures
+def test_its_picture_has_a_panel_for_each_task(page: Any, results: list[Result], tmp_path: Path) -> None:
+    page.draw(results, tmp_path / "tasks.svg")
+    data = json.loads((tmp_path / "tasks.json").read_text())["tasks"]
+    assert list(data) == list(BASE)
+    assert data["digits"]["GLoRA"][0] == pytest.approx(91.1)
+    assert "<svg" in (tmp_path / "tasks.svg").read_text()
