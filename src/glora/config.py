@@ -89,13 +89,17 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The training loop: AdamW, a cosine from `lr` to 0 after a linear warm-up."""
+    """The training loop: by default AdamW, a cosine from `lr` to 0 after a linear warm-up."""
 
     epochs: int = Field(30, ge=1, description="Passes over the training examples.")
     batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="What moves the numbers; sgd has momentum 0.9.")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr; or SGD's.")
+    schedule: Literal["cosine", "paper"] = Field(
+        "cosine", description="How the learning rate goes: a cosine to 0, or as the published codes set it each epoch."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate, of the cosine.")
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
     pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
