@@ -27,11 +27,13 @@ __all__ = [
     "ModelSettings",
     "SearchSettings",
     "TrainSettings",
+    "all_errors",
     "build_experiment",
     "describe",
     "description",
     "group_fields",
     "load_experiment",
+    "try_experiment",
 ]
 
 FORMAT = 2  # of a run folder's config; 1 was glora 0.1, whose settings had other places
@@ -233,7 +235,24 @@ def build_experiment(
     Raises:
         ConfigError: Lists every error at once.
     """
-    found = list(problems)
+    experiment, found = try_experiment(*layers)
+    found = [*problems, *found]
+    if experiment is None or found:
+        raise all_errors(found, source)
+    return experiment
+
+
+def all_errors(problems: Sequence[str], source: str) -> ConfigError:
+    """The error that lists them all, one a line."""
+    count = f"{len(problems)} errors" if len(problems) > 1 else "1 error"
+    return ConfigError(
+        f"{count} in {source}:\n  " + "\n  ".join(problems), remedy="`glora ls settings` lists every setting."
+    )
+
+
+def try_experiment(*layers: Mapping[str, Any]) -> tuple[Experiment | None, list[str]]:
+    """The experiment of plain data as `build_experiment` makes it, None where that is wrong; and all that is wrong."""
+    found: list[str] = []
     preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), "default")
     known = isinstance(preset, str) and preset in PRESETS
     if not known:
@@ -251,12 +270,7 @@ def build_experiment(
         experiment = model.model_validate(laid)
     except ValidationError as error:
         found += [each for each in problems_of(error, model) if not any(_inside(each, said) for said in unknown)]
-    if experiment is None or found:
-        count = f"{len(found)} errors" if len(found) > 1 else "1 error"
-        raise ConfigError(
-            f"{count} in {source}:\n  " + "\n  ".join(found), remedy="`glora ls settings` lists every setting."
-        )
-    return experiment
+    return experiment, found
 
 
 _DEFAULTS: dict[str, Any] = {
