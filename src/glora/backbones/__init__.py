@@ -11,8 +11,8 @@ from torch import nn
 from typing_extensions import NotRequired
 
 from glora import registry
-from glora.tasks.images import NORMALISATIONS, Preprocess
 from glora.errors import BackboneError, nearest
+from glora.tasks.images import NORMALISATIONS, Preprocess
 
 __all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of", "unknown_name"]
 

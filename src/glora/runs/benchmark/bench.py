@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from glora.errors import GloraError
 from glora.files import write_text
 from glora.report.result import Result
 from glora.runs.benchmark.folder import BenchmarkFolder
@@ -64,7 +64,7 @@ def run_benchmark(
     folder = BenchmarkFolder(out or Path("bench") / benchmark.settings.name)
     rates = Rates(benchmark, folder.rates, _group)
     view = view or BenchmarkView()
-    folder.check(rates.settled(cell) for cell in _able(benchmark.cells, rates))
+    folder.check(map(rates.settled, benchmark.cells))
     write_text(folder.file, Path(path).read_text(encoding="utf-8"))
     work = Work(view if workers == 0 else None)
     with closing(new_executor(work, workers, cluster=cluster, limit=benchmark.settings.limit)) as executor:
@@ -79,16 +79,6 @@ def _group(cell: Cell) -> str:
     """The group of a cell's task, which the data knows."""
     data, objective = cell.experiment.data, cell.experiment.objective
     return cast(DataSettings, data).load(cast(Objective, objective)).group
-
-
-def _able(cells: Iterable[Cell], rates: Rates) -> Iterator[Cell]:
-    """Those whose learning rate is not known to be out of reach."""
-    for cell in cells:
-        try:
-            rates.settled(cell)
-        except GloraError:
-            continue
-        yield cell
 
 
 class _Going:
@@ -118,7 +108,7 @@ class _Going:
         self.executor = executor
         self.view = view
         self.workers = workers
-        self.no_rate: dict[str, str] = {}  # method -> why it has none
+        self.lost: dict[str, str] = {}  # method -> why one of its tries has failed
 
     @property
     def left(self) -> list[Cell]:
@@ -135,34 +125,30 @@ class _Going:
         jobs = [Job(each, "rate", self._asked(each, self.folder.trial(each.cell, each.rate))) for each in tries]
         for each, found, seconds in self._done(jobs):
             if "failed" in found:
-                self.no_rate[each.label] = f"{each}: {found['failed']['message']}"
+                self.lost[each.label] = f"{each}: {found['failed']['message']}"
             else:
                 self.rates.add(each, found["done"])
             self._ended(each, found, seconds, lambda done: _told(done["value"], f"val {done['metric']}"))
         self.view.end()
-        for label in (label for label in labels if label not in self.no_rate):
-            self._tell_rate(label)
-
-    def _tell_rate(self, label: str) -> None:
-        try:
-            self.view.tell(f"{label}: {self.rates.note(label)}")
-        except GloraError as error:
-            self.no_rate[label] = str(error)
+        if not self.lost:
+            shutil.rmtree(self.folder.tries, ignore_errors=True)
+        for label in labels:
+            if note := self.rates.note(label):
+                self.view.tell(f"{label}: {note}")
 
     def run_cells(self) -> list[Cell]:
         """Runs what is left; the cells that have no result."""
-        left = [cell for cell in self.left if self._has_rate(cell)]
-        settled = [self.rates.settled(cell) for cell in left]
+        settled = [self.rates.settled(cell) for cell in self.benchmark.cells]
         self.folder.check(settled)
-        self.folder.check(self.rates.settled(cell) for cell in self.benchmark.cells if self.folder.done(cell))
+        left = [cell for cell in settled if not self.folder.done(cell)]
         total = Counter(cell.label for cell in self.benchmark.cells)
         done = Counter(cell.label for cell in self.benchmark.cells if self.folder.done(cell))
-        if not self.left:
+        if not left:
             self.view.tell(f"All {total.total()} cells are finished.")
             return []
         self.view.begin("cells", dict(total), dict(done), self.workers)
-        failed = self._without_rate()
-        jobs = [Job(cell, "cell", self._cell(cell)) for cell in settled]
+        failed = self._without_rate([cell for cell in left if cell.tuned])
+        jobs = [Job(cell, "cell", self._cell(cell)) for cell in left if not cell.tuned]
         for cell, found, seconds in self._done(jobs):
             if "failed" in found:
                 self.folder.write_failure(cell, found["failed"])
@@ -173,22 +159,13 @@ class _Going:
         self.view.end()
         return failed
 
-    def _has_rate(self, cell: Cell) -> bool:
-        if cell.tuned and cell.label not in self.no_rate:
-            try:
-                self.rates.settled(cell)
-            except GloraError as error:  # of an earlier call
-                self.no_rate[cell.label] = str(error)
-        return not (cell.tuned and cell.label in self.no_rate)
-
-    def _without_rate(self) -> list[Cell]:
-        """The cells left whose methods have no learning rate; each has failed."""
-        cells = [cell for cell in self.left if not self._has_rate(cell)]
-        for cell in cells:
-            why = self.no_rate[cell.label]
-            self.folder.write_failure(cell, {"error": "RunError", "message": f"No learning rate was chosen: {why}"})
+    def _without_rate(self, cells: list[Cell]) -> list[Cell]:
+        """The same cells, whose methods have no learning rate: each has failed."""
         for label, count in Counter(cell.label for cell in cells).items():
-            self.view.refused(label, count, f"no learning rate was chosen: {self.no_rate[label]}")
+            why = f"No learning rate was chosen. {self.lost.get(label) or self.rates.note(label)}"
+            for cell in (cell for cell in cells if cell.label == label):
+                self.folder.write_failure(cell, {"error": "RunError", "message": why})
+            self.view.refused(label, count, why)
         return cells
 
     def _asked(self, what: Cell | Try, folder: Path) -> dict[str, Any]:
@@ -202,8 +179,8 @@ class _Going:
     def _cell(self, cell: Cell) -> dict[str, Any]:
         settings, rate = self.benchmark.settings, self.rates.note(cell.label)
         notes = [*note_of(settings.protocol), *([rate] if rate else [])]
-        named = {"label": cell.label, "protocol": settings.protocol, "notes": notes, "keep": settings.keep}
-        return {**self._asked(cell, self.folder.run(cell)), **named}
+        named = {"name": cell.name, "label": cell.label, "protocol": settings.protocol, "notes": notes}
+        return {**self._asked(cell, self.folder.run(cell)), **named, "keep": settings.keep}
 
     def _done(self, jobs: Sequence[Job]) -> Iterator[tuple[Any, dict[str, Any], float]]:
         """Cells or tries with what came of them and the seconds, in the order in which they end."""

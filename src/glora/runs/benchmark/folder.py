@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glora.config import Experiment, build_experiment
-from glora.errors import GloraError, RunError, listed
+from glora.errors import GloraError, RunError
 from glora.files import write_json
 from glora.report.result import Result
 from glora.runs.benchmark.settings import Cell
@@ -21,6 +21,7 @@ from glora.runs.resolve import resolve
 
 __all__ = ["BenchmarkFolder"]
 
+MOST = 5  # cells that an error names
 RATE = ("train.lr", "search.polish_lr")  # open as long as it is not chosen
 
 
@@ -35,6 +36,7 @@ class BenchmarkFolder:
         self.path = Path(path).expanduser().absolute()
         self.file = self.path / "benchmark.yaml"
         self.rates = self.path / "rates.json"
+        self.tries = self.path / "rates"
         self.results = self.path / "results"
         self.failed = self.path / "failed"
 
@@ -45,7 +47,7 @@ class BenchmarkFolder:
     def trial(self, cell: Cell, rate: float) -> Path:
         """The folder of one try of a learning rate."""
         task, label, _ = cell.place
-        return self.path / "rates" / task / label / f"{rate:g}"
+        return self.tries / task / label / f"{rate:g}"
 
     def result(self, cell: Cell) -> Path:
         """The Result of a cell."""
@@ -72,8 +74,9 @@ class BenchmarkFolder:
         """
         wrong = [line for cell in cells for line in self._differing(cell)]
         if wrong:
+            shown = [*wrong[:MOST], *([f"and {len(wrong) - MOST} more cells"] if len(wrong) > MOST else [])]
             raise RunError(
-                f"{self.path} holds cells of other settings:\n  {listed(wrong, n=10)}\n",
+                "\n  ".join([f"{self.path} holds cells of other settings:", *shown]) + "\n",
                 remedy="Choose another --out or name, or delete the results and run folders of these cells.",
             )
 

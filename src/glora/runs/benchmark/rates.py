@@ -113,6 +113,7 @@ class Rates:
         self.file = file
         self.group = group
         self.known: dict[str, Any] = _read(file)
+        self._grids: dict[str, list[Try]] = {}
 
     def tries(self, labels: Iterable[str]) -> list[Try]:
         """Those of these methods that are not measured yet."""
@@ -120,6 +121,11 @@ class Rates:
 
     def _grid(self, label: str) -> list[Try]:
         """All tries of a method."""
+        if label not in self._grids:
+            self._grids[label] = self._new_grid(label)
+        return self._grids[label]
+
+    def _new_grid(self, label: str) -> list[Try]:
         assert self.settings is not None
         firsts = {cell.task: cell for cell in reversed(self.benchmark.cells) if cell.label == label and cell.tuned}
         cells = [firsts[task] for task in self.tasks() if task in firsts]
@@ -154,28 +160,21 @@ class Rates:
         write_json(self.file, self.known)
 
     def choice(self, label: str) -> Choice | None:
-        """What is chosen for a method; None as long as something is not measured.
-
-        Raises:
-            RunError: Every rate of the grid has lost the training.
-        """
+        """What is chosen for a method; None as long as something is not measured."""
         runs = [self._measured(each) for each in self._grid(label)]
         if not runs or any(run is None for run in runs):
             return None
         return Choice.of([run for run in runs if run is not None])
 
     def settled(self, cell: Cell) -> Cell:
-        """The cell with its rate; as it is where that is not chosen yet, or given in the file.
-
-        Raises:
-            RunError: Every rate of the grid has lost the training.
-        """
+        """The cell with its rate; as it is where that is given in the file, not chosen yet, or out of reach."""
         choice = self.choice(cell.label) if cell.tuned and self.known.get("methods", {}).get(cell.label) else None
-        return cell if choice is None else cell.at(choice.rate)
+        return cell if choice is None or choice.rate is None else cell.at(choice.rate)
 
     def note(self, label: str) -> str:
         """How the rate of a method was chosen, for its results; empty where it was not."""
-        choice = self.choice(label) if any(cell.tuned for cell in self.benchmark.cells if cell.label == label) else None
+        tuned = any(cell.tuned for cell in self.benchmark.cells if cell.label == label)
+        choice = self.choice(label) if tuned else None
         return "" if choice is None or self.settings is None else choice.told(self.settings.seed)
 
 
@@ -184,12 +183,13 @@ class Choice:
     """The rate with the best mean of the first metric over the tasks; of equal ones that of the lower loss.
 
     Attributes:
-        rate: The learning rate. edge: `lowest` or `highest`, where it is at the end of the grid; else empty.
+        rate: The learning rate; None where every one has lost the training on a task.
+        edge: `lowest` or `highest`, where it is at the end of the grid; else empty.
         means: For each rate, lowest first: `rate`, mean `value` and mean `loss`; None where a training was lost.
         metric: What `value` is. tasks: On which tasks. epochs: Of each try.
     """
 
-    rate: float
+    rate: float | None
     edge: str
     means: tuple[Mapping[str, float | None], ...]
     metric: str
@@ -198,33 +198,28 @@ class Choice:
 
     @classmethod
     def of(cls, runs: Sequence[Mapping[str, Any]]) -> Choice:
-        """The choice from all measurements of a method.
-
-        Raises:
-            RunError: None has a value on every task.
-        """
+        """The choice from all measurements of a method."""
         rates = sorted({run["rate"] for run in runs})
         means = tuple(_means(rate, [run for run in runs if run["rate"] == rate]) for rate in rates)
         sign = 1 if runs[0]["higher"] else -1
         able = [each for each in means if each["value"] is not None]
-        if not able:
-            raise RunError(
-                f"Every learning rate of the grid, {', '.join(f'{rate:g}' for rate in rates)}, lost the training.",
-                remedy="Give the grid lower ones.",
-            )
-        best = max(able, key=lambda each: (sign * (each["value"] or 0.0), -(each["loss"] or 0.0)))["rate"]
-        assert best is not None
-        ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {}
+        order = [(sign * (each["value"] or 0.0), -(each["loss"] or 0.0)) for each in able]
+        best = able[order.index(max(order))]["rate"] if able else None
+        ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 and best is not None else {}
         tasks = tuple(dict.fromkeys(run["task"] for run in runs))
-        return cls(best, ends.get(best, ""), means, runs[0]["metric"], tasks, runs[0]["epochs"])
+        return cls(best, ends.get(best or 0.0, ""), means, runs[0]["metric"], tasks, runs[0]["epochs"])
 
     def told(self, seed: int) -> str:
         """It in words."""
-        value = next(each["value"] for each in self.means if each["rate"] == self.rate)
+        value = next((each["value"] for each in self.means if each["rate"] == self.rate), None)
+        if self.rate is None or value is None:
+            every = ", ".join(f"{each['rate']:g}" for each in self.means)
+            return f"Every learning rate of the grid, {every}, lost the training: give it lower ones."
         edge = f", the {self.edge} of the grid: another may be better" if self.edge else ""
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return (
             f"Learning rate {self.rate:g} of {len(self.means)}, chosen on val: mean {self.metric} {value:.4f} on "
-            f"{', '.join(self.tasks)} after {self.epochs} epochs, seed {seed}{edge}."
+            f"{', '.join(self.tasks)} after {epochs}, seed {seed}{edge}."
         )
 
     def to_json(self) -> dict[str, Any]:

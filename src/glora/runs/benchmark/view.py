@@ -17,6 +17,7 @@ from glora.runs.console import BETWEEN, clock
 
 __all__ = ["BenchmarkView"]
 
+MOST = 8  # running jobs that are named
 COLUMNS = ("done", "running", "left", "failed")
 
 
@@ -72,12 +73,12 @@ class BenchmarkView:
         self.counts["done"].update(done)
         self.seconds: dict[str, list[float]] = {}
         self.start = time.monotonic()
-        self.progress = ""
+        self.now: dict[str, str] = {}  # a job that is running -> where it is, where that is known
 
     def started(self, row: str, what: str) -> None:
         """A job begins."""
         self.counts["running"][row] += 1
-        self.progress = what
+        self.now[what] = ""
         if not self.console.is_terminal:
             self.tell(f"{self.head()}{BETWEEN}begins: {what}")
 
@@ -92,6 +93,7 @@ class BenchmarkView:
             failed: Whether it has no result.
         """
         self.counts["running"][row] -= 1
+        self.now.pop(what, None)
         self.counts["failed" if failed else "done"][row] += 1
         if not failed:
             self.seconds.setdefault(row, []).append(seconds)
@@ -145,8 +147,8 @@ class BenchmarkView:
         for row in self.total:
             numbers = {**{name: count[row] for name, count in self.counts.items()}, "left": self.left(row)}
             table.add_row(row, *(str(numbers[column] or "") for column in COLUMNS))
-        now = [Text(self.progress, style="dim")] if self.counts["running"].total() else []
-        return Group(Text(self.head()), table, *now)
+        now = [Text(BETWEEN.join(filter(None, each)), style="dim") for each in self.now.items()]
+        return Group(Text(self.head()), table, *now[:MOST])
 
     # The reporter of a cell in this process
 
@@ -162,4 +164,4 @@ class BenchmarkView:
         self._note(f"search {trial.number + 1}/{total}")
 
     def _note(self, text: str) -> None:
-        self.progress = f"{self.progress.partition(BETWEEN)[0]}{BETWEEN}{text}"
+        self.now = dict.fromkeys(self.now, text)  # in this process there is one

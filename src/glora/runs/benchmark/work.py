@@ -81,8 +81,8 @@ def _cell(data: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     notes = [note for note in result.notes if note not in new]
     if new:
         notes.append(f"New keys of the merged model: {len(new)}, such as {new[0].removeprefix(KEY)}")
-    named = {"title": data["label"], "protocol": data["protocol"], "notes": (*data["notes"], *notes)}
-    return replace(result, **named).to_json()
+    named = {"run": data["name"], "title": data["label"], "protocol": data["protocol"]}
+    return replace(result, **named, notes=(*data["notes"], *notes)).to_json()
 
 
 def _clean(folder: Path, *, kept: Path) -> None:
