@@ -481,7 +481,7 @@ def bench(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="A benchmark's file.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The benchmark's folder; bench/NAME if not given."),
+        typer.Option(metavar="FOLDER", help="The benchmark's folder; results/NAME if not given."),
     ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Processes that do cells, a thread each; 0: this one.")
@@ -509,8 +509,8 @@ def bench(
 
         typer.echo(json.dumps([result.to_json() for result in Result.read_all(found.results)]))
     if found.results:
-        folder = found.results[0].parent
-        typer.echo(f"{len(found.results)} cells are finished. Next: glora table {folder}/*.json", err=True)
+        folder = found.results[0].parents[1]
+        typer.echo(f"{len(found.results)} cells are finished. Next: glora table {folder}", err=True)
     if found.failed:
         typer.echo(f"{len(found.failed)} cells have failed; the same command tries them again.", err=True)
         raise typer.Exit(1)

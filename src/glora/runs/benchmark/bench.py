@@ -51,7 +51,7 @@ def run_benchmark(
 
     Args:
         path: The benchmark's YAML file.
-        out: Its folder; `bench/NAME` by default.
+        out: Its folder; `results/NAME` by default.
         workers: Processes that do cells, one thread each; 0: this one, with its threads.
         cluster: `"ray"` puts the workers on a Ray cluster, whose nodes share the folder.
         view: Where to tell what is going on.
@@ -61,7 +61,7 @@ def run_benchmark(
         RunError: The folder holds cells of other settings, or the workers fail.
     """
     benchmark = load_benchmark(path)
-    folder = BenchmarkFolder(out or Path("bench") / benchmark.settings.name)
+    folder = BenchmarkFolder(out or Path("results") / benchmark.settings.name)
     rates = Rates(benchmark, folder.rates, _group)
     view = view or BenchmarkView()
     folder.check(map(rates.settled, benchmark.cells))

@@ -56,8 +56,10 @@ def recipe_of(method: str, laid: Mapping[str, Any]) -> dict[str, Any]:
     data = laid.get("data", {})
     if method == "glora" and data.get("task") in LOWER:
         train["lr"] = 1e-4
+    search = {"polish": SHORT, "polish_lr": 1e-3, "polish_on": "all"} if method == "noah" else {}  # trained anew
     everything = method not in SEARCHED and "splits" in _fields(data)
-    return merged(COMMON, {"train": train, **({"data": {"splits": "train800val200"}} if everything else {})})
+    splits = {"splits": "train800val200"} if everything else {}
+    return merged(COMMON, {"train": train, "search": search, "data": splits})
 
 
 def _fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
