@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +200,27 @@ def test_workers_do_the_same_cells(tasks: tuple[Path, Path], tmp_path: Path) -> 
     assert numbers(tmp_path / "0" / "results") == numbers(tmp_path / "2" / "results")
     one, other = (json.loads((tmp_path / name / "rates.json").read_text())["methods"] for name in "02")
     assert one["LoRA"]["means"] == other["LoRA"]["means"]
+
+
+@pytest.mark.slow
+def test_a_cell_whose_worker_is_killed_is_done_by_another(
+    tasks: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Kills(Told):
+        def started(self, row: str, what: str) -> None:
+            super().started(row, what)
+            if len(self.begun) == 2:
+                (worker,) = multiprocessing.active_children()
+                threading.Timer(0.5, lambda: os.kill(worker.pid or 0, signal.SIGKILL)).start()
+
+    data = benchmark(*tasks, methods=[{"label": "LoRA", "method": LORA, "train": {"epochs": 60}}])
+    file = written(tmp_path, data)
+    found = run(file, tmp_path / "killed", view := Kills(), workers=1)
+    assert caplog.text.count("A worker was lost") == 1
+    assert not view.failures
+    assert len(found.results) == 2
+    run(file, tmp_path / "whole")
+    assert numbers(tmp_path / "killed" / "results") == numbers(tmp_path / "whole" / "results")
 
 
 def test_other_settings_under_the_same_name_are_refused(tasks: tuple[Path, Path], tmp_path: Path) -> None:
@@ -497,6 +521,17 @@ def test_the_published_recipe_lies_under_the_cells_and_is_told_everywhere(
         result = Result.read(tmp_path / "out" / "results" / f"photos-{name}-seed0.json")
         assert result.protocol == "paper"
         assert "no equal effort" in result.notes[0]
+
+
+def test_of_vtab_what_is_not_searched_trains_on_all_1000_and_some_rates_are_lower() -> None:
+    tasks = [{"source": "vtab", "root": "nowhere", "task": name} for name in ("cifar", "retino")]
+    data = {"name": "v", "protocol": "paper", "tasks": tasks, "methods": ["linear", "glora"]}
+    found = {(cell.label, cell.task): cell.experiment for cell in build_benchmark(data).cells}
+    splits = {key: experiment.data.splits for key, experiment in found.items()}  # type: ignore[attr-defined]
+    assert splits == {(label, task): "train800val200" if label == "Linear" else "train800" for label, task in found}
+    rates = [found["GLoRA", task].train.lr for task in ("vtab-cifar", "vtab-retino")]
+    assert rates == [5e-4, 1e-4]
+    assert found["Linear", "vtab-cifar"].train.lr is None, "there is no published one: the library's own"
 
 
 # -- on the command line and on the screen

@@ -7,6 +7,7 @@ from typing import Any
 
 from glora.errors import GloraError
 from glora.settings import merged
+from glora.tasks.data.paper_sets import VTAB, by_name
 from glora.tasks.task import source_class
 
 __all__ = ["note_of", "recipe_of"]
@@ -54,7 +55,7 @@ def recipe_of(method: str, laid: Mapping[str, Any]) -> dict[str, Any]:
     if method in RATES:
         train["lr"] = RATES[method]
     data = laid.get("data", {})
-    if method == "glora" and data.get("task") in LOWER:
+    if method == "glora" and _vtab_name(data) in LOWER:
         train["lr"] = 1e-4
     search = {"polish": SHORT, "polish_lr": 1e-3, "polish_on": "all"} if method == "noah" else {}  # trained anew
     everything = method not in SEARCHED and "splits" in _fields(data)
@@ -68,6 +69,14 @@ def _fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
         return source_class(data).model_fields
     except GloraError:
         return {}
+
+
+def _vtab_name(data: Mapping[str, Any]) -> str:
+    """Which task of VTAB-1K the data are; empty for others."""
+    try:
+        return by_name(str(data.get("task")), VTAB).name if data.get("source") == "vtab" else ""
+    except (GloraError, ValueError):  # told elsewhere
+        return ""
 
 
 def note_of(protocol: str) -> tuple[str, ...]:

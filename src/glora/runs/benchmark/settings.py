@@ -190,11 +190,14 @@ class Benchmark:
     def summary(self) -> str:
         """What is run, in words."""
         tuned = {cell.label for cell in self.cells if cell.tuned}
-        rates = f", learning rates of {len(tuned)} chosen on val" if tuned else ""
-        return (
-            f"ok, a benchmark of {len(self.labels)} methods on {len(self.tasks)} tasks, {len(self.cells)} cells, "
-            f"protocol {self.settings.protocol}{rates}"
-        )
+        rates = f", learning rates of {_counted(len(tuned), 'method')} chosen on val" if tuned else ""
+        methods, tasks = _counted(len(self.labels), "method"), _counted(len(self.tasks), "task")
+        cells = _counted(len(self.cells), "cell")
+        return f"ok, a benchmark of {methods} on {tasks}, {cells}, protocol {self.settings.protocol}{rates}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def load_benchmark(path: str | Path) -> Benchmark:
