@@ -24,7 +24,7 @@ from rich.console import Console
 from glora.cli import app as cli
 from glora.cli.listing import check
 from glora.config import build_experiment
-from glora.errors import ConfigError, GloraError, RunError
+from glora.errors import ConfigError, DataError, GloraError, RunError
 from glora.files import read_jsonl, write_json
 from glora.report.result import Result
 from glora.runs.benchmark.bench import Outcome, run_benchmark
@@ -430,6 +430,15 @@ def test_rates_are_tried_on_the_first_task_of_each_group_and_stay_there(
 
     assert rates("a", "b", "c", "d").tasks() == ("a", "c", "d")
     assert rates("b", "c", of=lambda cell: "").tasks() == ("b",)
+
+    def half(cell: Any) -> str:
+        if cell.task == "a":
+            raise DataError("a is not here.")
+        return groups[cell.task]
+
+    assert rates("a", "b", "c", of=half).tasks() == ("b", "c"), "those that can be loaded"
+    with pytest.raises(DataError, match="a is not here"):
+        rates("a", of=half).tasks()
     write_json(tmp_path / "rates.json", {"tasks": ["b", "c"]})
     assert rates("a", "b", "c", "d").tasks() == ("b", "c"), "what was chosen before"
     assert rates("a", "c", "d").tasks() == ("a", "c", "d"), "b is gone"

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from glora.config import Experiment
-from glora.errors import RunError, StateError
+from glora.errors import GloraError, RunError, StateError
 from glora.files import write_json
 from glora.methods.method import Tuned
 from glora.report.outcome import digest
@@ -132,16 +132,31 @@ class Rates:
         return [Try.of(cell, rate, self.settings) for cell in cells for rate in sorted(self.settings.grid)]
 
     def tasks(self) -> tuple[str, ...]:
-        """On which tasks rates are tried; once chosen they stay, as long as the file has them."""
+        """On which tasks rates are tried; once chosen they stay, as long as the file has them.
+
+        Raises:
+            GloraError: No task can be loaded; of several only those that can are asked for their group.
+        """
         if self.settings is not None and self.settings.tasks:
             return self.settings.tasks
         known = self.known.get("tasks", [])
         if not known or not {*known} <= {*self.benchmark.tasks}:
-            firsts = {cell.task: cell for cell in reversed(self.benchmark.cells)}
-            groups = {task: self.group(firsts[task]) for task in self.benchmark.tasks}
-            known = list({group: task for task, group in reversed(groups.items())}.values())[::-1]
-            self.known["tasks"] = known
+            known = self.known["tasks"] = self._first_of_each_group()
         return tuple(known)
+
+    def _first_of_each_group(self) -> list[str]:
+        firsts: dict[str, str] = {}
+        wrong: list[GloraError] = []
+        for task in self.benchmark.tasks:
+            try:
+                group = self.group(next(cell for cell in self.benchmark.cells if cell.task == task))
+            except GloraError as error:  # its cells tell it too
+                wrong.append(error)
+            else:
+                firsts.setdefault(group, task)
+        if not firsts:
+            raise wrong[0]
+        return list(firsts.values())
 
     def _measured(self, each: Try) -> dict[str, Any] | None:
         runs = self.known.get("methods", {}).get(each.label, {}).get("runs", [])
