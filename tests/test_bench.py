@@ -520,6 +520,7 @@ def test_the_published_recipe_lies_under_the_cells_and_is_told_everywhere(
     for each in (lora, glora):
         assert (each.preset, each.train.schedule, each.train.batch_size) == ("paper", "paper", 64)
         assert (each.train.weight_decay, each.train.restart, each.train.optimizer) == (1e-4, False, "adamw")
+        assert (each.model.normalise, each.model.drop_path) == ("imagenet", 0.1)
         assert each.model.image_size == 32, "the file's own settings win"
     assert (lora.train.epochs, lora.train.lr) == (100, 1e-3)
     assert (glora.train.epochs, glora.train.lr) == (500, 5e-4)

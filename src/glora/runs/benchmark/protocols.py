@@ -15,7 +15,7 @@ __all__ = ["note_of", "recipe_of"]
 LONG, SHORT = 500, 100  # epochs of a published supernet, and of everything else
 COMMON: dict[str, Any] = {  # NOAH's baselines, FacT, RepAdapter and GLoRA share it
     "preset": "paper",
-    "model": {"image_size": 224},
+    "model": {"image_size": 224, "normalise": "imagenet", "drop_path": 0.1},
     "train": {
         "epochs": SHORT,
         "batch_size": 64,
