@@ -36,6 +36,7 @@ from glora.runs.run import Run
 from glora.settings import read_settings
 from glora.tasks.data.image_folder import ImageFolder
 from suites.toy import MODEL, image_folder
+from test_paper_data import vtab
 from test_run import CountedReads
 
 ROOT = Path(__file__).parents[1]
@@ -248,6 +249,47 @@ def test_a_begun_run_of_other_settings_is_refused_too(tasks: tuple[Path, Path], 
     changed["settings"]["train"]["batch_size"] = 4
     with pytest.raises(RunError, match=r"LoRA 2 on photos, seed 1.*train\.batch_size is 8 there, 4 here"):
         run(written(tmp_path, changed), out)
+
+
+def test_results_of_another_machine_are_finished_here_too(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    file, out = written(tmp_path, benchmark(tasks[0], methods=["linear"])), tmp_path / "out"
+    run(file, out)
+    (path,) = (out / "results").iterdir()
+    text = path.read_text()
+    path.write_text(text.replace(str(tasks[0]), "/somewhere/else/photos"))
+    run(file, out, view := Told())
+    assert not view.begun
+    for odd in ("/somewhere/else/prints", str(image_folder(tmp_path / "copy" / "photos"))):
+        path.write_text(text.replace(str(tasks[0]), odd))
+        with pytest.raises(RunError, match=r"data\.source is"):
+            run(file, out)
+
+
+# -- a copy of VTAB-1K
+
+
+def test_a_miniature_vtab_goes_from_its_file_to_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cifar", "eurosat", "kitti"):
+        vtab(tmp_path / "vtab-1k", name)
+    tasks = [{"label": name, "task": name} for name in ("cifar", "eurosat", "kitti")]
+    data = benchmark(*tasks, rates={"grid": [1e-3, 1e-2], "epochs": 1}, methods=["linear"], seeds=[0, 1])
+    data["settings"]["data"] = {"source": "vtab", "root": "vtab-1k"}
+    file = written(tmp_path, data)
+    monkeypatch.chdir(tmp_path)
+    found = run(file, tmp_path / "out", view := Told())
+    assert len(found.results) == 6
+    assert json.loads((tmp_path / "out" / "rates.json").read_text())["tasks"] == ["cifar", "eurosat", "kitti"]
+    groups = {Result.read(path).task: Result.read(path).group for path in found.results}
+    assert groups == {"cifar": "natural", "eurosat": "specialized", "kitti": "structured"}
+    run(file, tmp_path / "out", view := Told())
+    assert not view.begun
+    monkeypatch.setattr(sys, "argv", ["glora", "table", "vtab", str(tmp_path / "out"), "--markdown"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert "Linear" in capfd.readouterr().out
 
 
 # -- what fails

@@ -98,15 +98,23 @@ class BenchmarkFolder:
 
 def _differences(theirs: Mapping[str, Any], mine: Experiment, ignored: Sequence[str]) -> list[str]:
     """`setting is 3 there, 4 here` for each that decides the numbers."""
+    here = flat(mine.to_json())
     try:
-        theirs = build_experiment(theirs).to_json()  # settings that are new since then have their defaults
-    except GloraError:
-        pass
-    there, here = flat(theirs), flat(mine.to_json())
+        there = flat(build_experiment(theirs).to_json())  # settings that are new since then have their defaults
+    except GloraError:  # such as data of another machine
+        there = {key: here.get(key) for key in here} | flat(theirs)
     keys = [key for key in {**here, **there} if key not in (*ANY_TIME, *ignored)]
     missing = object()
     return [
         f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
         for key in keys
-        if there.get(key, missing) != here.get(key, missing)
+        if not _same(there.get(key, missing), here.get(key, missing))
     ]
+
+
+def _same(there: Any, here: Any) -> bool:
+    """Whether two settings are equal; a folder of another machine is the one of its name here."""
+    if there == here or not (isinstance(there, str) and isinstance(here, str)):
+        return bool(there == here)
+    one, other = Path(there), Path(here)
+    return one.is_absolute() and other.is_absolute() and one.name == other.name and not one.exists()
