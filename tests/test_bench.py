@@ -533,6 +533,16 @@ def test_tasks_are_called_by_their_source_and_by_what_differs(tasks: tuple[Path,
     assert found.tasks == ("digits-10", "digits-20", "textile", "photos", "mine")
 
 
+def test_the_first_seed_of_every_method_comes_first(tasks: tuple[Path, Path]) -> None:
+    rows = [{"label": "A", "method": "linear", "seeds": [5, 6]}, {"label": "B", "method": "linear"}]
+    found = build_benchmark(benchmark(*tasks, methods=rows))
+    assert [(cell.label, cell.task, cell.seed) for cell in found.cells] == [
+        ("A", "photos", 5), ("A", "prints", 5), ("B", "photos", 0), ("B", "prints", 0),
+        ("A", "photos", 6), ("A", "prints", 6),
+    ]  # fmt: skip
+    assert (found.labels, found.tasks) == (("A", "B"), ("photos", "prints"))
+
+
 def test_data_of_a_seed_of_its_own(tasks: tuple[Path, Path]) -> None:
     fixed, own = (
         build_benchmark(benchmark(tasks[0], seeds=[0, 3], methods=["linear"], split_seeds=kind)).cells

@@ -170,7 +170,7 @@ class Benchmark:
     """What a file asks for.
 
     Attributes:
-        settings: The file. cells: In the order in which they are run: method by method, seed by seed.
+        settings: The file. cells: In the order in which they are run: the first seed of every method, then the second.
     """
 
     settings: BenchmarkSettings
@@ -229,14 +229,14 @@ def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -
 
 
 def _cells(settings: BenchmarkSettings) -> tuple[list[Cell], list[str]]:
-    """The cells whose experiments can be built, and what is wrong with the others, each error once."""
-    cells: list[Cell] = []
+    """The cells whose experiments can be built, the first seed of all first; what is wrong with the others, once."""
+    cells: list[tuple[int, Cell]] = []  # with the place of its seed among the method's
     wrong: dict[str, list[str]] = {}
     tasks = list(zip(_task_labels(settings), settings.tasks, strict=True))
     for row in settings.methods:
         for task, task_row in tasks:
             given = _given(settings, task_row, row)
-            for seed in row.seeds or settings.seeds:
+            for place, seed in enumerate(row.seeds or settings.seeds):
                 experiment, problems = _built(settings, given, seed)
                 title = row.label or str(row.method.get("name"))
                 for problem in problems:
@@ -244,9 +244,10 @@ def _cells(settings: BenchmarkSettings) -> tuple[list[Cell], list[str]]:
                 if experiment is not None and not problems:
                     label = row.label or cast(Method, experiment.method).title
                     tuned = settings.rates is not None and experiment.train.lr is None
-                    cells.append(Cell(label, task, seed, experiment, tuned, given))
+                    cells.append((place, Cell(label, task, seed, experiment, tuned, given)))
     problems = [f"{where[0]}{_more(where)}: {problem}" for problem, where in wrong.items()]
-    return cells, [*problems, *_unlike(cells)]
+    ordered = [cell for _, cell in sorted(cells, key=lambda each: each[0])]
+    return ordered, [*problems, *_unlike(ordered)]
 
 
 def _given(settings: BenchmarkSettings, task: TaskRow, row: MethodRow) -> list[dict[str, Any]]:
