@@ -28,7 +28,7 @@ from glora.config import describe, description
 from glora.files import read_jsonl
 from suites.toy import TARGETS, image_folder
 
-VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "data", "check", "table", "plot", "demo")
+VERBS = ("fit", "train", "search", "eval", "predict", "merge", "ls", "data", "check", "table", "plot", "bench", "demo")
 TINY = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "1"]
 SMALL_SEARCH = ["--population", "4", "--generations", "1", "--set", "search.searcher.parents=2"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -118,12 +118,19 @@ def test_data_that_is_not_there(glora: Any) -> None:
 # -- help
 
 
-@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["ls", "searchers"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["fit", "--help"], ["bench", "--help"], ["ls", "searchers"]], ids=" ".join
+)
 def test_what_needs_no_torch_loads_none(words: list[str]) -> None:
     code = "import sys; from glora.cli.app import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = {"--help": VERBS, "fit": ("--budget", "--method"), "ls": ("evolution", "nsga2", "random")}
+    said = {
+        "--help": VERBS,
+        "fit": ("--budget", "--method"),
+        "bench": ("--workers", "--cluster"),
+        "ls": ("evolution", "nsga2", "random"),
+    }
     assert all(word in done.stdout for word in said[words[0]])
 
 

@@ -13,6 +13,9 @@ import pytest
 from glora.errors import RunError
 from suites.scores import Trouble, score
 from suites.searcher_suite import SOURCE, TESTS
+from suites.toy import image_folder
+from test_bench import GLORA, LORA, Told, benchmark, numbers, written
+from test_bench import run as bench
 from test_workers import lines, plain, run
 
 ray = pytest.importorskip("ray")
@@ -63,3 +66,15 @@ def test_a_score_that_fails_on_ray_ends_the_search(tmp_path: Path) -> None:
 def test_a_search_does_not_end_a_cluster_that_it_has_not_started() -> None:
     run(score, workers=1, cluster="ray")
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_cells_of_a_benchmark_on_ray_are_those_of_this_process(tmp_path: Path) -> None:
+    rows = [{"label": "LoRA", "method": LORA}, {"label": "GLoRA", "method": GLORA, "train": {"lr": 1e-3}}]
+    data = benchmark(image_folder(tmp_path / "photos"), methods=rows, rates={"grid": [1e-3, 1e-2], "epochs": 1})
+    file = written(tmp_path, data)
+    bench(file, tmp_path / "alone")
+    found = bench(file, tmp_path / "ray", view := Told(), workers=2, cluster="ray")
+    assert not view.failures
+    assert len(found.results) == 2
+    assert numbers(tmp_path / "ray" / "results") == numbers(tmp_path / "alone" / "results")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glora.config import Experiment, build_experiment, describe, description, load_experiment
+from glora.config import build_experiment, describe, description, load_experiment
 from glora.errors import BudgetError, ConfigError, UnknownNameError
 from glora.methods.glora import GLoRA
 from glora.runs.resolve import plan_search
@@ -16,7 +16,6 @@ from glora.settings import merged, parse_count
 from glora.space import SearchSpace
 from suites.searcher_suite import legal, toy_space
 
-HERE = Path(__file__).parents[1]
 DATA = {"data": {"source": "digits"}}
 
 
@@ -316,8 +315,3 @@ def test_settings_are_frozen_and_changes_are_checked() -> None:
     assert experiment.with_(seed=1).seed == 1
     with pytest.raises(ConfigError, match="seed"):
         experiment.with_(seed=-1)
-
-
-@pytest.mark.parametrize("file", sorted((HERE / "experiments").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_shipped_experiment_is_right(file: Path) -> None:
-    assert isinstance(load_experiment(file), Experiment)

@@ -23,8 +23,10 @@ from glora.cli.app import app
 from glora.config import build_experiment, describe, load_experiment
 from glora.errors import ConfigError
 from glora.report.result import Result
+from glora.runs.benchmark.settings import load_benchmark
 from glora.runs.reporter import Silent
 from glora.runs.run import Run
+from glora.settings import is_benchmark, read_settings
 from suites import toy
 
 ROOT = Path(__file__).parent.parent
@@ -140,7 +142,10 @@ def test_experiments_of_the_guide_load(tmp_path: Path) -> None:
     assert texts
     for number, text in enumerate(texts):
         (file := tmp_path / f"{number}.yaml").write_text(text, encoding="utf-8")
-        assert load_experiment(file).data
+        if is_benchmark(read_settings(file)):
+            assert load_benchmark(file).cells
+        else:
+            assert load_experiment(file).data
 
 
 def anchors(page: Path) -> set[str]:

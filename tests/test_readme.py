@@ -13,7 +13,6 @@ import torch
 from typer.main import get_command
 
 from glora.cli.app import app
-from glora.config import load_experiment
 from glora.report.result import Result
 from glora.report.tables import markdown
 from glora.runs.demo import verdict
@@ -56,11 +55,6 @@ def test_table_is_made_from_the_committed_results() -> None:
     paths = [ROOT / "results" / "demo" / f"{method}.json" for method in ("linear", "lora", "glora")]
     results = Result.read_all(paths)
     assert table == f"{markdown(results).strip()}\n\n{verdict(results)}"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_experiments_load(path: Path) -> None:
-    assert load_experiment(path).method
 
 
 def test_the_page_on_costs_is_what_the_results_say():

@@ -48,6 +48,18 @@ def test_without_warm_up_the_first_step_has_the_whole_rate(vit: Vit) -> None:
     assert make_trainer(adapted(vit()), lr=0.25, warmup=0).lr_at(0) == 0.25
 
 
+def test_the_published_schedule_is_set_once_an_epoch_and_lags_by_one(vit: Vit) -> None:
+    """The rates that the authors' logs show: epoch -> rate, of 100 epochs at 1e-3."""
+    logged = {0: 1e-6, 1: 1e-6, 2: 1.009e-4, 10: 9.001e-4, 20: 9.14405e-4, 50: 5.20548e-4}
+    trainer = make_trainer(adapted(vit()), epochs=100, lr=1e-3, schedule="paper")
+    steps = trainer.steps_per_epoch
+    for epoch, rate in logged.items():
+        of_epoch = {trainer.lr_at(step) for step in range(epoch * steps, (epoch + 1) * steps)}
+        assert len(of_epoch) == 1
+        assert of_epoch.pop() == pytest.approx(rate, rel=1e-5)
+    assert min(trainer.lr_at(epoch * steps) for epoch in range(11, 100)) > 1e-5
+
+
 def test_the_optimizer_is_given_that_rate(vit: Vit) -> None:
     trainer = make_trainer(adapted(vit()), epochs=2)
     used: list[float] = []
@@ -186,6 +198,28 @@ def test_an_interrupted_run_on_augmented_images_goes_on_to_the_same_bits(vit: Vi
     second.restore(*read_tensors(tmp_path / "state.safetensors"))
     run(second)
     assert equal(values(tuned), values(whole))
+
+
+def test_gradient_descent_with_momentum_goes_on_to_the_same_bits_too(vit: Vit, tmp_path: Path) -> None:
+    whole, settings = adapted(vit()), {"optimizer": "sgd", "lr": 1e-2}
+    run(uninterrupted := make_trainer(whole, **settings))
+    assert isinstance(uninterrupted.optimizer.optimizer, torch.optim.SGD)
+    state = uninterrupted.optimizer.state_dict()["state"]
+    assert any(kept["momentum_buffer"].abs().sum() > 0 for kept in state.values())
+    first = make_trainer(adapted(vit()), **settings)
+    next(first.run())
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+    tuned = adapted(vit(), seed=5)
+    second = make_trainer(tuned, **settings)
+    second.restore(*read_tensors(tmp_path / "state.safetensors"))
+    run(second)
+    assert equal(values(tuned), values(whole))
+    forgetful = adapted(vit(), seed=5)
+    third = make_trainer(forgetful, **settings)
+    third.restore(*read_tensors(tmp_path / "state.safetensors"))
+    third.optimizer.state.clear()
+    run(third)
+    assert not equal(values(forgetful), values(whole)), "the momentum matters"
 
 
 @pytest.mark.parametrize("told", [True, False])

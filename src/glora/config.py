@@ -27,11 +27,13 @@ __all__ = [
     "ModelSettings",
     "SearchSettings",
     "TrainSettings",
+    "all_errors",
     "build_experiment",
     "describe",
     "description",
     "group_fields",
     "load_experiment",
+    "try_experiment",
 ]
 
 FORMAT = 2  # of a run folder's config; 1 was glora 0.1, whose settings had other places
@@ -89,13 +91,17 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The training loop: AdamW, a cosine from `lr` to 0 after a linear warm-up."""
+    """The training loop: by default AdamW, a cosine from `lr` to 0 after a linear warm-up."""
 
     epochs: int = Field(30, ge=1, description="Passes over the training examples.")
     batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="What moves the numbers; sgd has momentum 0.9.")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr; or SGD's.")
+    schedule: Literal["cosine", "paper"] = Field(
+        "cosine", description="How the learning rate goes: a cosine to 0, or as the published codes set it each epoch."
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate, of the cosine.")
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field("no", description="Mixed precision; 'no' is float32.")
     pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
@@ -238,7 +244,24 @@ def build_experiment(
     Raises:
         ConfigError: Lists every error at once.
     """
-    found = list(problems)
+    experiment, found = try_experiment(*layers)
+    found = [*problems, *found]
+    if experiment is None or found:
+        raise all_errors(found, source)
+    return experiment
+
+
+def all_errors(problems: Sequence[str], source: str) -> ConfigError:
+    """The error that lists them all, one a line."""
+    count = f"{len(problems)} errors" if len(problems) > 1 else "1 error"
+    return ConfigError(
+        f"{count} in {source}:\n  " + "\n  ".join(problems), remedy="`glora ls settings` lists every setting."
+    )
+
+
+def try_experiment(*layers: Mapping[str, Any]) -> tuple[Experiment | None, list[str]]:
+    """The experiment of plain data as `build_experiment` makes it, None where that is wrong; and all that is wrong."""
+    found: list[str] = []
     preset = next((layer["preset"] for layer in reversed(layers) if "preset" in layer), "default")
     known = isinstance(preset, str) and preset in PRESETS
     if not known:
@@ -256,12 +279,7 @@ def build_experiment(
         experiment = model.model_validate(laid)
     except ValidationError as error:
         found += [each for each in problems_of(error, model) if not any(_inside(each, said) for said in unknown)]
-    if experiment is None or found:
-        count = f"{len(found)} errors" if len(found) > 1 else "1 error"
-        raise ConfigError(
-            f"{count} in {source}:\n  " + "\n  ".join(found), remedy="`glora ls settings` lists every setting."
-        )
-    return experiment
+    return experiment, found
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -17,6 +18,7 @@ __all__ = [
     "build",
     "describe",
     "group_of",
+    "is_benchmark",
     "merged",
     "opened",
     "parse_count",
@@ -116,6 +118,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def is_benchmark(data: Mapping[str, Any]) -> bool:
+    """Whether plain data is a benchmark's, not an experiment's."""
+    return "methods" in data or "tasks" in data
+
+
 def opened(key: str, value: Any) -> Any:
     """A group that is given by its name alone, `method: lora`, as a mapping; anything else as it is."""
     return {NAMED_BY[key]: value} if key in NAMED_BY and isinstance(value, str) else value
@@ -177,14 +184,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per wrong setting of the model."""
     lines: dict[str, str] = {}
     for each in error.errors():
-        path: list[str] = []
-        group = model
-        for part in map(str, each["loc"]):  # beyond the setting's own name come pydantic's names of union members
-            path.append(part)
-            inner = group_of(group.model_fields[part].annotation) if part in group.model_fields else None
-            if inner is None:
-                break
-            group = inner
+        path, group = _place(each["loc"], model)
         key = ".".join(path)
         if each["type"] == "extra_forbidden":
             found = _unknown(path, each["input"], group, model)
@@ -196,6 +196,23 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
         for name, text in found.items():
             lines.setdefault(name, f"{name or 'settings'}: {text}")
     return list(lines.values())
+
+
+def _place(location: Iterable[Any], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The parts of a setting's dotted name, and the group it is in; a row of a list of groups is its number."""
+    path: list[str] = []
+    group, rows = model, None
+    for part in map(str, location):  # beyond the setting's own name come pydantic's names of union members
+        path.append(part)
+        if rows is not None:
+            group, rows = rows, None
+            continue
+        annotation = group.model_fields[part].annotation if part in group.model_fields else None
+        inner, rows = group_of(annotation), _rows_of(annotation)
+        if inner is None and rows is None:
+            break
+        group = inner or group
+    return path, group
 
 
 def _wrong(problem: Any) -> str:
@@ -244,8 +261,16 @@ def _dotted(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def group_of(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that a field holds, if it holds one."""
+    """The group of settings that a field holds, if it holds one; also where it may be None."""
+    if isinstance(annotation, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        annotation = kinds[0] if len(kinds) == 1 else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _rows_of(annotation: Any) -> type[BaseModel] | None:
+    """The kind of group that a field holds a tuple of, if it does."""
+    return group_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[str]:

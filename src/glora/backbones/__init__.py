@@ -11,10 +11,10 @@ from torch import nn
 from typing_extensions import NotRequired
 
 from glora import registry
-from glora.errors import BackboneError
+from glora.errors import BackboneError, nearest
 from glora.tasks.images import NORMALISATIONS, Preprocess
 
-__all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of"]
+__all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of", "unknown_name"]
 
 PACKAGED = {"dinov2_vits14": "glora.backbones.packaged:dinov2_vits14"}
 
@@ -133,3 +133,13 @@ def names() -> list[str]:
         MissingExtraError: timm is not installed.
     """
     return [*PACKAGED, *registry.load(f"{_TIMM}:names")()]
+
+
+def unknown_name(name: str) -> str:
+    """What is wrong with a name that no backbone has, with the nearest ones; empty where there is such a one."""
+    plain, known = name.partition(".")[0], names()
+    if name.startswith("hf-hub:") or plain in known:
+        return ""
+    near = nearest(plain, known)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"there is no {name!r}.{hint}"

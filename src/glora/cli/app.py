@@ -390,14 +390,13 @@ def data(
 
 @app.command()
 def check(experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")]) -> None:
-    """Tell every error of an experiment file at once; no image is read and nothing trained.
+    """Tell every error of an experiment's or a benchmark's file at once; no image is read and nothing trained.
 
     Example: glora check experiments/digits.yaml
     """
     from glora.cli import listing
 
-    listing.check(experiment)
-    typer.echo(f"{experiment}: ok", err=True)
+    typer.echo(f"{experiment}: {listing.check(experiment)}", err=True)
 
 
 @app.command()
@@ -478,6 +477,46 @@ def plot(
 
 
 @app.command()
+def bench(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="A benchmark's file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The benchmark's folder; results/NAME if not given."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Processes that do cells, a thread each; 0: this one.")
+    ] = 0,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ray", help="Where the workers are; not given: on this machine.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run methods x tasks x seeds, each cell one run and one Result; what is finished is never run again.
+
+    An interrupted benchmark goes on with the same command, and cells that failed are tried again. The exit code is 1
+    when a cell has failed.
+
+    Example: glora bench experiments/offline.yaml --workers 2
+    """
+    logging.getLogger("glora").addHandler(logging.NullHandler())
+    from glora.runs.benchmark.bench import run_benchmark
+    from glora.runs.benchmark.view import BenchmarkView
+
+    with BenchmarkView() as view:
+        found = run_benchmark(experiment, out, workers=workers, cluster=cluster, view=view)
+    if as_json:
+        from glora.report.result import Result
+
+        typer.echo(json.dumps([result.to_json() for result in Result.read_all(found.results)]))
+    if found.results:
+        folder = found.results[0].parents[1]
+        typer.echo(f"{len(found.results)} cells are finished. Next: glora table {folder}", err=True)
+    if found.failed:
+        typer.echo(f"{len(found.failed)} cells have failed; the same command tries them again.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Out = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,
@@ -535,6 +574,12 @@ def _interrupt(*_: Any) -> None:
     raise _Interrupted
 
 
+_GOES_ON = {
+    **dict.fromkeys(("fit", "train", "search", "demo"), " The same command continues the run."),
+    "bench": " What is finished stays; the same command goes on.",
+}
+
+
 def main() -> None:
     """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130."""
     before, _Interrupted.came = signal.getsignal(signal.SIGINT), False
@@ -544,8 +589,7 @@ def main() -> None:
         app()
     except BaseException as error:
         if _Interrupted.came:  # whatever it became on its way: an import cut short can raise anything
-            goes_on = sys.argv[1:2] and sys.argv[1] in ("fit", "train", "search", "demo")
-            typer.echo("Interrupted." + (" The same command continues the run." if goes_on else ""), err=True)
+            typer.echo(f"Interrupted.{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
             sys.exit(130)
         if isinstance(error, GloraError):
             _fail(" ".join(part for part in (error.cause, error.allowed) if part), error.remedy, 2)

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glora.config import TABLES, Experiment, build_experiment, describe
+from glora.config import TABLES, build_experiment, describe
 from glora.errors import ConfigError, UnknownNameError, nearest
 from glora.registry import load
-from glora.settings import read_settings
+from glora.settings import is_benchmark, read_settings
 
 if TYPE_CHECKING:
     from glora.genotype import Site
@@ -79,27 +79,28 @@ def _size(site: Site) -> str:
     return f"{site.out_features}" if site.diagonal else f"{site.out_features} x {site.in_features}"
 
 
-def check(path: Path) -> Experiment:
-    """The experiment of a file, its names looked up: of method, objective, searcher, model and data set.
+def check(path: Path) -> str:
+    """What a file is, in words: an experiment or a benchmark, all of its names looked up.
 
     Raises:
         ConfigError: Lists every unknown name, unknown key and wrong value at once, with the nearest ones.
     """
     data = read_settings(path)
-    return build_experiment(data, source=str(path), problems=_unknown_model(data))
+    if is_benchmark(data):
+        from glora.runs.benchmark.settings import build_benchmark
+
+        return build_benchmark(data, source=str(path)).summary
+    build_experiment(data, source=str(path), problems=_unknown_model(data))
+    return "ok"
 
 
 def _unknown_model(data: Mapping[str, Any]) -> list[str]:
     """The model's name is looked up in timm, which the experiment itself does not load."""
     model = data.get("model")
     name = model.get("name") if isinstance(model, Mapping) else None
-    if not isinstance(name, str) or name.startswith("hf-hub:"):
+    if not isinstance(name, str):
         return []
     from glora import backbones
 
-    names = backbones.names()
-    if name.partition(".")[0] in names:
-        return []
-    near = nearest(name.partition(".")[0], names)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return [f"model.name: there is no {name!r}.{hint}"]
+    problem = backbones.unknown_name(name)
+    return [f"model.name: {problem}"] if problem else []

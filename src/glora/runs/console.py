@@ -20,7 +20,7 @@ from glora.report.metrics import RAW_SCORE, MetricInfo
 if TYPE_CHECKING:  # it is on the screen before torch is loaded
     from glora.searchers import Trial
 
-__all__ = ["ConsoleReporter", "SearchView"]
+__all__ = ["BETWEEN", "ConsoleReporter", "SearchView", "clock"]
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 DRAW_EVERY = 0.1  # seconds between drawings of the bar
@@ -95,7 +95,7 @@ class ConsoleReporter:
         parts = [  # in the order of their worth: the last are left out where room is short
             f"loss {progress.loss:.3f}",
             *metric,
-            f"{_clock(progress.seconds_left)} left",
+            f"{clock(progress.seconds_left)} left",
             f"epoch {progress.epoch}/{progress.epochs}",
             f"{progress.examples_per_second:.0f} examples/s",
         ]
@@ -116,7 +116,7 @@ class ConsoleReporter:
         done = self._search.done
         if not self._is_time("search", done, total):
             return
-        left = f"{_clock(self._search.seconds_left(total))} left"
+        left = f"{clock(self._search.seconds_left(total))} left"
         if self.console.is_terminal:
             self._draw_table(done, total, left)
         else:
@@ -285,7 +285,8 @@ def _line(stage: str, done: int, total: int, parts: list[str], width: int, *, co
     return f"{head} {drawn}{text}{' ' * (width - len(head) - 1 - bar - len(text))}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -24,7 +24,7 @@ from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, wri
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
 
-__all__ = ["RunFolder"]
+__all__ = ["ANY_TIME", "RunFolder", "flat"]
 
 AFTER = {
     f"search.{name}" for name in ("controls", "control", "polish", "polish_from", "polish_on", "polish_lr")
@@ -220,7 +220,7 @@ class RunFolder:
         if not self.config.is_file():
             self._check_free()
             return experiment
-        theirs, mine = (_flat(settings.to_json()) for settings in (self.experiment(), experiment))
+        theirs, mine = (flat(settings.to_json()) for settings in (self.experiment(), experiment))
         idle = () if mine["search.racing"] or theirs.get("search.racing") else RACES
         differing = [key for key in mine if mine[key] != theirs.get(key) and key not in (*ANY_TIME, *idle)]
         if FEWEST in differing and mine[FEWEST] is None and AFTER.issuperset({*differing} - {FEWEST}):
@@ -358,9 +358,9 @@ class RunFolder:
             raise RunError(f"{self.path} has no {file.name} yet.", remedy=f"Run `{command}` first.")
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
-    flat: dict[str, Any] = {}
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of nested settings."""
+    found: dict[str, Any] = {}
     for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

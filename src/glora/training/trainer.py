@@ -18,13 +18,16 @@ from glora.config import TrainSettings
 from glora.errors import StateError
 from glora.methods.method import Tuned
 from glora.tasks.objective import Batch, Examples, Objective, Varied
+from glora.training.optimizers import OPTIMIZERS
 from glora.training.pace import Pace, StepExamples
+from glora.training.schedules import SCHEDULES, Place
 
 __all__ = ["Progress", "Trainer", "collapsed"]
 
 SYNC_EVERY = 0.5  # seconds between looks at the loss, which make a GPU wait
 LEARNED, LOST = 0.1, 0.5  # a loss this share from that of chance is clearly another; this share of a gain may go
 SLOWER = 3  # so many times lower is the learning rate after a collapse
+MOVING = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what an optimizer keeps of a parameter
 SURE = 20  # steps, or two epochs, are judged together: one epoch of few examples may be bad by chance
 
 
@@ -73,7 +76,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a Tuned on examples: AdamW, a cosine learning rate after a linear warm-up, PACE if asked.
+    """Trains a Tuned on examples: with the optimizer and the schedule of the settings, PACE if asked.
 
     A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
     of the epochs that are left, from the numbers that `tuned` came with.
@@ -85,7 +88,7 @@ class Trainer:
         tuned: The model made trainable, on the accelerator's device.
         examples: The training examples; those that are `Varied` look another way in every epoch.
         objective: What is learned.
-        settings: Epochs, batch size, weight decay, warm-up.
+        settings: Epochs, batch size, optimizer, weight decay, schedule.
         lr: Learning rate at the top.
         seed: Decides batches and subnets.
         accelerator: Device, precision and processes.
@@ -131,9 +134,8 @@ class Trainer:
         self.metric = first if first.per_example and not mixed else None
         self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
         self.pace = Pace(tuned, objective, settings, examples=len(examples), seed=seed, accelerator=accelerator)
-        self.optimizer = accelerator.prepare_optimizer(
-            torch.optim.AdamW(self.parameters, lr=lr, weight_decay=settings.weight_decay)
-        )
+        optimizer = OPTIMIZERS[settings.optimizer](self.parameters, lr, settings.weight_decay)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -146,11 +148,10 @@ class Trainer:
         return self.steps_per_epoch * (self.settings.epochs - self.began)
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step since it began: linear up over the warm-up, then half a cosine down to 0."""
-        warmup = round(self.settings.warmup * self.steps)
-        if step < warmup:
-            return self.lr * (step + 1) / (warmup + 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        """The learning rate of a step since it began."""
+        epochs = self.settings.epochs - self.began
+        at = Place(step, self.steps_per_epoch, epochs, self.settings.warmup)
+        return SCHEDULES[self.settings.schedule](self.lr, at)
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[Progress]:
         """Trains the epochs that are left; yields after each, when the state may be saved.
@@ -306,7 +307,8 @@ class Trainer:
         optimizer = self.optimizer.state_dict()["state"]
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}.value"] = parameter.detach()
-            tensors |= {f"{index}.{name}": value for name, value in optimizer.get(index, {}).items()}
+            kept = optimizer.get(index, {}).items()
+            tensors |= {f"{index}.{name}": value for name, value in kept if isinstance(value, Tensor)}
         if self.pace.outputs is not None:
             tensors["pace.outputs"] = self.pace.outputs
         scaler = self.accelerator.scaler
@@ -341,9 +343,9 @@ class Trainer:
                 buffer.copy_(tensors[f"buffer.{name}"])
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{index}.value"])
-                names = ("step", "exp_avg", "exp_avg_sq")
-                if f"{index}.step" in tensors:
-                    optimizer["state"][index] = {name: tensors[f"{index}.{name}"].clone() for name in names}
+                kept = {name: tensors.get(f"{index}.{name}") for name in MOVING}
+                if found := {name: value.clone() for name, value in kept.items() if value is not None}:
+                    optimizer["state"][index] = found
         self.optimizer.load_state_dict(optimizer)
         if "pace.outputs" in tensors:
             self.pace.outputs = tensors["pace.outputs"].to(self.accelerator.device, copy=True)

@@ -35,8 +35,8 @@ Draw: TypeAlias = tuple[int, str, str]
 SPREAD = "Accuracy is on test, in %; ± is the standard deviation between seeds."
 INCOMPLETE = "– was not measured; an average needs every column."
 PAPER_PROTOCOL = (
-    "The rows of the paper protocol report the best of several looks at test, as many published rows do: compare them "
-    "with printed rows only."
+    "Rows of the paper protocol have the published recipes, whose efforts are not equal, and one look at test; printed "
+    "rows are often the best of several looks."
 )
 
 
