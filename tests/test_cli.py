@@ -435,7 +435,7 @@ def test_a_method_of_its_own_is_trained_and_tested_without_a_search(
     told = glora("fit", "--data", photos, *TINY, "--config", file, *words, "--json")
     assert told.code == 0, told.err
     result = json.loads(told.out)
-    method = {"name": "lora", "rank": 8, "alpha": None, "dropout": 0.0}
+    method = {"name": "lora", "rank": 8, "alpha": None, "dropout": 0.0, "parts": [], "scaling": "standard"}
     assert result["config"]["method"] == {**method, "targets": "blocks.0.attn.qkv", "skip": [], "statistics": False}
     assert told.err.endswith("run: adapter.safetensors, result.json. Next: glora merge " + f"{tmp_path / 'run'}\n")
     assert (tmp_path / "run" / "adapter.safetensors").is_file() and not (tmp_path / "run" / "plots").exists()
@@ -600,7 +600,7 @@ def assert_told(told: Outcome, cause: str, tip: str = "") -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["methods"], "lora    LoRA (arXiv 2106.09685) on every target: `W0 + alpha / rank * down up`."),
+        (["methods"], "lora  LoRA (arXiv 2106.09685) on every target: "),
         (["objectives", "regr"], "regress"),
         (["data", "digits"], "digits  scikit-learn's 1,797 handwritten digits"),
         (["searchers"], "random     Random genotypes within the budget, none twice."),
