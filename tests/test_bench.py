@@ -410,6 +410,14 @@ def test_a_stop_among_the_rates_loses_none(tasks: tuple[Path, Path], tmp_path: P
     assert view.begun == ["LoRA on photos, learning rate 0.01", "LoRA on photos, seed 0"]
 
 
+def test_factors_multiply_each_methods_own_rate(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    rates = {"factors": [3, 0.5], "epochs": 1}
+    run(written(tmp_path, benchmark(tasks[0], methods=["linear", "full"], rates=rates)), out := tmp_path / "out")
+    chosen = json.loads((out / "rates.json").read_text())["methods"]
+    tried = {label: [each["rate"] for each in row["means"]] for label, row in chosen.items()}
+    assert tried == {"Linear": [0.015, 0.09], "Full": [5e-5, 3e-4]}
+
+
 def test_a_rate_that_loses_the_training_is_not_chosen(tasks: tuple[Path, Path], tmp_path: Path) -> None:
     rows = [{"label": "LoRA", "method": LORA}]
     rates = {"grid": [1e-3, 1e30], "epochs": 2}
@@ -493,7 +501,7 @@ def test_all_errors_of_a_file_are_told_at_once(tasks: tuple[Path, Path]) -> None
     with pytest.raises(ConfigError) as error:
         build_benchmark(benchmark(tasks[0], sedes=[0], rates={"grd": [1]}, methods=[{"lable": "x", "method": "lora"}]))
     for told in ("sedes: no such setting. Did you mean 'seeds'?", "rates.grd: no such setting. Did you mean 'grid'?",
-                 "rates.grid: missing", "methods.0.lable: no such setting. Did you mean 'label'?"):  # fmt: skip
+                 "methods.0.lable: no such setting. Did you mean 'label'?"):  # fmt: skip
         assert told in str(error.value)
 
 
@@ -515,6 +523,8 @@ def test_every_cell_is_checked_before_anything_runs(tasks: tuple[Path, Path], tm
         ({"methods": ["lora", {"method": "lora"}]}, "another cell has the same name"),
         ({"seeds": [0, 0]}, "each is needed once"),
         ({"rates": {"grid": [1e-3, 1e-3]}}, "each once"),
+        ({"rates": {"grid": [1e-3], "factors": [1]}}, "either grid or factors"),
+        ({"rates": {"epochs": 3}}, "either grid or factors"),
         ({"rates": {"grid": [1e-3], "tasks": ["digit"]}}, "there is no task 'digit'"),
         ({"protocol": "paper", "rates": {"grid": [1e-3]}}, "has the published learning rates"),
         ({"protocol": "paperr"}, "protocol: Input should be 'honest' or 'paper'"),

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from glora.config import Experiment
 from glora.errors import GloraError, RunError, StateError
 from glora.files import write_json
-from glora.methods.method import Tuned
+from glora.methods.method import Method, Tuned
 from glora.report.outcome import digest
 from glora.runs.benchmark.settings import Benchmark, Cell, RateSettings
 from glora.runs.run import Reporter, Run
@@ -129,7 +129,11 @@ class Rates:
         assert self.settings is not None
         firsts = {cell.task: cell for cell in reversed(self.benchmark.cells) if cell.label == label and cell.tuned}
         cells = [firsts[task] for task in self.tasks() if task in firsts]
-        return [Try.of(cell, rate, self.settings) for cell in cells for rate in sorted(self.settings.grid)]
+        return [
+            Try.of(cell, rate, self.settings)
+            for cell in cells
+            for rate in self.settings.rates(cast(Method, cell.experiment.method).lr)
+        ]
 
     def tasks(self) -> tuple[str, ...]:
         """On which tasks rates are tried; once chosen they stay, as long as the file has them.

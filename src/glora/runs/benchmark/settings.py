@@ -85,16 +85,30 @@ class MethodRow(Settings):
 class RateSettings(Settings):
     """How learning rates are chosen on val; a method whose `train.lr` is given is not tuned."""
 
-    grid: tuple[float, ...] = Field(min_length=1, description="The learning rates that are tried.")
+    grid: tuple[float, ...] = Field((), description="The learning rates that are tried, the same for all methods.")
+    factors: tuple[float, ...] = Field(
+        (), description="Or what each method's own rate is multiplied by: good rates differ by orders of magnitude."
+    )
     epochs: int = Field(5, ge=1, description="Epochs of a try.")
     seed: int = Field(1000, ge=0, description="Seed of the tries.")
     tasks: tuple[str, ...] = Field((), description="Labels of the tasks; the first of each group where not given.")
 
     @model_validator(mode="after")
     def _grid(self) -> RateSettings:
-        if any(not rate > 0 for rate in self.grid) or len({*self.grid}) < len(self.grid):
-            raise ValueError(f"grid={list(self.grid)}: rates above 0 are needed, each once")
+        if bool(self.grid) == bool(self.factors):
+            raise ValueError("give either grid or factors")
+        for name, numbers in (("grid", self.grid), ("factors", self.factors)):
+            if any(not number > 0 for number in numbers) or len({*numbers}) < len(numbers):
+                raise ValueError(f"{name}={list(numbers)}: numbers above 0 are needed, each once")
         return self
+
+    def rates(self, own: float) -> list[float]:
+        """The learning rates that are tried, lowest first.
+
+        Args:
+            own: The method's own.
+        """
+        return sorted(self.grid) or [float(f"{factor * own:.3g}") for factor in sorted(self.factors)]
 
 
 class BenchmarkSettings(Settings):
