@@ -647,7 +647,9 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tasks: tuple[Path, 
     data["settings"]["train"]["epochs"] = 300  # of some seconds
     data["methods"] = [{"method": "linear", "train": {"epochs": 1}}, {"label": "long", "method": LORA}]
     file, out = written(tmp_path, data), tmp_path / "out"
-    words = [sys.executable, "-m", "glora", "bench", str(file), "--out", str(out)]
+    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job ignores it
+    code = f"{listens}; from glora.cli import app; app.main()"
+    words = [sys.executable, "-c", code, "bench", str(file), "--out", str(out)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -143,7 +143,7 @@ def test_another_method_or_searcher_brings_its_own_settings(tmp_path: Path) -> N
         found = load_experiment(file, [*words, "search.searcher=random", "model.name=b", "data=textile"])
         assert found.method.model_dump() == {
             "targets": "linear", "skip": (), "statistics": False,
-            "name": "lora", "rank": 3, "alpha": None, "dropout": 0.0,
+            "name": "lora", "rank": 3, "alpha": None, "dropout": 0.0, "scaling": "standard", "parts": (),
         }  # fmt: skip
         assert found.search.searcher.model_dump() == {"name": "random", "candidates": 1050}
         assert (found.search.budget, found.search.fitness, found.data.folds) == (7, "accuracy", 2)
