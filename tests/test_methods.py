@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 from pathlib import Path
@@ -287,3 +288,10 @@ def test_without_a_search_there_is_nothing_to_choose() -> None:
 def test_an_unknown_method_is_told() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
         get_method("loar", {})
+
+
+@pytest.mark.parametrize("module", sorted({where.partition(":")[0] for where in METHODS.values()}))
+def test_the_docstring_of_a_methods_file_ends_with_its_departures(module: str) -> None:
+    """What differs from the authors' code, and why: the page of the other methods sends readers there."""
+    document = importlib.import_module(module).__doc__
+    assert document is not None and document.strip().split("\n\n")[-1].startswith("Departures: ")
