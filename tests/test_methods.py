@@ -295,3 +295,17 @@ def test_the_docstring_of_a_methods_file_ends_with_its_departures(module: str) -
     """What differs from the authors' code, and why: the page of the other methods sends readers there."""
     document = importlib.import_module(module).__doc__
     assert document is not None and document.strip().split("\n\n")[-1].startswith("Departures: ")
+
+
+def test_biases_are_refused_where_no_target_has_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2)).eval()
+    with pytest.raises(TargetError, match="Biases trains the biases of layers, and 0 has none"):
+        get_method("biases").apply(model, head=("1",), seed=0)
+    plain = model[0]
+    assert type(plain) is nn.Linear and set(model.state_dict()) == {"0.weight", "1.weight", "1.bias"}
+
+
+def test_biases_makes_no_bias() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    tuned = get_method("biases").apply(model, head=("2",), seed=0)
+    assert tuned.count() == 4 and not tuned.new_keys

@@ -151,4 +151,11 @@ class Biases(Adapting):
         return "Biases"
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        sites, _, _ = plan_sites(model, targets=self.targets, skip=self.skip, head=head, new_bias=False, example=None)
+        if not any(site.bias for site in sites.values()):
+            raise TargetError(
+                f"Biases trains the biases of layers, and {listed(sites)} has none.",
+                allowed="At least one target must have a bias.",
+                remedy="Choose other targets, or a method that changes weights: glora, lora.",
+            )
         return TunedAdapter(self.inject(model, SearchSpace(only=LayerConfig(E="vector")), head=head, seed=seed))
