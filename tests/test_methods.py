@@ -309,3 +309,15 @@ def test_biases_makes_no_bias() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
     tuned = get_method("biases").apply(model, head=("2",), seed=0)
     assert tuned.count() == 4 and not tuned.new_keys
+
+
+@pytest.mark.parametrize("first", ["lora", "fact", "pft"])
+@pytest.mark.parametrize("second", ["linear", "bitfit", "full", "adapter", "adaptformer", "vpt", "noah", "pft"])
+def test_a_model_whose_weights_another_method_shows_changed_is_refused(first: str, second: str) -> None:
+    """Its file would be taken for one of the plain base, and play something else there."""
+    tuned = apply(first)
+    names = [name for name, _ in tuned.model.named_modules()]
+    with pytest.raises(StateError, match=r"model is adapted already\.|has weights of a method already\."):
+        get_method(second).apply(tuned.model, head=("head",), seed=0)
+    assert [name for name, _ in tuned.model.named_modules()] == names
+    get_method(second).apply(tuned.merged(), head=("head",), seed=0)

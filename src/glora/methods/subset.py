@@ -18,6 +18,7 @@ from glora.adapt.adapter_format import fingerprint
 from glora.adapt.head import is_inside
 from glora.adapt.statistics import statistics_of
 from glora.errors import TargetError
+from glora.methods.blocks import refuse_tuned
 from glora.methods.method import Method
 from glora.methods.numbers import TunedNumbers
 
@@ -37,6 +38,7 @@ class Subset(Method):
         return False
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        refuse_tuned(model)
         return TunedNumbers(self, model, self.numbers(model, head), head, statistics=self.trains_statistics)
 
     def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
@@ -82,6 +84,7 @@ class BitFit(Subset):
         return name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        refuse_tuned(model)
         if not self.numbers(model, head):
             raise TargetError(
                 f"BitFit trains biases, and {type(model).__name__} has none outside its head.",
