@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 from pathlib import Path
@@ -287,3 +288,36 @@ def test_without_a_search_there_is_nothing_to_choose() -> None:
 def test_an_unknown_method_is_told() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'lora'"):
         get_method("loar", {})
+
+
+@pytest.mark.parametrize("module", sorted({where.partition(":")[0] for where in METHODS.values()}))
+def test_the_docstring_of_a_methods_file_ends_with_its_departures(module: str) -> None:
+    """What differs from the authors' code, and why: the page of the other methods sends readers there."""
+    document = importlib.import_module(module).__doc__
+    assert document is not None and document.strip().split("\n\n")[-1].startswith("Departures: ")
+
+
+def test_biases_are_refused_where_no_target_has_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2)).eval()
+    with pytest.raises(TargetError, match="Biases trains the biases of layers, and 0 has none"):
+        get_method("biases").apply(model, head=("1",), seed=0)
+    plain = model[0]
+    assert type(plain) is nn.Linear and set(model.state_dict()) == {"0.weight", "1.weight", "1.bias"}
+
+
+def test_biases_makes_no_bias() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    tuned = get_method("biases").apply(model, head=("2",), seed=0)
+    assert tuned.count() == 4 and not tuned.new_keys
+
+
+@pytest.mark.parametrize("first", ["lora", "fact", "pft"])
+@pytest.mark.parametrize("second", ["linear", "bitfit", "full", "adapter", "adaptformer", "vpt", "noah", "pft"])
+def test_a_model_whose_weights_another_method_shows_changed_is_refused(first: str, second: str) -> None:
+    """Its file would be taken for one of the plain base, and play something else there."""
+    tuned = apply(first)
+    names = [name for name, _ in tuned.model.named_modules()]
+    with pytest.raises(StateError, match=r"model is adapted already\.|has weights of a method already\."):
+        get_method(second).apply(tuned.model, head=("head",), seed=0)
+    assert [name for name, _ in tuned.model.named_modules()] == names
+    get_method(second).apply(tuned.merged(), head=("head",), seed=0)

@@ -120,6 +120,14 @@ def test_what_cannot_be_put_on_the_model_is_left_out_and_said() -> None:
     assert "NOAH is left out: it cannot be put on ViT-B/16." in sheet.caption
 
 
+def test_a_name_is_not_broken_within_a_word_in_a_terminal_of_80_columns() -> None:
+    told = CliRunner().invoke(app, ["table", "params"]).stdout
+    lines = [line for line in told.splitlines() if line.startswith("│")]
+    assert len(lines) >= len(ROWS) and {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) <= 80
+    words = {line.split()[1] for line in lines}
+    assert {"VPT-Shallow", "AdaptFormer", "RepAdapter"} <= words
+
+
 def test_the_command_line_prints_it() -> None:
     told = CliRunner().invoke(app, ["table", "params", "--json"])
     assert told.exit_code == 0, told.output

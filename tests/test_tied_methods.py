@@ -523,3 +523,14 @@ def test_on_quantised_layers_it_trains_and_answers_as_on_what_they_stand_for(
         answers[-1].sum().backward()
         assert all(value.grad is not None for value in tuned.numbers.values())
     assert torch.allclose(*answers, rtol=1e-3, atol=1e-4)
+
+
+def test_new_biases_of_a_language_model_need_no_example() -> None:
+    model = llama()
+    bare = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    outputs = sum(module.out_features for module in bare)
+    settings = {"new_bias": True, "targets": "linear"}
+    tuned = get_method("ssf", settings).apply(model, head=("lm_head",), seed=0)
+    assert tuned.count() == 2 * outputs
+    tuned.merged()
+    assert len(tuned.new_keys) == len(bare)

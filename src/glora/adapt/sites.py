@@ -144,22 +144,14 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
     """Which of the layers the model really calls, by one probe forward.
 
     Args:
-        example: An input, a tuple or a dict of inputs; None: an image of the size that a timm model tells.
+        example: An input, a tuple or a dict of inputs; None: an image of the size that a timm model tells, or the
+            example text of transformers.
 
     Raises:
-        TargetError: There is no example and the model tells no input size.
+        TargetError: There is no example and the model tells none.
     """
     if example is None:
-        like = next(model.parameters())
-        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        config = getattr(model, "pretrained_cfg", None) or {}
-        size = (3, *size) if size else config.get("input_size")
-        if not size:
-            raise TargetError(
-                "new_bias=True needs one forward pass to find the layers that the model calls.",
-                remedy="Give an input: inject(..., example=x).",
-            )
-        example = torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+        example = _own_example(model)
     called: set[str] = set()
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name in names
@@ -178,6 +170,22 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         for hook in hooks:
             hook.remove()
     return called
+
+
+def _own_example(model: Any) -> Any:
+    """An input that the model itself tells: timm's image size, transformers' token ids."""
+    like = next(model.parameters())
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if size := (3, *size) if size else config.get("input_size"):
+        return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+    told = getattr(model, "dummy_inputs", None)
+    if isinstance(told, Mapping) and getattr(model, "main_input_name", None) == "input_ids" and "input_ids" in told:
+        return {"input_ids": torch.zeros_like(torch.as_tensor(told["input_ids"]), device=like.device)}
+    raise TargetError(
+        "new_bias=True needs one forward pass to find the layers that the model calls.",
+        remedy="Give an input: inject(..., example=x), or leave new_bias out.",
+    )
 
 
 class LayerWeight(NamedTuple):

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from glora.errors import TargetError, listed
+from glora.adapt.sites import refuse_adapted
+from glora.errors import StateError, TargetError, listed
 
-__all__ = ["Block", "Blocks", "Sublayer", "find_blocks"]
+__all__ = ["Block", "Blocks", "Sublayer", "find_blocks", "refuse_tuned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,9 @@ def find_blocks(model: nn.Module, what: str) -> Blocks:
 
     Raises:
         TargetError: No block of a known layout is in the model.
+        StateError: Another method shows its weights changed.
     """
+    refuse_tuned(model)
     every = dict(model.named_modules())
     found: list[Block] = []
     kinds = set()
@@ -166,6 +170,20 @@ def find_blocks(model: nn.Module, what: str) -> Blocks:
         )
     (kind,) = kinds
     return Blocks(tuple(found), kind, _prefix(model) if kind == "vit" else 0)
+
+
+def refuse_tuned(model: nn.Module) -> None:
+    """Raises StateError where a method shows weights of the model changed.
+
+    The base's fingerprint knows the weights below: what is trained on top would be taken for a file of the plain base.
+    """
+    refuse_adapted(model)
+    shown = (each for module in model.modules() if isinstance(module, ParametrizationList) for each in module)
+    if any(type(each).__module__.startswith("glora.") for each in shown):
+        raise StateError(
+            f"This {type(model).__name__} has weights of a method already.",
+            remedy="Build the model anew, or merge what was trained: merged().",
+        )
 
 
 def _layout_of(every: dict[str, nn.Module], name: str) -> tuple[str, Part, Part] | None:

@@ -7,6 +7,10 @@ ViT. U `(r, d)` and V `(d, r)` are shared by all of them, and slice k gets
     S_k = sum_j C[:, :, j] P[j, k]  of the shared core C (TK).
 
 The mixture of Eq. 10 that this is: B = `lora:r` at every layer, its factors tied.
+
+Departures: the default gives slice k its own matrix S_k; the authors' code for FacT-TK reshapes the four slices of an
+MLP layer so that their entries interleave, which `slices: interleaved` does too, to load their weights. There is no
+code of theirs for Swin; one set of factors per width, and Swin's merging layers left alone, is our reading.
 """
 
 from __future__ import annotations
@@ -34,10 +38,6 @@ class FacT(Method):
     """FacT (arXiv 2212.03145): one set of factors for the updates of all linear layers of the blocks.
 
     Networks in stages, such as Swin, have one set per width.
-
-    Departures: the default gives slice k its own matrix S_k; the authors' code for FacT-TK reshapes the four slices of
-    an MLP layer so that their entries interleave, which `slices: interleaved` does too, to load their weights. There is
-    no code of theirs for Swin; one set of factors per width, and Swin's merging layers left alone, is our reading.
     """
 
     lr = 1e-3

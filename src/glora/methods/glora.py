@@ -1,4 +1,14 @@
-"""GLoRA (arXiv 2306.07967): the weight-entangled supernet over all layer-wise configurations."""
+"""GLoRA (arXiv 2306.07967): the weight-entangled supernet over all layer-wise configurations.
+
+    W = W0 + W0 A + B,   b = b0 + W0 C + D * b0 + E
+
+Departures: by default W0 A is the matrix product (`product: matrix`; the authors' code has the elementwise one),
+choices that give no more functions than others are left out (`variant: lean`), a layer without a bias gets none
+(`new_bias`), every choice has a fixed scale (`scaling: fan_in`), every example of a batch plays a subnet of its own
+(`sampling: sample`) and a share of them the largest one at first (`largest`). `preset: paper` sets all of these as in
+the authors' code, which has one rank where the text has two. In both, subnets are drawn before a step, by a generator
+of their own; the authors draw them within the forward pass, also in eval mode.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Methods that are one fixed configuration of GLoRA's support tensors: LoRA is B alone, biases are E alone."""
+"""Methods that are one fixed configuration of GLoRA's support tensors: LoRA is B alone, biases are E alone.
+
+Departures: the random factor of LoRA is Xavier-uniform as in GLoRA, not Kaiming-uniform. The zero factor starts at
+zero, as it was meant to in the code of the paper's row, which drew it anew. Biases is nobody's method: it is the part
+of BitFit in the layers that are adapted, which is all that Eq. 10 holds of it.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +36,6 @@ class LoRA(Adapting):
     The row of arXiv 2306.07967, Table 1, is `targets: [attn.qkv]`, `dropout: 0.1`: one pair of factors for all of qkv.
     `parts` gives q, k or v factors of their own there, such as LoRA's usual q and v; where q, k and v are layers of
     their own, `targets` chooses them.
-
-    Departures: the random factor is Xavier-uniform as in GLoRA, not Kaiming-uniform. The zero factor starts at zero, as
-    it was meant to in the code of the paper's row, which drew it anew.
     """
 
     lr = 3e-3
@@ -149,4 +151,11 @@ class Biases(Adapting):
         return "Biases"
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedAdapter:
+        sites, _, _ = plan_sites(model, targets=self.targets, skip=self.skip, head=head, new_bias=False, example=None)
+        if not any(site.bias for site in sites.values()):
+            raise TargetError(
+                f"Biases trains the biases of layers, and {listed(sites)} has none.",
+                allowed="At least one target must have a bias.",
+                remedy="Choose other targets, or a method that changes weights: glora, lora.",
+            )
         return TunedAdapter(self.inject(model, SearchSpace(only=LayerConfig(E="vector")), head=head, seed=seed))

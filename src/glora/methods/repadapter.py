@@ -1,4 +1,9 @@
-"""RepAdapter (arXiv 2302.08106): a linear adapter before attention and MLP, which merges into the layer after it."""
+"""RepAdapter (arXiv 2302.08106): a linear adapter before attention and MLP, which merges into the layer after it.
+
+Departures: dropout acts on W_d x and leaves b_d out, whose part is in C. Before layers without a bias the adapter has
+no b_d and b_u, which would have to make one. In Swin a padded window's zeros meet the merged layer as they do after the
+authors' merge.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +30,6 @@ class RepAdapter(Method):
     W_d is `(hidden, d)`; W_u is in groups: its part of the outputs sees its part of the hidden numbers alone. In Eq. 10
     it is the matrix-product A = s W_u W_d, `lora:hidden`, and C = s (W_u b_d + b_u). Layers that read one stream
     together, such as q, k and v, share an adapter.
-
-    Departures: dropout acts on W_d x and leaves b_d out, whose part is in C. Before layers without a bias the adapter
-    has no b_d and b_u, which would have to make one. In Swin a padded window's zeros meet the merged layer as they do
-    after the authors' merge.
     """
 
     lr = 1e-3

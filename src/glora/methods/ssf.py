@@ -1,4 +1,10 @@
-"""SSF (arXiv 2210.08823): every layer's output is scaled and shifted, channel by channel."""
+"""SSF (arXiv 2210.08823): every layer's output is scaled and shifted, channel by channel.
+
+Departures: gamma 1 and beta 0 at the start, so that step 0 is the base; `start: authors` draws them around that. Layers
+without a bias have no beta unless `new_bias` makes one. A norm that multiplies by 1 + w, as Gemma's does, has its w
+scaled. Layers that share a weight have a gamma in common and no beta. Weight decay is the run's for all numbers; the
+authors use none for these.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +35,6 @@ class SSF(Targeting):
 
     In Eq. 10 it is the elementwise A = D = gamma - 1, one number for both, and E = beta. Swin's merging layers
     (`reduction`) have none, as the authors have it.
-
-    Departures: gamma 1 and beta 0 at the start, so that step 0 is the base; `start: authors` draws them around that.
-    Layers without a bias have no beta unless `new_bias` makes one. A norm that multiplies by 1 + w, as Gemma's does,
-    has its w scaled. Layers that share a weight have a gamma in common and no beta. Weight decay is the run's for all
-    numbers; the authors use none for these.
     """
 
     lr = 5e-3

@@ -1,4 +1,11 @@
-"""Methods that train a subset of the model's own parameters: the head alone, every bias, or everything."""
+"""Methods that train a subset of the model's own parameters: the head alone, every bias, or everything.
+
+Departures: a bias of BitFit is a parameter called `bias`, or `q_bias`, `v_bias` and `in_proj_bias` of attention. Code
+that looks for the text `bias` also trains Swin's tables of relative positions. Weight decay is the run's for all
+numbers; BitFit's authors use none for biases. The rows of the paper's Table 1 are VPT's: SGD with a grid of rates and
+decays for each task, the network of Linear and BitFit in eval mode while it trains; here optimizer and rate are the
+run's, and the network is in training mode, which changes dropout and stochastic depth, where the model has some.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,7 @@ from glora.adapt.adapter_format import fingerprint
 from glora.adapt.head import is_inside
 from glora.adapt.statistics import statistics_of
 from glora.errors import TargetError
+from glora.methods.blocks import refuse_tuned
 from glora.methods.method import Method
 from glora.methods.numbers import TunedNumbers
 
@@ -30,6 +38,7 @@ class Subset(Method):
         return False
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        refuse_tuned(model)
         return TunedNumbers(self, model, self.numbers(model, head), head, statistics=self.trains_statistics)
 
     def base_fingerprint(self, model: nn.Module, head: Sequence[str]) -> str:
@@ -61,11 +70,7 @@ class LinearProbe(Subset):
 
 
 class BitFit(Subset):
-    """BitFit (arXiv 2106.10199): every bias of the network, those of norms and of the patch embedding included.
-
-    Departures: a bias is a parameter whose name ends in `bias` after a dot. Code that looks for the text `bias` also
-    trains Swin's tables of relative positions. Weight decay is the run's for all numbers; the authors use none here.
-    """
+    """BitFit (arXiv 2106.10199): every bias of the network, those of norms and of the patch embedding included."""
 
     lr = 1e-3
 
@@ -79,6 +84,7 @@ class BitFit(Subset):
         return name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")
 
     def apply(self, model: nn.Module, *, head: Sequence[str], seed: int) -> TunedNumbers:
+        refuse_tuned(model)
         if not self.numbers(model, head):
             raise TargetError(
                 f"BitFit trains biases, and {type(model).__name__} has none outside its head.",

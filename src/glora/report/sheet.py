@@ -207,7 +207,9 @@ def as_tables(sheet: Sheet) -> list[Table]:
         table = Table(title=title, caption=" ".join(sheet.caption) if last else None, caption_justify="left")
         table.add_column("method", overflow="fold")
         for column in columns:
-            table.add_column(column.title, justify="right", overflow="fold")
+            texts = [line.cells.get(column.key, Cell()).text(column.form) for line in sheet.lines]
+            widest = max(map(len, (*column.title.split(), *texts)))  # a long title takes no room from the names
+            table.add_column(column.title, justify="right", overflow="fold", max_width=widest)
         for line, following in zip(sheet.lines, [*sheet.lines[1:], None], strict=True):
             texts = [line.cells.get(column.key, Cell()).text(column.form) for column in columns]
             turns = following is not None and following.printed != line.printed
