@@ -413,15 +413,17 @@ def printed_on(sheet: Sheet, width: int) -> str:
     return console.export_text()
 
 
-def test_on_a_narrow_terminal_no_name_and_no_number_is_broken() -> None:
+@pytest.mark.parametrize("width", [70, 80, 120])
+def test_on_a_narrow_terminal_no_name_and_no_number_is_broken(width: int) -> None:
     sheet = vtab(suite("LoRA", dict.fromkeys(GROUP_OF, 0.6), seeds=(0, 1), groups=GROUP_OF))[0]
-    text = printed_on(sheet, 80)
-    for line in sheet.lines:
-        name = f"{line.name}, printed" if line.printed else line.name
-        assert f"│ {name} " in text, name
-        for cell in filter(None, sheet.texts(line)):
-            assert f" {cell} " in text, cell
-    assert max(map(len, text.splitlines())) <= 80
+    text = printed_on(sheet, width)
+    rows = {tuple(part.strip() for part in line.split("│")[1:-1]) for line in text.splitlines() if "│" in line}
+    names = [f"{line.name}, printed" if line.printed else line.name for line in sheet.lines]
+    for line, name in zip(sheet.lines, names, strict=True):
+        assert [cell for row in rows if row[0] == name for cell in row[1:]]
+        assert {cell for row in rows if row[0] == name for cell in row[1:]} == set(sheet.texts(line))
+    assert {row[0] for row in rows} == set(names)
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_columns_of_one_title_are_told_apart_on_a_terminal() -> None:

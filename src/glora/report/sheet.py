@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["MISSING", "Cell", "Column", "Line", "Sheet", "as_csv", "as_latex", "
 MISSING = "–"
 DIGITS = 4  # after the point, of numbers in CSV
 BORDERS = 3  # characters of a text table between two columns
+TITLE = 14  # characters of a line of a text table's titles
 TEXT_COLUMNS = 10  # a text table of more columns is printed group by group
 
 
@@ -211,7 +213,9 @@ def as_tables(sheet: Sheet, width: int | None = None) -> list[Table]:
     """
     from rich.table import Table
 
-    titles, groups = _titles(sheet), _blocks(sheet)
+    groups = _blocks(sheet)
+    titles = {column.key: column.title for column in sheet.columns} if len(groups) > 1 else _titles(sheet)
+    titles = {key: "\n".join(wrap(title, TITLE, break_long_words=False)) for key, title in titles.items()}
     blocks = [part for block in groups for part in _fitting(sheet, block, titles, width)]
     tables = []
     for place, columns in enumerate(blocks):
@@ -221,8 +225,7 @@ def as_tables(sheet: Sheet, width: int | None = None) -> list[Table]:
         table = Table(title=title, caption=" ".join(sheet.caption) if last else None, caption_justify="left")
         table.add_column("method", overflow="fold")
         for column in columns:
-            repeated = column.title if group else titles[column.key]
-            table.add_column(repeated, justify="right", overflow="fold")
+            table.add_column(titles[column.key], justify="right", overflow="fold")
         for line, following in zip(sheet.lines, [*sheet.lines[1:], None], strict=True):
             texts = [line.cells.get(column.key, Cell()).text(column.form) for column in columns]
             turns = following is not None and following.printed != line.printed
@@ -239,7 +242,7 @@ def _fitting(
     part, used = list[Column](), 0
     for column in columns:
         texts = [line.cells.get(column.key, Cell()).text(column.form) for line in sheet.lines]
-        wide = max(map(len, (*titles[column.key].replace("-", "- ").split(), *texts))) + BORDERS
+        wide = max(map(len, (*titles[column.key].splitlines(), *texts))) + BORDERS
         if part and used + wide > room:
             yield part
             part, used = [], 0
