@@ -661,6 +661,25 @@ def on_a_terminal(words: list[str], *, columns: int, until: str, timeout: float 
     return process.wait(timeout=30), screen.decode(errors="replace")
 
 
+def test_ctrl_c_that_python_drops_comes_again() -> None:
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from glora.cli import app
+class Dropping:
+    def __del__(self):  # what is raised in here is lost
+        signal.raise_signal(signal.SIGINT)
+def work():
+    Dropping()
+    time.sleep(20)
+    print("it went on")
+app.app = work
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
 def test_ctrl_c_on_a_terminal_ends_with_a_line_and_the_same_command_goes_on(
     photos: Path, tmp_path: Path, glora: Any
 ) -> None:

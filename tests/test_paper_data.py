@@ -170,11 +170,32 @@ def test_a_line_that_names_no_image_or_no_class_is_told_with_its_number(tmp_path
         load_task("vtab", root=tmp_path, task="kitti")
 
 
-def test_a_damaged_image_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["train800", "val200"])
+def test_a_damaged_image_is_told(tmp_path: Path, split: str) -> None:
     vtab(tmp_path)
-    (tmp_path / "kitti" / "images" / "test" / "000002.jpg").write_bytes(b"")
+    (tmp_path / "kitti" / "images" / split / "000002.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"000002\.jpg' cannot be read"):
         load_task("vtab", root=tmp_path, task="kitti")
+
+
+def test_no_test_image_is_opened_before_all_is_chosen(
+    vtab_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = set[str](), Image.open
+
+    def spy(file: Any, *given: Any, **named: Any) -> Any:
+        opened.add(Path(file).parent.name)
+        return real(file, *given, **named)
+
+    monkeypatch.setattr(Image, "open", spy)
+    search = {"searcher": {"name": "evolution", "population": 4, "generations": 1}}
+    data = {"root": vtab_root, "task": "kitti"}
+    run = Run(tiny(Path("vtab"), data=data, search=search, train={"epochs": 1}), tmp_path / "run", Recorder())
+    run.train()
+    run.search()
+    assert opened == {"train800", "val200"}
+    run.fit()
+    assert opened == {"train800", "val200", "test"}
 
 
 def test_fewer_images_than_a_batch_are_trained_on_and_the_group_is_in_the_result(

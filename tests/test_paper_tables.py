@@ -380,6 +380,11 @@ def test_a_sheet_as_csv() -> None:
     assert rows[1] == {"method": "SSF", "printed": "false", "x": "61.04", "x_spread": "0.5", "y": "", "z": "1 to 2"}
 
 
+def test_a_spread_of_nothing_is_a_spread() -> None:
+    sheet = Sheet("A", (Column("x", "x"),), (Line("SSF", {"x": Cell.over([50.0, 50.0])}),))
+    assert as_csv(sheet).splitlines() == ["method,printed,x,x_spread", "SSF,false,50.0,0.0"]
+
+
 def test_a_sheet_as_latex() -> None:
     text = as_latex(SHEET)
     assert r"\caption{A \& B. 50 \% is half.}" in text
@@ -399,6 +404,31 @@ def test_a_sheet_for_a_terminal() -> None:
     assert "61.0 ± 0.5" in console.export_text()
     wide = as_tables(vtab([])[0])
     assert [str(table.title).rpartition(": ")[2] for table in wide] == [*VTAB_GROUPS, "mean"]
+
+
+def printed_on(sheet: Sheet, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in as_tables(sheet, width):
+        console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [70, 80, 120])
+def test_on_a_narrow_terminal_no_name_and_no_number_is_broken(width: int) -> None:
+    sheet = vtab(suite("LoRA", dict.fromkeys(GROUP_OF, 0.6), seeds=(0, 1), groups=GROUP_OF))[0]
+    text = printed_on(sheet, width)
+    rows = {tuple(part.strip() for part in line.split("│")[1:-1]) for line in text.splitlines() if "│" in line}
+    names = [f"{line.name}, printed" if line.printed else line.name for line in sheet.lines]
+    for line, name in zip(sheet.lines, names, strict=True):
+        assert [cell for row in rows if row[0] == name for cell in row[1:]]
+        assert {cell for row in rows if row[0] == name for cell in row[1:]} == set(sheet.texts(line))
+    assert {row[0] for row in rows} == set(names)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_columns_of_one_title_are_told_apart_on_a_terminal() -> None:
+    sheet = Sheet("A", (Column("x", "R", "all"), Column("y", "R", "200")), (Line("SSF", {"x": Cell(1.0)}),))
+    assert "all R" in printed_on(sheet, 80) and "200 R" in printed_on(sheet, 80)
 
 
 # -- the command

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -574,6 +576,15 @@ def _interrupt(*_: Any) -> None:
     raise _Interrupted
 
 
+def _never_dropped(lost: Any) -> None:
+    """Ctrl-C comes again when it came where Python drops what is raised: in a weakref's callback, in `__del__`."""
+    if lost.exc_type is not _Interrupted:
+        sys.__unraisablehook__(lost)
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
 _GOES_ON = {
     **dict.fromkeys(("fit", "train", "search", "demo"), " The same command continues the run."),
     "bench": " What is finished stays; the same command goes on.",
@@ -582,9 +593,10 @@ _GOES_ON = {
 
 def main() -> None:
     """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130."""
-    before, _Interrupted.came = signal.getsignal(signal.SIGINT), False
+    before, hook, _Interrupted.came = signal.getsignal(signal.SIGINT), sys.unraisablehook, False
     if before is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _never_dropped
     try:
         app()
     except BaseException as error:
@@ -598,6 +610,7 @@ def main() -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
 
 
 def _fail(message: str, tip: str, code: int) -> NoReturn:

@@ -51,5 +51,5 @@ def print_sheets(sheets: Sequence[Sheet], form: str) -> None:
 
         console = Console()
         for sheet in sheets:
-            for table in as_tables(sheet):
+            for table in as_tables(sheet, console.width):
                 console.print(table)

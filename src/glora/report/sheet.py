@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ __all__ = ["MISSING", "Cell", "Column", "Line", "Sheet", "as_csv", "as_latex", "
 
 MISSING = "–"
 DIGITS = 4  # after the point, of numbers in CSV
+BORDERS = 3  # characters of a text table between two columns
+TITLE = 14  # characters of a line of a text table's titles
 TEXT_COLUMNS = 10  # a text table of more columns is printed group by group
 
 
@@ -132,8 +136,7 @@ def named(line: Line) -> str:
 
 def as_markdown(sheet: Sheet) -> str:
     """The sheet as GitHub Markdown with its caption."""
-    own = [column.title for column in sheet.columns]
-    titles = ["method", *(f"{c.group} {c.title}" if own.count(c.title) > 1 else c.title for c in sheet.columns)]
+    titles = ["method", *_titles(sheet).values()]
     cells = [titles, *([named(line), *sheet.texts(line)] for line in sheet.lines)]
     cells = [[text.replace("|", r"\|") for text in row] for row in cells]
     widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(titles))]
@@ -147,11 +150,18 @@ def as_markdown(sheet: Sheet) -> str:
     return "\n".join([f"**{sheet.title}**", "", lines[0], rule, *lines[1:], "", *sheet.caption, ""])
 
 
+def _titles(sheet: Sheet) -> dict[str, str]:
+    """Column key -> its title where no group stands above it; with the group where the title alone is another's too."""
+    own = [column.title for column in sheet.columns]
+    return {c.key: f"{c.group} {c.title}" if own.count(c.title) > 1 else c.title for c in sheet.columns}
+
+
 def as_csv(sheet: Sheet) -> str:
     """The sheet as CSV: numbers alone, missing ones empty, and a column of spreads where a column has any."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    spread = {c.key for c in sheet.columns if any(line.cells.get(c.key, Cell()).spread for line in sheet.lines)}
+    varied = {key for line in sheet.lines for key, cell in line.cells.items() if cell.spread is not None}
+    spread = {column.key for column in sheet.columns if column.key in varied}
     heads = [key for c in sheet.columns for key in (c.key, *([f"{c.key}_spread"] if c.key in spread else []))]
     writer.writerow(["method", "printed", *heads])
     for line in sheet.lines:
@@ -194,28 +204,51 @@ def _tex(text: str) -> str:
     return "".join(special.get(each, each) for each in text)
 
 
-def as_tables(sheet: Sheet) -> list[Table]:
-    """The sheet for a terminal: one table, or where it has many columns one for each group of them."""
+def as_tables(sheet: Sheet, width: int | None = None) -> list[Table]:
+    """The sheet for a terminal: one table, or where it has many columns one for each group of them.
+
+    Args:
+        sheet: The table.
+        width: Characters of a line; a table of more is divided, so that no name and no number is broken.
+    """
     from rich.table import Table
 
-    blocks = _blocks(sheet)
+    groups = _blocks(sheet)
+    titles = {column.key: column.title for column in sheet.columns} if len(groups) > 1 else _titles(sheet)
+    titles = {key: "\n".join(wrap(title, TITLE, break_long_words=False)) for key, title in titles.items()}
+    blocks = [part for block in groups for part in _fitting(sheet, block, titles, width)]
     tables = []
     for place, columns in enumerate(blocks):
-        group = columns[-1].group if len(blocks) > 1 else ""
+        group = columns[-1].group if len(groups) > 1 else ""
         last = place == len(blocks) - 1
         title = f"{sheet.title}: {group}" if group else sheet.title
         table = Table(title=title, caption=" ".join(sheet.caption) if last else None, caption_justify="left")
         table.add_column("method", overflow="fold")
         for column in columns:
-            texts = [line.cells.get(column.key, Cell()).text(column.form) for line in sheet.lines]
-            widest = max(map(len, (*column.title.split(), *texts)))  # a long title takes no room from the names
-            table.add_column(column.title, justify="right", overflow="fold", max_width=widest)
+            table.add_column(titles[column.key], justify="right", overflow="fold")
         for line, following in zip(sheet.lines, [*sheet.lines[1:], None], strict=True):
             texts = [line.cells.get(column.key, Cell()).text(column.form) for column in columns]
             turns = following is not None and following.printed != line.printed
             table.add_row(named(line), *texts, end_section=turns)
         tables.append(table)
     return tables
+
+
+def _fitting(
+    sheet: Sheet, columns: Sequence[Column], titles: Mapping[str, str], width: int | None
+) -> Iterator[list[Column]]:
+    """Runs of the columns that stand whole in a line beside the names."""
+    room = (width or sys.maxsize) - max(map(len, ("method", *map(named, sheet.lines)))) - BORDERS - 1
+    part, used = list[Column](), 0
+    for column in columns:
+        texts = [line.cells.get(column.key, Cell()).text(column.form) for line in sheet.lines]
+        wide = max(map(len, (*titles[column.key].splitlines(), *texts))) + BORDERS
+        if part and used + wide > room:
+            yield part
+            part, used = [], 0
+        part.append(column)
+        used += wide
+    yield part
 
 
 def _blocks(sheet: Sheet) -> list[list[Column]]:

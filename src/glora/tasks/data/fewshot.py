@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from glora.tasks.data.lists import ImageList, base_of, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, base_of, check_images, expected, folder_of, pool_of, read_list
 from glora.tasks.data.paper_sets import FEW_SHOT, FewShotSet, by_name
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Task, assemble
@@ -48,6 +48,7 @@ class FewShot(DataSettings):
             )
             for split, found in lists.items()
         }
+        check_images(pools)
         group = f"{self.shots}-shot"
         return assemble(task.name, pools, objective, self, notes=notes, root=folder.parent, group=group)
 

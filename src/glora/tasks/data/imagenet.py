@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glora.tasks.data.lists import ImageList, base_of, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, base_of, check_images, expected, folder_of, pool_of, read_list
 from glora.tasks.data.paper_sets import IMAGENET_TARGETS, ImageNetTarget
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Pool, Task, assemble
@@ -49,6 +49,7 @@ class ImageNet(DataSettings):
             split: pool_of(found, places[split], names=names, root=folder.parent, remedy=GET)
             for split, found in lists.items()
         }
+        check_images(pools)
         others, among = dict[str, Pool](), dict[str, tuple[int, ...]]()
         for target in IMAGENET_TARGETS:
             pool, told = _target(folder.parent, target, names)

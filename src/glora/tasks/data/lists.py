@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from glora.tasks.images import unreadable
 from glora.tasks.objective import Targets
 from glora.tasks.task import Pool
 
-__all__ = ["ImageList", "base_of", "expected", "folder_of", "pool_of", "read_list"]
+__all__ = ["ImageList", "base_of", "check_images", "expected", "folder_of", "pool_of", "read_list"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def base_of(found: ImageList, bases: Sequence[Path]) -> Path | None:
 
 
 def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str, ...], root: Path, remedy: str) -> Pool:
-    """The images of a list and their classes, in its order; every image is there and decodes to the end.
+    """The images of a list and their classes, in its order; every image is there. None is opened.
 
     Args:
         found: The list.
@@ -146,7 +146,7 @@ def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str,
         remedy: How to get what is missing.
 
     Raises:
-        DataError: Images are missing (the first few and how many), or damaged.
+        DataError: Images are missing (the first few and how many).
     """
     files = [place(name) for name in found.names]
     where = found.path.relative_to(root) if found.path.is_relative_to(root) else found.path
@@ -158,6 +158,17 @@ def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str,
             allowed="All images of a list are needed: a part of a data set is another task.",
             remedy=remedy,
         )
+    rows = [(label,) for label in found.labels]
+    return Pool(files, Targets(("class",), rows, names=names, what=where.as_posix(), lines=list(found.lines)))
+
+
+def check_images(pools: Mapping[str, Pool]) -> None:
+    """Nothing when every image of train and val decodes to the end; those of test are first opened when all is chosen.
+
+    Raises:
+        DataError: One does not.
+    """
+    files = [file for split in ("train", "val") for file in pools[split].items]
     if bad := unreadable(list(dict.fromkeys(files))):
         file, reason = next(iter(bad.items()))
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -166,8 +177,6 @@ def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str,
             allowed="All images of a list are needed: a part of a data set is another task.",
             remedy="Copy it again.",
         )
-    rows = [(label,) for label in found.labels]
-    return Pool(files, Targets(("class",), rows, names=names, what=where.as_posix(), lines=list(found.lines)))
 
 
 def expected(sizes: Iterable[tuple[str, int, int]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from glora.tasks.data.lists import ImageList, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, check_images, expected, folder_of, pool_of, read_list
 from glora.tasks.data.paper_sets import VTAB, VtabTask, by_name
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Task, assemble
@@ -55,6 +55,7 @@ class Vtab(DataSettings):
             split: pool_of(found, folder.joinpath, names=names, root=folder, remedy=GET)
             for split, found in lists.items()
         }
+        check_images(pools)
         notes = self._notes(task, lists)
         return assemble(task.name, pools, objective, self, notes=notes, root=folder, group=task.group)
 
