@@ -131,7 +131,7 @@ def speeds(models: Mapping[str, nn.Module], image: Tensor, *, rounds: int, seed:
     for size in BATCHES:
         measured = times(models, image.expand(size, -1, -1, -1).contiguous(), rounds=rounds, seed=seed + size)
         for name, seconds in measured.items():
-            low, _, high = statistics.quantiles(seconds, n=4)
+            low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
             key = f"images_per_second_{size}"
             found[name] |= {
                 key: size / statistics.median(seconds),
