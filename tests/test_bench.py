@@ -662,6 +662,15 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tasks: tuple[Path, 
     assert len(list((out / "results").iterdir())) == 2
 
 
+def test_a_damaged_result_is_told_with_what_to_do(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    file = written(tmp_path, benchmark(tasks[0], methods=["linear"]))
+    run(file, tmp_path / "out")
+    (result,) = (tmp_path / "out" / "results").iterdir()
+    result.write_text(result.read_text()[:50])
+    with pytest.raises(RunError, match=r"is no JSON.*Delete it: the cell is run again"):
+        run(file, tmp_path / "out")
+
+
 # -- the files in experiments/
 
 

@@ -318,6 +318,15 @@ def test_imagenet_is_its_lists_wherever_the_val_images_lie(tmp_path: Path, liste
     ]  # fmt: skip
 
 
+def test_a_target_with_a_class_that_it_has_not_is_refused(tmp_path: Path) -> None:
+    """Its labels would be numbers of its own 200 classes, and each would count as wrong."""
+    image_net(tmp_path, targets=["imagenet-adversarial"])
+    file = tmp_path / "imagenet-adversarial" / "annotations" / "val_meta.list"
+    file.write_text(file.read_text().replace(" 6\n", " 5\n"))
+    with pytest.raises(DataError, match=r"val_meta\.list has the class 5, which is none of ImageNet-A's 200"):
+        load_task("imagenet", root=tmp_path, list_seed=1)
+
+
 def test_the_targets_are_further_test_sets_and_missing_ones_are_said(tmp_path: Path) -> None:
     image_net(tmp_path, targets=["imagenetv2", "imagenet-adversarial"])
     lines = TARGETS["imagenet-rendition"][1]

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from glora.cli.app import app
-from glora.errors import RunError
+from glora.errors import RunError, UnknownNameError
 from glora.report.folders import read_results
 from glora.report.paper.fewshot import fewshot
 from glora.report.paper.generalization import generalization
@@ -475,3 +475,9 @@ def test_the_command_counts_parameters() -> None:
     pytest.importorskip("glora.runs.parameter_table")
     told = json.loads(call("table", "params", "--json").stdout)
     assert {row["name"].partition(" (")[0] for row in told[0]["rows"]} >= {"Full", "Linear", "LoRA", "GLoRA"}
+
+
+def test_a_misspelled_table_is_told() -> None:
+    told = CliRunner().invoke(app, ["table", "vtb", "runs"])
+    assert isinstance(told.exception, UnknownNameError)
+    assert "There is no run and no table 'vtb'" in str(told.exception) and "'vtab'" in str(told.exception)

@@ -423,8 +423,9 @@ def table(
     Example: glora table vtab results/ --markdown
     """
     form = _one_of(markdown=as_markdown, csv=as_csv, latex=as_latex, json=as_json)
-    from glora.cli.paper import is_table, print_table
+    from glora.cli.paper import check_word, is_table, print_table
 
+    check_word(words[0])
     if is_table(words[0]):
         print_table(words[0], words[1:], form)
         return

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from glora import registry
+from glora.errors import UnknownNameError, nearest
 from glora.report.folders import read_results
 from glora.report.paper import TABLES
 from glora.report.sheet import Sheet, as_csv, as_latex, as_markdown, as_tables
 
-__all__ = ["FORMS", "is_table", "print_sheets", "print_table"]
+__all__ = ["FORMS", "check_word", "is_table", "print_sheets", "print_table"]
 
 COUNTED = {"params": "glora.runs.parameter_table:parameter_table"}  # of models, not of runs: name -> its sheet of one
 MODEL = "vit_b"
 FORMS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}  # `text` and `json` are below
+
+
+def check_word(word: str) -> None:
+    """Raises UnknownNameError where the word is no path and almost the name of a table."""
+    near = nearest(word, {**TABLES, **COUNTED}, n=1)
+    if near and not is_table(word) and not Path(word).expanduser().exists():
+        raise UnknownNameError(
+            f"There is no run and no table {word!r}.",
+            allowed=f"Tables: {', '.join({**TABLES, **COUNTED})}.",
+            remedy=f"Did you mean {near[0]!r}?",
+        )
 
 
 def is_table(word: str) -> bool:

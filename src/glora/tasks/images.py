@@ -358,7 +358,7 @@ def _opened(item: Item) -> Any:
     except Exception as error:  # as in _complaint
         raise DataError(
             f"The image {str(item)!r} cannot be read: {error}.",
-            remedy="Replace or remove it, or leave such images out with --on-bad-image skip.",
+            remedy="Replace or remove it; class folders and tables leave such images out with --on-bad-image skip.",
         ) from error
 
 

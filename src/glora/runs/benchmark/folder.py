@@ -84,7 +84,7 @@ class BenchmarkFolder:
         """What the cell has been run with, where that is not what is asked for."""
         mine = resolve(cell.experiment)
         if self.done(cell):
-            found = _differences(Result.read(self.result(cell)).config, mine, RATE if cell.tuned else ())
+            found = _differences(self._read(cell).config, mine, RATE if cell.tuned else ())
             return [f"{cell}: {'; '.join(found)}"] if found else []
         folder = RunFolder(self.run(cell))
         if cell.tuned or not folder.config.is_file():
@@ -94,6 +94,13 @@ class BenchmarkFolder:
         except RunError as error:
             return [f"{cell}: {error.cause}"]
         return []
+
+    def _read(self, cell: Cell) -> Result:
+        """The result of a finished cell; raises RunError where its file is damaged."""
+        try:
+            return Result.read(self.result(cell))
+        except RunError as error:
+            raise RunError(error.cause, allowed=error.allowed, remedy="Delete it: the cell is run again.") from error
 
 
 def _differences(theirs: Mapping[str, Any], mine: Experiment, ignored: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from glora.errors import DataError
 from glora.tasks.data.lists import ImageList, base_of, check_images, expected, folder_of, pool_of, read_list
 from glora.tasks.data.paper_sets import IMAGENET_TARGETS, ImageNetTarget
 from glora.tasks.objective import Objective
@@ -104,6 +105,12 @@ def _target(root: Path, target: ImageNetTarget, names: tuple[str, ...]) -> tuple
     if not file.is_file():
         return None, [f"ImageNet{target.title} is not tested: there is no {target.name}/annotations/val_meta.list."]
     found, notes = read_list(file, classes=CLASSES, remedy=GET).once()
+    if target.classes and (odd := sorted({*found.labels} - {*target.classes})):
+        raise DataError(
+            f"{file} has the class {odd[0]}, which is none of ImageNet{target.title}'s {len(target.classes)}.",
+            allowed="Labels are ImageNet's own, 0 to 999, not numbers of the set's classes.",
+            remedy=GET,
+        )
     base = base_of(found, [folder, *(folder / each for each in target.folders), folder / "images"])
     if base is None:
         return None, [f"ImageNet{target.title} is not tested: none of its {len(found):,} images is in {target.name}."]
