@@ -418,6 +418,23 @@ def test_factors_multiply_each_methods_own_rate(tasks: tuple[Path, Path], tmp_pa
     assert tried == {"Linear": [0.015, 0.09], "Full": [5e-5, 3e-4]}
 
 
+def test_where_the_best_rate_is_at_an_end_the_next_is_tried(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    rates = {"grid": [1e-6, 1e-5], "epochs": 2, "extend": 2}
+    file = written(tmp_path, benchmark(tasks[0], methods=[{"label": "LoRA", "method": LORA}], rates=rates))
+    run(file, out := tmp_path / "out", view := Told())
+    row = json.loads((out / "rates.json").read_text())["methods"]["LoRA"]
+    assert [each["rate"] for each in row["means"]] == [1e-6, 1e-5, 1e-4, 1e-3], "two steps further, and no more"
+    assert (row["rate"], row["edge"]) == (1e-3, "highest")
+    assert len(view.begun) == 5
+    run(file, out, view := Told())
+    assert not view.begun
+    rates["grid"], rates["extend"] = [1e-4, 1e-3, 1e30], 3
+    file = written(tmp_path, benchmark(tasks[0], methods=[{"label": "LoRA", "method": LORA}], rates=rates))
+    run(file, out := tmp_path / "inside", Told())
+    row = json.loads((out / "rates.json").read_text())["methods"]["LoRA"]
+    assert (row["rate"], row["edge"], len(row["means"])) == (1e-3, "", 3), "the best is inside: nothing more"
+
+
 def test_a_rate_that_loses_the_training_is_not_chosen(tasks: tuple[Path, Path], tmp_path: Path) -> None:
     rows = [{"label": "LoRA", "method": LORA}]
     rates = {"grid": [1e-3, 1e30], "epochs": 2}

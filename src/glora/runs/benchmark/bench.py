@@ -118,9 +118,19 @@ class _Going:
     def choose_rates(self) -> None:
         """Measures what is not measured yet of the methods that have cells left."""
         labels = list(dict.fromkeys(cell.label for cell in self.left if cell.tuned))
-        tries = self.rates.tries(labels)
-        if not tries:
+        measured = False
+        while tries := self.rates.tries([label for label in labels if label not in self.lost]):
+            self._measure(tries)  # more may follow, where a best rate is at an end of the grid
+            measured = True
+        if not measured:
             return
+        if not self.lost:
+            shutil.rmtree(self.folder.tries, ignore_errors=True)
+        for label in labels:
+            if note := self.rates.note(label):
+                self.view.tell(f"{label}: {note}")
+
+    def _measure(self, tries: Sequence[Try]) -> None:
         self.view.begin("rates", dict(Counter(each.label for each in tries)), {}, self.workers)
         jobs = [Job(each, "rate", self._asked(each, self.folder.trial(each.cell, each.rate))) for each in tries]
         for each, found, seconds in self._done(jobs):
@@ -130,11 +140,6 @@ class _Going:
                 self.rates.add(each, found["done"])
             self._ended(each, found, seconds, lambda done: _told(done["value"], f"val {done['metric']}"))
         self.view.end()
-        if not self.lost:
-            shutil.rmtree(self.folder.tries, ignore_errors=True)
-        for label in labels:
-            if note := self.rates.note(label):
-                self.view.tell(f"{label}: {note}")
 
     def run_cells(self) -> list[Cell]:
         """Runs what is left; the cells that have no result."""

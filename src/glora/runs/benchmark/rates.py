@@ -113,27 +113,42 @@ class Rates:
         self.file = file
         self.group = group
         self.known: dict[str, Any] = _read(file)
-        self._grids: dict[str, list[Try]] = {}
+        self._made: dict[tuple[str, str, float], Try] = {}
 
     def tries(self, labels: Iterable[str]) -> list[Try]:
         """Those of these methods that are not measured yet."""
         return [each for label in labels for each in self._grid(label) if self._measured(each) is None]
 
     def _grid(self, label: str) -> list[Try]:
-        """All tries of a method."""
-        if label not in self._grids:
-            self._grids[label] = self._new_grid(label)
-        return self._grids[label]
-
-    def _new_grid(self, label: str) -> list[Try]:
+        """All tries of a method; where the best rate is at an end of what is measured, also those one step further."""
         assert self.settings is not None
+        cells = self._cells(label)
+        rates = self.settings.rates(cast(Method, cells[0].experiment.method).lr) if cells else []
+        for _ in range(self.settings.extend):
+            choice = self._chosen(label, cells, rates)
+            if choice is None or not choice.edge:
+                break
+            first, second = rates[:2] if choice.edge == "lowest" else rates[:-3:-1]
+            rates = sorted([*rates, float(f"{first * first / second:.3g}")])
+        return self._tries(label, cells, rates)
+
+    def _cells(self, label: str) -> list[Cell]:
+        """The first cell of a method on each of the tasks."""
         firsts = {cell.task: cell for cell in reversed(self.benchmark.cells) if cell.label == label and cell.tuned}
-        cells = [firsts[task] for task in self.tasks() if task in firsts]
-        return [
-            Try.of(cell, rate, self.settings)
-            for cell in cells
-            for rate in self.settings.rates(cast(Method, cell.experiment.method).lr)
-        ]
+        return [firsts[task] for task in self.tasks() if task in firsts]
+
+    def _tries(self, label: str, cells: Sequence[Cell], rates: Sequence[float]) -> list[Try]:
+        assert self.settings is not None
+        for cell in cells:
+            for rate in rates:
+                if (key := (label, cell.task, rate)) not in self._made:
+                    self._made[key] = Try.of(cell, rate, self.settings)
+        return [self._made[label, cell.task, rate] for cell in cells for rate in rates]
+
+    def _chosen(self, label: str, cells: Sequence[Cell], rates: Sequence[float]) -> Choice | None:
+        """The best of these rates; None as long as one is not measured."""
+        runs = [self._measured(each) for each in self._tries(label, cells, rates)]
+        return Choice.of([run for run in runs if run is not None]) if runs and None not in runs else None
 
     def tasks(self) -> tuple[str, ...]:
         """On which tasks rates are tried; once chosen they stay, as long as the file has them.
@@ -181,9 +196,7 @@ class Rates:
     def choice(self, label: str) -> Choice | None:
         """What is chosen for a method; None as long as something is not measured."""
         runs = [self._measured(each) for each in self._grid(label)]
-        if not runs or any(run is None for run in runs):
-            return None
-        return Choice.of([run for run in runs if run is not None])
+        return Choice.of([run for run in runs if run is not None]) if runs and None not in runs else None
 
     def settled(self, cell: Cell) -> Cell:
         """The cell with its rate; as it is where that is given in the file, not chosen yet, or out of reach."""

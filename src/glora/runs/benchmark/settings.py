@@ -89,6 +89,9 @@ class RateSettings(Settings):
     factors: tuple[float, ...] = Field(
         (), description="Or what each method's own rate is multiplied by: good rates differ by orders of magnitude."
     )
+    extend: int = Field(
+        0, ge=0, description="Most further rates that are tried beyond an end of the grid, while the best is there."
+    )
     epochs: int = Field(5, ge=1, description="Epochs of a try.")
     seed: int = Field(1000, ge=0, description="Seed of the tries.")
     tasks: tuple[str, ...] = Field((), description="Labels of the tasks; the first of each group where not given.")
