@@ -300,8 +300,10 @@ def test_folds_resume_where_they_were_killed(photos: Path, tmp_path: Path) -> No
 
 def test_what_a_method_without_a_search_cannot_use_is_told(photos: Path, tmp_path: Path) -> None:
     run = Run(tiny(photos, method="linear", data={"source": str(photos), "folds": 3}), tmp_path / "run", Recorder())
-    assert run.session.data.notes == ("Nothing is searched: data.folds change nothing.",)
+    assert run.session.data.notes == ("Nothing is searched: data.folds changes nothing.",)
     assert len(run.session.data.val) == len(run.task.val)
+    run = Run(tiny(photos, method="linear", search={"budget": 100, "polish": 2}), tmp_path / "other", Recorder())
+    assert run.session.data.notes == ("Nothing is searched: search.budget and search.polish change nothing.",)
 
 
 # -- controls

@@ -375,6 +375,6 @@ def _visible(experiment: Experiment, task: Task, *, searches: bool) -> VisibleDa
         return visible(task, seed=data.split_seed, aside=aside, folds=data.folds)
     found = visible(task, seed=data.split_seed, aside=0, folds=1)
     asked = [f"data.{name}" for name in ("aside", "folds") if getattr(data, name) not in (None, 0, 1)]
-    asked += ["search.polish"] if search.polish else []
-    note = f"Nothing is searched: {' and '.join(asked)} change nothing."
+    asked += [f"search.{name}" for name in ("budget", "min_budget", "polish") if getattr(search, name)]
+    note = f"Nothing is searched: {' and '.join(asked)} {'changes' if len(asked) == 1 else 'change'} nothing."
     return replace(found, notes=(note,)) if asked else found
