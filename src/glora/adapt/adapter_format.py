@@ -33,6 +33,7 @@ __all__ = [
     "fingerprint",
     "is_adapter",
     "read_header",
+    "read_method",
     "read_numbers",
     "read_state",
     "write_numbers",
@@ -232,6 +233,30 @@ def read_numbers(path: str | Path) -> Numbers:
     Raises:
         AdapterFileError: Damaged, or of support tensors.
     """
+    found, shapes = _said(path)
+    parts = {"": found.tensors, HEAD: found.head, STATISTICS: found.statistics}
+    with safe_open(Path(path), framework="pt") as file:
+        _same_names(path, shapes, list(file.keys()))
+        for name, shape in shapes.items():
+            if tuple(file.get_slice(name).get_shape()) != shape:
+                raise AdapterFileError(f"{path}: {name} is not of shape {shape}.", remedy="Copy the file again.")
+        for name in shapes:
+            prefix = next((each for each in (HEAD, STATISTICS) if name.startswith(each)), "")
+            parts[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
+    return found
+
+
+def read_method(path: str | Path) -> Numbers:
+    """What `read_numbers` gives, without any tensor: the header alone is read.
+
+    Raises:
+        AdapterFileError: The header is damaged, or the file is of support tensors.
+    """
+    return _said(path)[0]
+
+
+def _said(path: str | Path) -> tuple[Numbers, dict[str, tuple[int, ...]]]:
+    """What the header says, and the shape of every tensor."""
     header = read_header(path)
     if header["version"] != NUMBERS:
         raise AdapterFileError(f"{path} holds support tensors.", remedy="Load it with glora.load_adapter.")
@@ -246,16 +271,7 @@ def read_numbers(path: str | Path) -> Numbers:
         method["name"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
-    parts: dict[str, dict[str, Tensor]] = {"": {}, HEAD: {}, STATISTICS: {}}
-    with safe_open(Path(path), framework="pt") as file:
-        _same_names(path, shapes, list(file.keys()))
-        for name, shape in shapes.items():
-            if tuple(file.get_slice(name).get_shape()) != shape:
-                raise AdapterFileError(f"{path}: {name} is not of shape {shape}.", remedy="Copy the file again.")
-        for name in shapes:
-            prefix = next((each for each in (HEAD, STATISTICS) if name.startswith(each)), "")
-            parts[prefix][name.removeprefix(prefix)] = file.get_tensor(name)
-    return Numbers(method, parts[""], parts[HEAD], parts[STATISTICS], modules, base, info)
+    return Numbers(method, {}, {}, {}, modules, base, info), shapes
 
 
 def read_state(

@@ -8,7 +8,7 @@ from torch import nn
 
 from glora.adapt import adapter_file
 from glora.adapt.adapted import Adapted
-from glora.adapt.adapter_format import NUMBERS, read_header, read_numbers
+from glora.adapt.adapter_format import NUMBERS, read_header, read_method
 from glora.errors import AdapterFileError
 from glora.methods.method import Tuned, get_method
 
@@ -35,7 +35,7 @@ def load_adapter(
     """
     if read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
-    found = read_numbers(path)
+    found = read_method(path)
     if missing := [name for name in found.head_modules if name not in dict(model.named_modules())]:
         raise AdapterFileError(f"{path} is for another model: {type(model).__name__} has no {missing[0]!r}.")
     method = get_method(found.method["name"], found.method)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import nn
 
 from glora import registry
-from glora.adapt.adapter_format import fingerprint, read_numbers
+from glora.adapt.adapter_format import fingerprint, read_method
 from glora.errors import StateError
 from glora.genes import GenotypeSpace
 from glora.methods import METHODS
@@ -194,7 +194,7 @@ class Method(Settings):
         Raises:
             AdapterFileError: The file is damaged, of other settings, or of another base.
         """
-        tuned = self.apply(model, head=read_numbers(path).head_modules, seed=0)
+        tuned = self.apply(model, head=read_method(path).head_modules, seed=0)
         tuned.load(path, base_fingerprint=base_fingerprint)
         return tuned
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from glora.adapt.adapter_format import Numbers, read_numbers, write_numbers
+from glora.adapt.adapter_format import Numbers, read_method, write_numbers
 from glora.adapt.head import head_of
 from glora.errors import AdapterFileError
 from glora.genes import GeneSpace, Option, PlainGenotype
@@ -36,7 +36,7 @@ class Searched(Method):
     )
 
     def load(self, model: nn.Module, path: str | Path, *, base_fingerprint: str | None = None) -> TunedNumbers:
-        found = read_numbers(path)
+        found = read_method(path)
         one = found.method.get("genotype")
         method = self if self.genotype is not None or one is None else self.alone(one)
         tuned = method.apply(model, head=found.head_modules, seed=0)
