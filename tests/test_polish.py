@@ -229,4 +229,4 @@ def test_what_cannot_be_is_told(photos: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"search\.{next(iter(wrong))}"):
             build_experiment({"data": {"source": str(photos)}, "search": wrong})
     run = Run(tiny(photos, method="lora", search={"polish": 1}), tmp_path / "run", Recorder())
-    assert any("search.polish change nothing" in note for note in run.session.data.notes)
+    assert any("search.polish changes nothing" in note for note in run.session.data.notes)

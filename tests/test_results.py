@@ -134,6 +134,7 @@ def test_a_result_of_format_1_is_read_under_the_names_of_today(tmp_path: Path) -
 
 def test_every_committed_result_is_read() -> None:
     files = sorted((Path(__file__).parent.parent / "results").rglob("*.json"))
+    files = [each for each in files if each.name != "rates.json"]  # the learning rates that a benchmark tried
     assert len(Result.read_all(files)) == len(files) > 200
 
 

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, cr
 from glora import settings as texts
 from glora.errors import ConfigError, GloraError, UnknownNameError, nearest
 from glora.registry import load, lookup
-from glora.settings import Count, Settings, group_of, merged, parse_value, problems_of, put, read_settings
+from glora.settings import Count, Settings, group_of, merged, opened, parse_value, problems_of, put, read_settings
 
 __all__ = [
     "FORMAT",
@@ -95,6 +95,17 @@ class TrainSettings(Settings):
 
     epochs: int = Field(30, ge=1, description="Passes over the training examples.")
     batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Most examples per forward pass; the gradients of a step are added up. All if not given.",
+    )
+    batch_tokens: Count | None = Field(
+        8192, ge=1, description="Of texts: most tokens per forward pass of a step, padding included."
+    )
+    order: Literal["length", "random"] = Field(
+        "length", description="Which examples share a step: of texts those of about the same length, or any."
+    )
     lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="What moves the numbers; sgd has momentum 0.9.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr; or SGD's.")
@@ -108,6 +119,12 @@ class TrainSettings(Settings):
     pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
     pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the outputs.")
     pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> TrainSettings:
+        if self.pace != "off" and self.micro_batch is not None:
+            raise ValueError(f"pace={self.pace} compares whole steps: it cannot be with micro_batch={self.micro_batch}")
+        return self
 
 
 class SearchSettings(Settings):
@@ -125,6 +142,9 @@ class SearchSettings(Settings):
         True, description="First choose, on val, how strongly subnets change the base, and a temperature."
     )
     batch_size: int = Field(100, ge=1, description="Examples per forward pass of scoring.")
+    batch_tokens: Count | None = Field(
+        16384, ge=1, description="Of texts: most tokens per forward pass of scoring, padding included."
+    )
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
@@ -272,6 +292,8 @@ def try_experiment(*layers: Mapping[str, Any]) -> tuple[Experiment | None, list[
     for layer in layers:
         laid = merged(laid, {key: value for key, value in layer.items() if key != "format"})
     kinds, unknown = _kinds(laid)
+    if not unknown and not any("name" in _opened_objective(layer) for layer in layers):
+        kinds, laid = _usual_objective(kinds, laid)
     found += unknown
     experiment = None
     model = _experiment_class(*(kinds[group] for group in TABLES))
@@ -280,6 +302,27 @@ def try_experiment(*layers: Mapping[str, Any]) -> tuple[Experiment | None, list[
     except ValidationError as error:
         found += [each for each in problems_of(error, model) if not any(_inside(each, said) for said in unknown)]
     return experiment, found
+
+
+def _opened_objective(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = opened("objective", layer.get("objective"))
+    return given if isinstance(given, Mapping) else {}
+
+
+def _usual_objective(
+    kinds: dict[str, type[Settings]], laid: dict[str, Any]
+) -> tuple[dict[str, type[Settings]], dict[str, Any]]:
+    """The kinds and the settings with the objective that is usual for the data, where none is named."""
+    data: Any = kinds["data"]
+    try:
+        usual = data.usual_objective(laid.get("data", {}))
+    except GloraError:  # told when the data is loaded
+        return kinds, laid
+    if usual == laid["objective"]["name"]:
+        return kinds, laid
+    own = {name: value for name, value in laid["objective"].items() if name != "name"}
+    laid = {**laid, "objective": {"name": usual, **own}}
+    return _kinds(laid)[0], laid
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing_extensions import NotRequired
 from glora import registry
 from glora.errors import BackboneError, nearest
 from glora.tasks.images import NORMALISATIONS, Preprocess
+from glora.tasks.texts import TextPreprocess
 
 __all__ = ["PACKAGED", "Backbone", "Spec", "load_backbone", "names", "preprocess_of", "unknown_name"]
 
@@ -40,7 +41,7 @@ class Backbone:
     Attributes:
         name: The name it was loaded by.
         model: Images `(b, 3, h, w)` to logits `(b, num_classes)`.
-        preprocess: How it wants its images; None where a program gives its inputs ready.
+        preprocess: How it wants its images or texts; None where a program gives its inputs ready.
         head: Names of the modules to train whole.
         spec: Plain JSON that rebuilds it, the head apart; None where a program gave the model.
         notes: What a user should be told, such as a classifier of the checkpoint that was left out.
@@ -48,7 +49,7 @@ class Backbone:
 
     name: str
     model: nn.Module
-    preprocess: Preprocess | None
+    preprocess: Preprocess | TextPreprocess | None
     head: tuple[str, ...]
     spec: Spec | None
     notes: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ def load_backbone(
 
 
 def _normalised(backbone: Backbone, normalise: str) -> Backbone:
-    assert backbone.preprocess is not None and backbone.spec is not None  # it has a name
+    assert isinstance(backbone.preprocess, Preprocess) and backbone.spec is not None  # it has a name
     preprocess = backbone.preprocess.normalised(normalise)
     return replace(backbone, preprocess=preprocess, spec={**backbone.spec, "normalise": normalise})
 

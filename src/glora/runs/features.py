@@ -14,7 +14,7 @@ from glora import scikit
 from glora.errors import ConfigError, DataError, RunError
 from glora.report.plots.features import Placed
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
-from glora.tasks.evaluation import Evaluator
+from glora.runs.session import evaluator_of
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.task import DataSettings
@@ -64,16 +64,17 @@ def features(run: LoadedRun, examples: Examples, indices: Sequence[int]) -> Tens
     keep = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         accelerator = new_accelerator(run.experiment.train.precision)
-        evaluator = Evaluator(run.objective, accelerator, run.experiment.search.batch_size)
+        evaluator = evaluator_of(run.experiment, run.objective, accelerator)
         model = run.model.to(accelerator.device)
-        found = []
-        for _, batch in evaluator.outputs(model, examples, indices):
+        found, order = [], []
+        for places, _, batch in evaluator.placed(model, examples, indices):
             if len(seen) != 1:
                 raise ConfigError(f"The head of {run.folder.path} was called {len(seen)} times for a batch, not once.")
             found.append(_flat(seen.pop(), head, len(batch.targets)))
+            order += places
     finally:
         keep.remove()
-    return torch.cat(found)
+    return torch.cat(found)[torch.argsort(torch.tensor(order))]
 
 
 def _head(run: LoadedRun) -> nn.Module:

@@ -25,13 +25,15 @@ from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
+from glora.runs.session import evaluator_of
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
-from glora.tasks.evaluation import Evaluation, Evaluator
+from glora.tasks.evaluation import Evaluation
 from glora.tasks.images import ImageSet, Preprocess, is_image, pixels_of
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.task import DataSettings, source_class
+from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
 
 __all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
@@ -51,6 +53,7 @@ class LoadedRun:
         info: How its base was built (`backbone`), its `objective`, and how it reads images (`preprocess`).
         new_keys: State-dict keys that the base does not have, a new bias each.
         no_merge: Why what was learned cannot be merged into a plain model; empty where it is.
+        preprocess: How the model reads images or texts; None where it was given its inputs ready.
     """
 
     folder: RunFolder
@@ -60,6 +63,7 @@ class LoadedRun:
     info: dict[str, Any]
     new_keys: tuple[str, ...] = ()
     no_merge: str = ""
+    preprocess: Preprocess | TextPreprocess | None = None
 
     @property
     def adapter(self) -> Path:
@@ -122,17 +126,12 @@ class LoadedRun:
         accelerator = new_accelerator(self.experiment.train.precision)
         model = self.model.to(accelerator.device).eval()
         found: list[dict[str, Any]] = []
-        for batch in _batches(inputs, size, self.preprocess):
+        images = self.preprocess if isinstance(self.preprocess, Preprocess) else None
+        for batch in _batches(inputs, size, images):
             with accelerator.autocast():
                 output = model_output(model, self.objective, send_to_device(batch, accelerator.device))
             found += self.objective.predictions(output)
         return found
-
-    @property
-    def preprocess(self) -> Preprocess | None:
-        """How the model reads images; None where it was given its inputs ready."""
-        given = self.info["preprocess"]
-        return None if given is None else Preprocess(**{name: _tupled(value) for name, value in given.items()})
 
     def evaluate_on(self, source: str | Path) -> tuple[Evaluation, list[str]]:
         """What the model does on all labelled examples of another folder, and what a user should be told.
@@ -153,8 +152,16 @@ class LoadedRun:
         examples, notes = settings.load_all(self.objective)
         accelerator = new_accelerator(self.experiment.train.precision)
         examples = examples.prepared(self.preprocess)
-        evaluator = Evaluator(self.objective, accelerator, self.experiment.search.batch_size)
+        evaluator = evaluator_of(self.experiment, self.objective, accelerator)
         return evaluator.evaluate(self.model.to(accelerator.device), examples), notes
+
+
+def _as_written(info: Mapping[str, Any], own: Preprocess | TextPreprocess | None) -> Preprocess | TextPreprocess | None:
+    """How the model reads its inputs, as the run did: of images the file says it, of texts the model's own."""
+    given = info["preprocess"]
+    if given is not None and given.get("kind") == "text":
+        return own
+    return None if given is None else Preprocess(**{name: _tupled(value) for name, value in given.items()})
 
 
 def _tupled(value: Any) -> Any:
@@ -281,7 +288,13 @@ def objective_of(info: dict[str, Any]) -> Objective:
     return kind.model_validate(plain)
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerprint: str | None = None) -> LoadedRun:
+def load_run(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    base_fingerprint: str | None = None,
+    preprocess: Preprocess | TextPreprocess | None = None,
+) -> LoadedRun:
     """A finished run, read from its folder: its training data is not needed.
 
     Args:
@@ -289,6 +302,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerpri
         model: The base, where it came from Python and cannot be rebuilt from a name: the same object or an equal one.
             It is adapted and merged in place.
         base_fingerprint: `Method.base_fingerprint` of this base, where it is known already.
+        preprocess: How this base reads texts, where it is given and does.
 
     Raises:
         RunError: An earlier stage is missing, a stop has left two winners, the base must be given, or it is another
@@ -314,7 +328,8 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerpri
             remedy="Give it again: glora.load(RUN, model=...).",
         )
     if model is None:
-        base = load_backbone(**info["backbone"], num_classes=objective.outputs).model
+        backbone = load_backbone(**info["backbone"], num_classes=objective.outputs)
+        base, preprocess = backbone.model, backbone.preprocess
     else:
         base = model
     method = cast(Method, experiment.method)
@@ -322,4 +337,13 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, base_fingerpri
         base_fingerprint = method.base_fingerprint(base, info["head"])
         folder.check_base(base_fingerprint)
     tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
-    return LoadedRun(folder, tuned.merged().eval(), experiment, objective, info, tuned.new_keys, tuned.no_merge)
+    return LoadedRun(
+        folder,
+        tuned.merged().eval(),
+        experiment,
+        objective,
+        info,
+        tuned.new_keys,
+        tuned.no_merge,
+        _as_written(info, preprocess),
+    )

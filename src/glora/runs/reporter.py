@@ -69,7 +69,7 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     times = f" of {len(data.folds) + 1} supernets" if data.folds else ""
     training = f"Training: {epochs}{times}, {steps:,} passes of an example, learning rate {lr:g}"
     training += "" if settings.pace == "off" else f", PACE {settings.pace}"
-    size = "" if backbone.preprocess is None else " at {1} x {0} px".format(*backbone.preprocess.size)
+    size = "" if backbone.preprocess is None else f" {backbone.preprocess.summary}".rstrip()
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
         return [*lines, what, training]

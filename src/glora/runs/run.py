@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
 from glora.settings import merged
 from glora.tasks.calibration import Calibration
+from glora.tasks.images import Preprocess
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
@@ -226,7 +227,12 @@ class Run:
             RunError: An earlier stage is missing.
         """
         session = self.session
-        return load_run(self.folder.path, model=session.base(), base_fingerprint=session.base_fingerprint)
+        return load_run(
+            self.folder.path,
+            model=session.base(),
+            base_fingerprint=session.base_fingerprint,
+            preprocess=session.backbone.preprocess,
+        )
 
     def evaluate(self) -> Result | None:
         """The Result: val, and test exactly once; a run that has one is not tested again.
@@ -344,18 +350,19 @@ def _backbone(experiment: Experiment, objective: Objective) -> Backbone:
 def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
     """The base, its images resized as the data's settings say."""
     resize = cast(DataSettings, experiment.data).resize
-    if resize == "straight" and backbone.preprocess is None:
-        return backbone
-    if backbone.preprocess is None:
+    if not isinstance(backbone.preprocess, Preprocess):
+        if resize == "straight":
+            return backbone
+        given = "tensors" if backbone.preprocess is None else "texts"
         raise ConfigError(
-            f"data.resize={resize} is about images, and this run's model is given tensors.", remedy="Leave it out."
+            f"data.resize={resize} is about images, and this run's model is given {given}.", remedy="Leave it out."
         )
     return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
 
 
 def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:
     """What travels with every file: how to rebuild the base, what it predicts, and how it reads images."""
-    preprocess = None if backbone.preprocess is None else asdict(backbone.preprocess)
+    preprocess = None if backbone.preprocess is None else backbone.preprocess.to_json()
     return {
         "backbone": backbone.spec,
         "model": backbone.name,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from glora.backbones import Backbone, load_backbone
@@ -15,6 +16,7 @@ from glora.methods.method import Method, Tuned
 from glora.runs.calibration import apply_calibration
 from glora.runs.session import Session
 from glora.searchers import Score
+from glora.tasks.batching import weights_of
 from glora.tasks.calibration import Calibration
 from glora.tasks.evaluation import Evaluation, Evaluator, joined
 from glora.tasks.objective import Batch, Examples, Objective
@@ -65,6 +67,8 @@ class ValScorer:
         self.parts = tuple(parts)
         self.evaluator = evaluator
         self.fitness = fitness
+        weights = [found for part in parts if (found := weights_of(part.examples)) is not None]
+        self.unit = torch.cat(weights).mean().item() if weights else 1.0
 
     def __call__(self, genotype: Any, indices: Sequence[int] | None = None) -> Score | list[float]:
         """The genotype's score with its standard error, higher is better; for some examples one value each.
@@ -79,7 +83,7 @@ class ValScorer:
             mine = [index for index in indices if start <= index < start + len(part.examples)]
             if mine:
                 found = self.on(part, genotype, [index - start for index in mine])
-                values |= dict(zip(mine, found.scores(self.fitness), strict=True))
+                values |= dict(zip(mine, found.scores(self.fitness, unit=self.unit), strict=True))
             start += len(part.examples)
         return [values[index] for index in indices]
 
@@ -142,7 +146,7 @@ class Recipe:
         examples: The validation examples, part by part.
         snapshots: The numbers of each part.
         constants: Those of the trained model, whatever the library's are now.
-        objective, fitness, precision, batch_size: As in the run.
+        objective, fitness, precision, batch_size, tokens: As in the run.
     """
 
     base: Mapping[str, Any] | Backbone
@@ -156,6 +160,7 @@ class Recipe:
     fitness: str
     precision: str
     batch_size: int
+    tokens: int | None = None
 
     def build(self) -> ValScorer:
         """The scorer, in this process; what differs from part to part is its own."""
@@ -177,7 +182,9 @@ class Recipe:
             tensor.data = tensor.data.clone()
         numbers = [StoredNumbers(tuned, snapshot) for snapshot in self.snapshots]
         parts = tuple(Part(*each) for each in zip(numbers, self.examples, strict=True))
-        return ValScorer(parts, Evaluator(self.objective, accelerator, self.batch_size), fitness=self.fitness)
+        return ValScorer(
+            parts, Evaluator(self.objective, accelerator, self.batch_size, self.tokens), fitness=self.fitness
+        )
 
 
 def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
@@ -199,6 +206,7 @@ def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
         fitness=search.fitness,
         precision=session.accelerator.mixed_precision,
         batch_size=search.batch_size,
+        tokens=search.batch_tokens,
     )
 
 

@@ -20,7 +20,13 @@ from glora.tasks.evaluation import Evaluator
 from glora.tasks.objective import Objective
 from glora.tasks.visible import VisibleData
 
-__all__ = ["Session"]
+__all__ = ["Session", "evaluator_of"]
+
+
+def evaluator_of(experiment: Experiment, objective: Objective, accelerator: Accelerator) -> Evaluator:
+    """How models are evaluated in a run of these settings."""
+    search = experiment.search
+    return Evaluator(objective, accelerator, search.batch_size, search.batch_tokens)
 
 
 @dataclass(frozen=True)
@@ -71,4 +77,4 @@ class Session:
     @cached_property
     def evaluator(self) -> Evaluator:
         """How models, on the session's device, are evaluated."""
-        return Evaluator(self.objective, self.accelerator, self.experiment.search.batch_size)
+        return evaluator_of(self.experiment, self.objective, self.accelerator)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from glora.tasks.batching import lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Metric, Objective
 
 __all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "selection_bias"]
@@ -28,11 +29,13 @@ class Evaluation:
         objective: What was asked.
         values: What its metrics are made of, by name, `(n, ...)` each, on the CPU.
         averaged: Of a mean over several models: the metrics that are no mean over examples.
+        weights: How much each example counts in a mean, `(n,)`; None: all the same.
     """
 
     objective: Objective
     values: Mapping[str, Tensor]
     averaged: Mapping[str, float] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values["loss"])
@@ -44,25 +47,30 @@ class Evaluation:
     def value(self, name: str) -> float:
         """The metric of this name."""
         if self.objective.metric(name).per_example:
-            return self.values[name].double().mean().item()
+            return mean_and_error(self.values[name], self.weights)[0]
         return self._reduced[name]
 
     def standard_error(self, name: str) -> float | None:
         """Its standard error; None where it is not a mean of one value per example."""
-        metric, n = self.objective.metric(name), len(self)
+        metric = self.objective.metric(name)
         if not metric.per_example:
             return None
-        correction = 0 if metric.proportion else 1
-        return self.values[name].double().std(correction=correction).item() / math.sqrt(n) if n > correction else 0.0
+        return mean_and_error(self.values[name], self.weights, correction=0 if metric.proportion else 1)[1]
 
     def score(self, name: str) -> tuple[float, float]:
         """The metric as a search reads it: higher is better; with its standard error, 0 where it has none."""
         sign = 1.0 if self.objective.metric(name).higher else -1.0
         return sign * self.value(name), self.standard_error(name) or 0.0
 
-    def scores(self, name: str) -> list[float]:
-        """The per-example values that the score of this metric is the mean of: higher is better."""
+    def scores(self, name: str, *, unit: float = 1.0) -> list[float]:
+        """The per-example values that the score of this metric is the plain mean of: higher is better.
+
+        Args:
+            name: The metric.
+            unit: The mean weight of all examples, of which these may be some.
+        """
         values = self.values[name].double()
+        values = values if self.weights is None else values * self.weights / unit
         scores: list[float] = (values if self.objective.metric(name).higher else -values).tolist()
         return scores
 
@@ -89,12 +97,14 @@ class Evaluator:
     Attributes:
         objective: How they are called and measured.
         accelerator: Device and precision.
-        batch_size: Examples per forward pass.
+        batch_size: Most examples per forward pass.
+        tokens: Most tokens per forward pass, padding included, of examples that have lengths; None for no limit.
     """
 
     objective: Objective
     accelerator: Accelerator
     batch_size: int
+    tokens: int | None = None
 
     @torch.no_grad()
     def outputs(
@@ -102,27 +112,38 @@ class Evaluator:
     ) -> Iterator[tuple[Any, Batch]]:
         """The model's outputs, batch by batch, each with its batch; the model is left in eval mode.
 
-        Every process evaluates all examples, without waiting for another.
+        Every process evaluates all examples, without waiting for another. Examples that have lengths come in the order
+        of these.
 
         Args:
             model: What is evaluated, on the accelerator's device.
             examples: Prepared examples.
             indices: Which examples, in which order; None for all.
         """
+        for _, output, batch in self.placed(model, examples, indices):
+            yield output, batch
+
+    @torch.no_grad()
+    def placed(
+        self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Any, Batch]]:
+        """As `outputs`, each with the places that its examples have in `indices`."""
         model.eval()
         chosen = range(len(examples)) if indices is None else indices
-        for first in range(0, len(chosen), self.batch_size):
-            batch = examples.batch(chosen[first : first + self.batch_size])
-            batch = send_to_device(batch, self.accelerator.device)
+        for places in passes(chosen, lengths_of(examples), most=self.batch_size, tokens=self.tokens):
+            batch = send_to_device(examples.batch([chosen[place] for place in places]), self.accelerator.device)
             with self.accelerator.autocast():
                 output = self.objective.forward(model, batch, train=False)
-            yield output, batch
+            yield places, output, batch
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None) -> Evaluation:
         """The evaluation of a model on examples, in their order; the arguments are those of `outputs`."""
-        every = [self.objective.values(output, batch) for output, batch in self.outputs(model, examples, indices)]
-        return _evaluation(self.objective, every)
+        every = [
+            (places, self.objective.values(output, batch))
+            for places, output, batch in self.placed(model, examples, indices)
+        ]
+        return _evaluation(self.objective, every, weights_of(examples, indices))
 
     @torch.no_grad()
     def evaluate_among(self, model: nn.Module, examples: Examples, outputs: Sequence[int]) -> tuple[Evaluation, ...]:
@@ -134,16 +155,41 @@ class Evaluator:
             outputs: Which of the model's outputs count.
         """
         objective, every, some = self.objective, [], []
-        for output, batch in self.outputs(model, examples):
-            every.append(objective.values(output, batch))
+        for places, output, batch in self.placed(model, examples, None):
+            every.append((places, objective.values(output, batch)))
             if (chosen := objective.among(output, outputs)) is not None:
-                some.append(objective.values(chosen, batch))
-        return tuple(_evaluation(objective, values) for values in (every, some) if values)
+                some.append((places, objective.values(chosen, batch)))
+        weights = weights_of(examples)
+        return tuple(_evaluation(objective, values, weights) for values in (every, some) if values)
 
 
-def _evaluation(objective: Objective, batches: Sequence[Mapping[str, Tensor]]) -> Evaluation:
-    """The evaluation that the values of some batches are, one after another."""
-    return Evaluation(objective, {name: torch.cat([each[name] for each in batches]).cpu() for name in batches[0]})
+def _evaluation(
+    objective: Objective, batches: Sequence[tuple[list[int], Mapping[str, Tensor]]], weights: Tensor | None
+) -> Evaluation:
+    """The evaluation that the values of some batches are, each example in its place."""
+    order = torch.argsort(torch.tensor([place for places, _ in batches for place in places]))
+    values = {name: torch.cat([each[name].cpu() for _, each in batches])[order] for name in batches[0][1]}
+    return Evaluation(objective, values, weights=weights)
+
+
+def mean_and_error(values: Tensor, weights: Tensor | None = None, *, correction: int = 1) -> tuple[float, float]:
+    """The mean over examples, weighted where they have weights, and its standard error; that of too few is 0.
+
+    The error of a weighted mean is that of a ratio: of Σ w v to Σ w.
+
+    Args:
+        values: One value per example, `(n,)`.
+        weights: How much each counts, `(n,)`; None: all the same.
+        correction: 1 where the values' own mean is estimated, 0 for proportions.
+    """
+    values, n = values.double(), len(values)
+    if weights is None:
+        error = values.std(correction=correction).item() / math.sqrt(n) if n > correction else 0.0
+        return values.mean().item(), error
+    weights = weights / weights.mean()
+    mean = (weights * values).mean().item()
+    left = (weights * (values - mean)).square().sum().item() / max(1, n - correction)
+    return mean, math.sqrt(left / n) if n > correction else 0.0
 
 
 def evaluate(
@@ -153,17 +199,19 @@ def evaluate(
     objective: Objective,
     accelerator: Accelerator,
     batch_size: int,
+    tokens: int | None = None,
     indices: Sequence[int] | None = None,
 ) -> Evaluation:
     """One evaluation on its own: see `Evaluator`."""
-    return Evaluator(objective, accelerator, batch_size).evaluate(model, examples, indices)
+    return Evaluator(objective, accelerator, batch_size, tokens).evaluate(model, examples, indices)
 
 
 def joined(parts: Iterable[Evaluation]) -> Evaluation:
     """One model's evaluation on several sets of examples together."""
     every = list(parts)
-    names = every[0].values
-    return Evaluation(every[0].objective, {name: torch.cat([each.values[name] for each in every]) for name in names})
+    values = {name: torch.cat([each.values[name] for each in every]) for name in every[0].values}
+    weights = [each.weights for each in every if each.weights is not None]
+    return Evaluation(every[0].objective, values, weights=torch.cat(weights) if weights else None)
 
 
 def mean(several: Sequence[Evaluation]) -> Evaluation:
@@ -175,7 +223,7 @@ def mean(several: Sequence[Evaluation]) -> Evaluation:
             values[metric.name] = torch.stack([each.values[metric.name] for each in several]).double().mean(0)
         else:
             averaged[metric.name] = math.fsum(each.value(metric.name) for each in several) / len(several)
-    return Evaluation(objective, values, averaged)
+    return Evaluation(objective, values, averaged, several[0].weights)
 
 
 def ahead(winner: Evaluation, control: Evaluation, split: str) -> Numbers:
@@ -191,9 +239,7 @@ def ahead(winner: Evaluation, control: Evaluation, split: str) -> Numbers:
             found[key] = _sign(metric) * (winner.value(name) - control.value(name))
             continue
         difference = _sign(metric) * (winner.values[name].double() - control.values[name].double())
-        found[key] = difference.mean().item()
-        n = len(difference)
-        found[f"{key}_standard_error"] = difference.std().item() / math.sqrt(n) if n > 1 else 0.0
+        found[key], found[f"{key}_standard_error"] = mean_and_error(difference, winner.weights)
     return found
 
 

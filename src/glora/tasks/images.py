@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, Union
 
@@ -58,6 +58,15 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     resize: Resize = "straight"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file tells of it."""
+        return asdict(self)
+
+    @property
+    def summary(self) -> str:
+        """In a few words, for the plan of a run."""
+        return f"at {self.size[1]} x {self.size[0]} px"
 
     def normalised(self, name: str) -> Preprocess:
         """The same with another mean and standard deviation: a key of `NORMALISATIONS`; `model` keeps its own."""

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from glora.errors import DataError, listed
 from glora.settings import Settings
 
-__all__ = ["Batch", "Examples", "Metric", "Mixed", "Objective", "Targets", "Varied"]
+__all__ = ["Batch", "Examples", "Measured", "Metric", "Mixed", "Objective", "Targets", "Varied"]
 
 
 class Metric(NamedTuple):
@@ -125,6 +125,26 @@ class Varied(Examples, Protocol):
 
     def training_batch(self, batch: Sequence[int], positions: Sequence[int], *, seed: int, epoch: int) -> Batch:
         """The examples at some positions of a training batch, as this seed and epoch have them."""
+        ...
+
+
+@runtime_checkable
+class Measured(Examples, Protocol):
+    """Examples of different lengths, such as texts, some of which may count more than others."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The length of each, such as its number of tokens: a batch is padded to the longest."""
+        ...
+
+    @property
+    def weights(self) -> Tensor | None:
+        """How much each counts in a loss or a mean, `(n,)`, such as its trained tokens; None: all the same."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should be told of them, such as rows left out when they were prepared."""
         ...
 
 

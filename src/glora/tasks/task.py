@@ -16,7 +16,7 @@ from glora.settings import Count, Settings, build
 from glora.tasks.augment import Augment, Augmentation
 from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
-from glora.tasks.objective import Examples, Objective, Targets
+from glora.tasks.objective import Examples, Measured, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
@@ -60,10 +60,16 @@ class Task:
         return {name: split for name, split in every.items() if split is not None}
 
     def prepared(self, preprocess: Any) -> Task:
-        """The same task, its examples read as `preprocess` (a backbone's) says."""
+        """The same task, its examples read as `preprocess` (a backbone's) says, with what that leaves out as notes."""
         prepared: dict[str, Any] = {name: split.prepared(preprocess) for name, split in self.splits.items()}
         others = {name: split.prepared(preprocess) for name, split in self.others.items()}
-        return replace(self, **prepared, others=others)
+        left = [
+            f"{name}: {note}"
+            for name, split in {**prepared, **others}.items()
+            if isinstance(split, Measured)
+            for note in split.notes
+        ]
+        return replace(self, **prepared, others=others, notes=(*self.notes, *left))
 
     def stamped(self, root: Path | None = None) -> Task:
         """The same task with its fingerprint; file names count relative to `root`."""
@@ -107,6 +113,11 @@ class DataSettings(Settings):
     def detects(cls, path: Path) -> bool:
         """Whether what lies at the path is of this format; asked where `reads_paths`."""
         return False
+
+    @classmethod
+    def usual_objective(cls, given: Mapping[str, Any]) -> str:
+        """The objective where none is named, a name in `OBJECTIVES`; a source of texts looks into its data."""
+        return "classify"
 
     def load(self, objective: Objective) -> Task:
         """The task that the source holds.

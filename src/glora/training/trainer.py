@@ -17,6 +17,7 @@ from torch import Tensor
 from glora.config import TrainSettings
 from glora.errors import StateError
 from glora.methods.method import Tuned
+from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Objective, Varied
 from glora.training.optimizers import OPTIMIZERS
 from glora.training.pace import Pace, StepExamples
@@ -128,6 +129,8 @@ class Trainer:
         self.seconds = 0.0
         self.example_steps = 0
         self.parameters = list(tuned.parameters())
+        self.lengths = lengths_of(examples)
+        self.uniform = weights_of(examples) is None
         self.chance = objective.chance(examples)
         first = objective.metrics[0]
         mixed = isinstance(examples, Varied) and examples.mixes
@@ -207,18 +210,19 @@ class Trainer:
 
     def _epoch(self, start: float) -> Iterator[Progress]:
         n, size, epoch = len(self.examples), self.settings.batch_size, self.epoch - self.began
-        order = torch.randperm(n, generator=torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63))
+        order = self._order(epoch)
         rng = random.Random(f"subnets {self.seed} {epoch}")
-        sums = torch.zeros(3, device=self.accelerator.device)
-        shown, seen, first = 0.0, 0, epoch * self.steps_per_epoch
+        sums = torch.zeros(4, device=self.accelerator.device)
+        shown, first = 0.0, epoch * self.steps_per_epoch
         self.pace.begin(epoch)
         for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
             batch = whole[: self.pace.examples(first + k, len(whole))]
-            sums, seen = sums + self._step(batch, first + k, rng), seen + len(batch)
+            sums = sums + self._step(batch, first + k, rng)
             if time.perf_counter() - shown < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
             shown = time.perf_counter()
-            mean, metric, plain = (value / seen for value in sums.tolist())
+            *totals, seen = sums.tolist()
+            mean, metric, plain = (total / seen for total in totals)
             if not math.isfinite(mean):
                 raise StateError(
                     f"The training loss is {mean} in epoch {self.epoch + 1}.",
@@ -244,30 +248,65 @@ class Trainer:
             seconds_left=(epochs * n - done) / speed,
         )
 
+    def _order(self, epoch: int) -> Tensor:
+        """The examples in the order of an epoch, `(n,)`; those that have lengths in batches of about the same."""
+        n, seed = len(self.examples), (self.seed * 1_000_003 + epoch) % 2**63
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        if self.lengths is None or self.settings.order == "random":
+            return order
+        rng = random.Random(f"batches {self.seed} {epoch}")
+        return torch.tensor(grouped(order.tolist(), self.lengths, size=self.settings.batch_size, rng=rng))
+
     def _step(self, batch: Tensor, step: int, rng: random.Random) -> Tensor:
-        """One optimizer step on these examples; sums over them: loss, first metric, loss without PACE's part."""
+        """One optimizer step on these examples; sums over them: loss, first metric, loss without PACE's part, weights.
+
+        What is too much for one forward pass goes in several, whose gradients are added up: the genotypes are those of
+        the whole step, drawn once.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(step)
+        weights = self._weights(batch)
         positions = range(len(batch))[self.accelerator.process_index :: self.accelerator.num_processes]
-        share = len(positions) / len(batch)
-        if not share:  # fewer examples than processes: this one's gradients are zeros
+        counts = len(positions) > 0
+        if not counts:  # fewer examples than processes: this one's gradients are zeros
             positions = range(1)
-        self.tuned.before_step(rng, positions, len(batch), step / self.steps)
-        mine = send_to_device(self._read(batch, positions), self.accelerator.device)
-        with self.pace.around():
-            taken = StepExamples(batch, positions, step, share > 0)
-            output, penalty = self.pace.run(lambda: self._forward(mine), taken)
-            plain = self.objective.training_losses(output, mine).mean()
-            loss = (plain + penalty) * share
-            self.accelerator.backward(loss)
+        sums, before = torch.zeros(3, device=self.accelerator.device), rng.getstate()
+        for places in self._passes(batch, positions):
+            rng.setstate(before)
+            sums = sums + self._pass(StepExamples(batch, places, step, counts), weights, rng)
         self.example_steps += len(batch) * self.pace.passes(step)
-        metric = self._metric(output, mine) * (share > 0)
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.stack([len(batch) * loss.detach(), metric, len(batch) * share * plain.detach()])
         summed: Tensor = self.accelerator.reduce(sums, "sum")
-        return summed
+        return torch.cat([summed, summed.new_tensor([weights.sum().item()])])
+
+    def _passes(self, batch: Tensor, positions: Sequence[int]) -> list[list[int]]:
+        """This process's places in the batch, forward pass by forward pass."""
+        settings, chosen = self.settings, batch[list(positions)].tolist()
+        cut = passes(chosen, self.lengths, most=settings.micro_batch, tokens=settings.batch_tokens)
+        return [[positions[place] for place in places] for places in cut]
+
+    def _weights(self, batch: Tensor) -> Tensor:
+        """How much each example of a step counts in its loss, `(n,)`: 1 where all count the same."""
+        weights = weights_of(self.examples, batch.tolist())
+        return torch.ones(len(batch), dtype=torch.float64) if weights is None else weights
+
+    def _pass(self, taken: StepExamples, weights: Tensor, rng: random.Random) -> Tensor:
+        """Forward and backward of some examples of a step; the sums over them, as `_step` gives them."""
+        places = list(taken.positions)
+        mine, total = weights[places], weights.sum().item()
+        share = mine.sum().item() / total if taken.mine else 0.0
+        self.tuned.before_step(rng, places, len(taken.batch), taken.step / self.steps)
+        examples = send_to_device(self._read(taken.batch, places), self.accelerator.device)
+        with self.pace.around():
+            output, penalty = self.pace.run(lambda: self._forward(examples), taken)
+            losses = self.objective.training_losses(output, examples)
+            plain = losses.mean() if self.uniform else (losses * mine.to(losses)).sum() / mine.sum().item()
+            loss = (plain + penalty) * share
+            self.accelerator.backward(loss)
+        metric = self._metric(output, examples, mine) * taken.mine
+        return torch.stack([total * loss.detach(), metric, total * share * plain.detach()])
 
     def _read(self, batch: Tensor, positions: Sequence[int]) -> Batch:
         """This process's examples, as they look in this epoch."""
@@ -281,11 +320,12 @@ class Trainer:
             return self.objective.forward(self.tuned.model, batch, train=True)
 
     @torch.no_grad()
-    def _metric(self, output: Any, batch: Batch) -> Tensor:
-        """The sum of the first metric over the batch; 0 where it is no mean over examples."""
+    def _metric(self, output: Any, batch: Batch, weights: Tensor) -> Tensor:
+        """The weighted sum of the first metric over the batch; 0 where it is no mean over examples."""
         if self.metric is None:
             return torch.zeros((), device=self.accelerator.device)
-        return self.objective.values(output, batch)[self.metric.name].sum()
+        values = self.objective.values(output, batch)[self.metric.name]
+        return (values * weights.to(values)).sum()
 
     def _sum_gradients(self) -> None:
         """Sums the gradients of this step over the processes; what no process played stays without one."""
