@@ -235,7 +235,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     model, out = loaded(base), tmp_path / "out"
     save_folder(model, out, Extras(source=base, card={"run": 1}))
     model.generation_config.temperature = -1.0
-    with pytest.raises(BackboneError, match="cannot write the LlamaForCausalLM.*temperature"):
+    with pytest.raises(BackboneError, match=r"cannot write the LlamaForCausalLM.*temperature"):
         save_folder(model, out, Extras(card={"run": 2}))
     assert json.loads((out / CARD).read_text()) == {"run": 1}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base", "out"]

@@ -17,11 +17,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from glora import registry
 from glora.errors import BackboneError, RunError, listed
 from glora.files import write_json
 from glora.tasks.images import Preprocess
 
-__all__ = ["CARD", "Extras", "is_transformers", "refuse_occupied", "save_folder"]
+__all__ = ["CARD", "Extras", "folder_of", "is_transformers", "refuse_occupied", "save_folder"]
 
 CARD = "glora.json"  # where the model comes from; by it a folder is known as one of ours
 SHARD = "5GB"
@@ -59,6 +60,23 @@ class Extras:
 def is_transformers(model: nn.Module) -> bool:
     """Whether transformers can save the model and build it again from its configuration."""
     return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_dict")
+
+
+def folder_of(*names: str) -> Path | None:
+    """The folder that the first of these names leads to: a path, or a hub's name of what its cache holds; None: none.
+
+    Args:
+        names: Paths, or hub names such as `owner/name`; empty ones are none.
+    """
+    for name in filter(None, names):
+        if (Path(name).expanduser() / "config.json").is_file():
+            return Path(name).expanduser()
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            hub = registry.optional_import("huggingface_hub", extra="text", purpose="A model of a hub")
+            found = hub.try_to_load_from_cache(name, "config.json")
+            if isinstance(found, str):
+                return Path(found).parent
+    return None
 
 
 def refuse_occupied(path: Path) -> None:
@@ -206,7 +224,7 @@ def _whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars."""
-    logging = _logging()
+    logging: Any = registry.optional_import("transformers.utils.logging", extra="text", purpose="A model's folder")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -214,12 +232,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _logging() -> Any:
-    from glora.registry import optional_import
-
-    return optional_import("transformers.utils.logging", extra="text", purpose="A folder of transformers")
 
 
 def _write(model: Any, config: Any, state: Mapping[str, Tensor], folder: Path, extras: Extras, shard: str) -> None:
@@ -312,7 +324,7 @@ def _checked(model: Any, state: Mapping[str, Tensor], folder: Path) -> tuple[str
     lost += [str(each) for each in told["mismatched_keys"]]
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118
+            for key in weights.keys():
                 if key in state and not _same(weights.get_tensor(key), state[key]):
                     lost.append(key)
     if lost:
