@@ -26,7 +26,7 @@ from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
-from glora.runs.merged_folder import merged_folder
+from glora.runs.merged_folder import Merged, merged_folder
 from glora.runs.session import evaluator_of
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
@@ -37,6 +37,7 @@ from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.task import DataSettings, source_class
 from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
+from glora.version import __version__
 
 __all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
 
@@ -114,7 +115,7 @@ class LoadedRun:
         """
         self.merge()
         if self.saves_folder and Path(path).suffix != ".safetensors":
-            return merged_folder(self, Path(path).expanduser())
+            return merged_folder(self._merged(), Path(path).expanduser())
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
         config = getattr(self.model, "pretrained_cfg", None) or {}
         backbone = self.info["backbone"]
@@ -124,6 +125,18 @@ class LoadedRun:
             return f"{path}: the state dict of {whose} {type(self.model).__name__}{keys}"
         name, size = config.get("architecture", backbone["name"]), self.info["preprocess"]["size"][0]
         return f"{path}: the state dict of timm's {name} for {size} px images and {self.objective.summary}{keys}"
+
+    def _merged(self) -> Merged:
+        said = {
+            "glora": __version__,
+            "run": self.folder.path.resolve().name,
+            "method": self.experiment.method.title,  # type: ignore[attr-defined]
+            "new_keys": list(self.new_keys),
+            "data": self.experiment.data.model_dump(mode="json"),  # type: ignore[attr-defined]
+            **self.info,
+        }
+        base = (self.info["backbone"] or {}).get("name", "")
+        return Merged(self.model, self.objective, self.preprocess, self.new_keys, base, said)
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> list[dict[str, Any]]:
         """What the model predicts for new inputs, one record each: a class with probabilities, labels, or values.
