@@ -407,11 +407,8 @@ def _unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
 
 
 def _chosen(pool: Pool, places: Sequence[int]) -> Pool:
-    targets = pool.targets
-    rows, where = ([each[place] for place in places] for each in (targets.rows, targets.places))
-    return Pool(
-        [pool.items[place] for place in places], Targets(targets.columns, rows, what=targets.what, places=where)
-    )
+    rows, where = [pool.targets.rows[place] for place in places], [pool.targets.places[place] for place in places]
+    return Pool([pool.items[place] for place in places], replace(pool.targets, rows=rows, places=where))
 
 
 def _kept_together(pools: Mapping[str, Pool]) -> Iterator[str]:

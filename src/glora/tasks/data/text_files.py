@@ -265,7 +265,7 @@ def _line(header: Sequence[str], row: Sequence[str], where: str) -> Found:
 
 
 def _parquet(path: Path, name: str, *, most: int | None = None) -> list[Record]:
-    """The first of a parquet file; labels that it names by numbers have their names."""
+    """The rows of a parquet file, or the first ones; labels that it names by numbers have their names."""
     parquet = registry.optional_import("pyarrow.parquet", extra="text", purpose="Reading parquet files")
     try:
         file = parquet.ParquetFile(path)
