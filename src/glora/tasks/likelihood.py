@@ -142,8 +142,9 @@ def _logits(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> T
             hook.remove()
     expected = (int(positions.sum()),) if selected.left is None else selected.left.shape
     if logits.shape[:-1] != expected:
+        what, tokens = tuple(logits.shape), tuple(positions.shape)
         raise DataError(
-            f"{type(model).__name__} gives logits of the shape {tuple(logits.shape)} for {tuple(positions.shape)} tokens.",
+            f"{type(model).__name__} gives logits of the shape {what} for {tokens} tokens.",
             allowed="One row of logits for every token.",
             remedy="Give a language model: causal, or an encoder-decoder.",
         )

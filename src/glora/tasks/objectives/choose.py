@@ -22,8 +22,8 @@ class Choose(Objective):
     """One of several choices. Outputs are log-likelihoods of the choices `(n, c)`, targets `Choices`.
 
     Where a question has fewer than c choices the others have minus infinity. `acc` is the share of questions whose
-    likeliest choice is the right one, `acc_norm` the same for the log-likelihood per character, as lm-evaluation-harness
-    has both (`multiple_choice`). The loss is the cross-entropy of the choices, their log-likelihoods taken for logits.
+    likeliest choice is the right one, `acc_norm` the same for the log-likelihood per character, as lm-eval has both
+    (`multiple_choice`). The loss is the cross-entropy of the choices, their log-likelihoods taken for logits.
     """
 
     metrics = (
