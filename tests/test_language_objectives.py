@@ -292,6 +292,30 @@ def test_a_choice_is_as_likely_as_its_tokens_together(folders, kind):
         assert values["loss"][k].item() == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_choices_of_one_token_need_one_row_of_each_question(folders, kind):
+    model, questions, sizes = causal(folders, kind), random_questions(6, tokens=1), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    batch = questions.batch(range(6))
+    once = Choose().forward(model, batch, train=False)
+    each = Choose().forward(model, batch, train=True)
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-4)
+    assert sizes == [6, 24]
+
+
+def test_choices_of_one_token_after_prompts_of_their_own_need_every_row(folders):
+    """As where the last letters of the prompt and the choice are one token."""
+    model, questions = causal(folders), random_questions(4, tokens=1, choices=2)
+    batch = questions.batch(range(4))
+    batch.inputs["input_ids"][3, 1] += 1
+    with torch.no_grad():
+        each = Choose().forward(model, batch, train=True)
+        torch.testing.assert_close(Choose().forward(model, batch, train=False), each)
+        batch.inputs["input_ids"][3, 1] -= 1
+        assert (Choose().forward(model, batch, train=False)[1, 1] - each[1, 1]).abs() > 1e-3
+
+
 def test_questions_with_fewer_choices_have_a_finite_gradient_and_it_is_that_of_one_question_alone(folders):
     model, questions = causal(folders), random_questions(5)
     for objective in (Choose(), Choose(normalise="characters")):

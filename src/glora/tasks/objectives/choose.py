@@ -57,7 +57,7 @@ class Choose(Objective):
         return "one of several choices"
 
     def forward(self, model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
-        return choice_scores(model, batch)
+        return choice_scores(model, batch, train=train)
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         scores = normalised(output, batch.targets.sizes, self.normalise)
