@@ -187,30 +187,22 @@ class Text(DataSettings):
 
     def _rows(self, file: _File, naming: Naming, objective: Objective) -> _Read:
         """The rows of one file, in the layout of its first record."""
-        records = [each for each in file.records if isinstance(each, Record)]
-        bad = [each for each in file.records if isinstance(each, BadRow)]
-        if not records:
-            told(bad, len(bad), self.on_bad_row)
+        first = next((each for each in file.records if isinstance(each, Record)), None)
+        if first is None:
+            told([each for each in file.records if isinstance(each, BadRow)], len(file.records), self.on_bad_row)
             raise DataError(f"{file.name} has no rows.", allowed=LAYOUT)
-        first, layout = records[0], self.layout
+        layout: str = self.layout
         if layout == "auto":
-            layout = layout_of(first.fields, naming, where=file.name, kind=_wanted(objective))  # type: ignore[assignment]
+            layout = layout_of(first.fields, naming, where=file.name, kind=_wanted(objective))
         kind = _fitting(LAYOUTS[layout].kind, objective, file.name, layout)
-        labelled = kind == "labelled"
-        columns = columns_of(first.fields, naming, where=file.name) if labelled else ()
-        rows = []
-        for record in records:
-            row = row_of(record, layout, naming)
+        columns = columns_of(first.fields, naming, where=file.name) if kind == "labelled" else ()
+        rows, bad = list[_Row](), list[BadRow]()
+        for record in file.records:
+            row = record if isinstance(record, BadRow) else _row(record, layout, naming, columns)
             if isinstance(row, BadRow):
                 bad.append(row)
-                continue
-            try:
-                values = values_of(record, columns, naming) if labelled else ()
-            except BadRow as one:
-                one.where = record.where
-                bad.append(one)
-                continue
-            rows.append(_Row(row, columns, values, str(naming.value(record.fields, "split") or "")))
+            else:
+                rows.append(row)
         return _Read(rows, bad, layout, kind)
 
     def _parts(self) -> tuple[dict[str, list[_File]], list[str]]:
@@ -283,6 +275,18 @@ class _Found(NamedTuple):
     pools: dict[str, Pool]
     kind: Kind
     notes: list[str]
+
+
+def _row(record: Record, layout: str, naming: Naming, columns: tuple[str, ...]) -> _Row | BadRow:
+    row = row_of(record, layout, naming)
+    if isinstance(row, BadRow):
+        return row
+    try:
+        values = values_of(record, columns, naming)
+    except BadRow as bad:
+        bad.where = record.where
+        return bad
+    return _Row(row, columns, values, str(naming.value(record.fields, "split") or ""))
 
 
 def _is_text(path: Path) -> bool:
