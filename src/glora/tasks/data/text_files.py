@@ -25,6 +25,7 @@ SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 NO_DATA |= {"readme.txt", "license.txt", "licence.txt", "requirements.txt", "notes.txt"}
+HOLDS = {"data", "rows", "examples", "instances", "train"}  # what a list of rows is called in an object
 LAYOUT = f"Text data is in files that end in {', '.join(SUFFIXES)}; also packed with gzip."
 PEEK = 1 << 20  # characters in which the first record is looked for
 LOOKED = 2000  # files of a folder that are looked at to tell what it holds
@@ -81,6 +82,8 @@ def first_record(path: Path) -> Mapping[str, Any] | None:
             found = _table(beginning.rpartition("\n")[0] if len(beginning) == PEEK else beginning, path.name, kind)
             return next((each.fields for each in found if isinstance(each, Record)), None)
         value, _ = json.JSONDecoder().raw_decode(beginning, beginning.index("{"))
+        inside = _list_in(value)
+        value = next((each for each in inside if isinstance(each, dict)), None) if inside else value
         return value if isinstance(value, dict) else None
     except (DataError, OSError, UnicodeDecodeError, ValueError):
         if kind != ".json":
@@ -203,14 +206,14 @@ def _unwrapped(found: list[Found], name: str) -> list[Found]:
     """The records of the only list of a file that is one object, such as `{"data": [...]}`; else as they are."""
     if len(found) != 1 or not isinstance(found[0], Record):
         return found
-    lists = [
-        value
-        for key, value in found[0].fields.items()
-        if key in ("data", "rows", "examples", "instances", "train") and isinstance(value, list)
-    ]
-    if len(lists) != 1:
-        return found
-    return [_as_record(value, f"{name}, entry {place}") for place, value in enumerate(lists[0], 1)]
+    inside = _list_in(found[0].fields)
+    return [_as_record(value, f"{name}, entry {place}") for place, value in enumerate(inside, 1)] or found
+
+
+def _list_in(fields: Mapping[str, Any]) -> list[Any]:
+    """The only list of an object whose name says that it holds the rows."""
+    lists = [value for key, value in fields.items() if key in HOLDS and isinstance(value, list)]
+    return lists[0] if len(lists) == 1 else []
 
 
 # Tables.

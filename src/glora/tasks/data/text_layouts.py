@@ -142,6 +142,8 @@ def _fits(record: Mapping[str, Any], naming: Naming, name: str, layout: Layout) 
         return True
     if name == "plain" and "text" not in naming.fields and not {"text", "content"} & record.keys():
         return False
+    if name == "alpaca" and _fits(record, naming, "question", LAYOUTS["question"]):
+        return False
     if name == "sharegpt" and not _says_from(naming.value(record, "messages")):
         return False
     places = [naming.place(record, each) for each in layout.fields if each != "label"]
@@ -270,13 +272,11 @@ def _turn(turn: Any, place: int, naming: Naming) -> Message:
     roles = {**ROLES, **naming.roles}
     known = str(speaker) if str(speaker) in roles else str(speaker).strip().lower()
     if known not in roles:
-        near = nearest(known, roles, n=1)
         what = f"the unknown role {speaker!r}" if speaker is not None else "no role"
         raise BadRow(
             "of an unknown role",
             f"has {what} in turn {place}",
-            remedy=(f"Did you mean {near[0]!r}? " if near else "")
-            + f"Say what it is: --set data.roles='{{{speaker}: user}}'",
+            remedy=f"Say what it is: --set data.roles='{{{speaker}: user}}'",
         )
     extra = {name: turn[name] for name in EXTRA if turn.get(name) is not None}
     text = _said(next((turn[name] for name in SAYINGS if name in turn), None), place, silent="tool_calls" in extra)
