@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from glora.adapt.adapter_file import save_merged
-from glora.backbones import load_backbone
+from glora.backbones import load_backbone, read_tokenizer
 from glora.backbones.transformers_folder import is_transformers
 from glora.config import Experiment
 from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, StateError, whole
@@ -42,9 +42,10 @@ from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
 from glora.version import __version__
 
-__all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
+__all__ = ["FROM_PYTHON", "TEXT_FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
 
 FROM_PYTHON = "from_python"  # the name of a model or of data that a program gave
+TEXT_FROM_PYTHON = "text_from_python"
 
 
 @dataclass(frozen=True)
@@ -412,6 +413,10 @@ def _base(
         RunError: It came from Python, and is not given.
     """
     if model is not None:
+        said = info["preprocess"] or {}
+        if preprocess is None and said.get("kind") == "text":
+            tokenizer = read_tokenizer(folder.tokenizer)
+            preprocess = TextPreprocess(tokenizer, said["tokenizer"], said["form"], said["max_length"])
         return model, preprocess
     if info["backbone"] is None:
         raise RunError(
