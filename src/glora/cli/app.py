@@ -309,23 +309,16 @@ def predict(
         from glora.runs.loaded import load_run
 
         loaded = load_run(run)
-        called: list[Any]
-        if loaded.reads_texts:
-            what, lines = "text", predictions.as_lines
-            called, items, notes = text_predictions.items(files, on_bad_image)
-            if loaded.objective.name == "language":
-                lines = text_predictions.as_lines
-        else:
-            what, lines = "file", predictions.as_lines
-            called, notes = predictions.readable(predictions.images([Path(file) for file in files]), on_bad_image)
-            items = called
-        for note in notes:
+        read = text_predictions.readable if loaded.reads_texts else predictions.named
+        given = read(files, on_bad_image)
+        for note in given.notes:
             reporter.say(note)
-        records = loaded.predict(items, batch_size=batch_size, max_tokens=max_tokens)
+        records = loaded.predict(given.items, batch_size=batch_size, max_tokens=max_tokens)
     if as_json or as_csv:
-        typer.echo((predictions.as_json if as_json else predictions.as_csv)(called, records, what))
+        typer.echo((predictions.as_json if as_json else predictions.as_csv)(given.called, records, given.what))
         return
-    for line in lines(called, records):
+    lines = text_predictions.as_lines if loaded.reads_texts else predictions.as_lines
+    for line in lines(given.called, records):
         typer.echo(line)
 
 

@@ -7,11 +7,11 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glora.errors import DataError
 
-__all__ = ["as_csv", "as_json", "as_lines", "images", "readable"]
+__all__ = ["Given", "as_csv", "as_json", "as_lines", "images", "named", "readable"]
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -52,6 +52,28 @@ def readable(files: Sequence[Path], on_bad_image: str) -> tuple[list[Path], list
     if not kept:
         raise DataError("None of the images can be read.", allowed=" ".join(notes))
     return kept, notes
+
+
+class Given(NamedTuple):
+    """What is to be predicted of.
+
+    Attributes:
+        what: What each is: `file` or `text`.
+        called: What each is called.
+        items: They themselves.
+        notes: What a user should be told.
+    """
+
+    what: str
+    called: Sequence[Any]
+    items: Sequence[Any]
+    notes: Sequence[str]
+
+
+def named(files: Sequence[str], on_bad_image: str) -> Given:
+    """The readable images that files and folders name; raises DataError as `images` and `readable`."""
+    kept, notes = readable(images([Path(file) for file in files]), on_bad_image)
+    return Given("file", kept, kept, notes)
 
 
 def as_lines(files: Sequence[Any], records: Records) -> Iterator[str]:

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glora.cli import predictions
+from glora.cli.predictions import Given
 from glora.errors import DataError
 
-__all__ = ["as_lines", "items"]
+__all__ = ["as_lines", "readable"]
 
 SHOWN = 60  # characters of a text that stand before its prediction
 
 
-def items(words: Sequence[str], on_bad_row: str) -> tuple[list[str], list[Any], list[str]]:
-    """What each text is called, the texts or rows, and what a user should be told.
+def readable(words: Sequence[str], on_bad_row: str) -> Given:
+    """The texts, or the rows of texts, that words mean.
 
     A word that is a file of texts means its rows, of plain text its lines; any other is itself a text.
 
@@ -41,7 +43,7 @@ def items(words: Sequence[str], on_bad_row: str) -> tuple[list[str], list[Any], 
                 found.append(record.fields["text"] if kind_of(path) == ".txt" else record.fields)
             else:
                 bad.append(record)
-    return called, found, told(bad, len(bad) + len(found), on_bad_row)
+    return Given("text", called, found, told(bad, len(bad) + len(found), on_bad_row))
 
 
 def _short(text: str) -> str:
@@ -50,11 +52,13 @@ def _short(text: str) -> str:
 
 
 def as_lines(called: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each answer of a language model: what it is to, how well it expects the known one, what it says."""
+    """A line for each text: a class, a choice; or how well a known answer is expected, and what the model says."""
     for name, record in zip(called, records, strict=True):
         parts = [name]
+        if "answer" in record:
+            parts += [record["answer"], f"{100 * record['probability']:.1f} %"]
         if "loss" in record:
             parts.append(f"loss {record['loss']:.3f} in {record['tokens']:,} tokens")
         if "reply" in record:
             parts.append(json.dumps(record["reply"], ensure_ascii=False))
-        yield "  ".join(parts)
+        yield "  ".join(parts) if len(parts) > 1 else next(predictions.as_lines([name], [record]))

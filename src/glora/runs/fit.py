@@ -129,17 +129,13 @@ def fit(
     """
     need(model, nn.Module, ConfigError, "model", "a torch.nn.Module")
     source = FROM_PYTHON if tokenizer is None else TEXT_FROM_PYTHON
-    named = objective or "classify"
-    experiment = _experiment(named, source, method, budget, seed, settings or {}, more)
+    experiment = _experiment(objective or "classify", source, method, budget, seed, settings or {}, more)
     if tokenizer is not None and objective is None:
-        named = cast(TextFromPython, experiment.data).usual(train)
-        experiment = _experiment(named, source, method, budget, seed, settings or {}, more)
+        usual = cast(TextFromPython, experiment.data).usual(train)
+        experiment = _experiment(usual, source, method, budget, seed, settings or {}, more)
     folder = RunFolder(out)
     task = _task(experiment, Path(out).resolve().name, train=train, val=val, test=test)
-    if tokenizer is None:
-        backbone = _backbone(model, head, task)
-    else:
-        backbone = _text_backbone(model, tokenizer, head, task)
+    backbone = _backbone(model, head, task) if tokenizer is None else _text_backbone(model, tokenizer, head, task)
     with _reporting(progress) as reporter:
         run = Run(experiment, folder.path, reporter, backbone=backbone, task=task)
         if isinstance(backbone.preprocess, TextPreprocess) and run.alone:
