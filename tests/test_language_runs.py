@@ -245,3 +245,31 @@ def test_what_cannot_be_merged_says_why(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot be merged"):
         glora.load(run).save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_reads_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from glora.cli.app import app
+
+    run = finished(tmp_path, "bert", method={"name": "lora", "rank": 2})
+    (tmp_path / "texts.txt").write_text("What is red?\n\nWhat is blue?\n")
+    call = CliRunner().invoke
+
+    def out(*words: str) -> str:
+        found = call(app, list(map(str, words)))
+        assert found.exit_code == 0, found.output
+        return found.stdout
+
+    lines = out("predict", str(run), str(tmp_path / "texts.txt"), "What is one").splitlines()
+    assert [line.partition("  ")[0] for line in lines] == ["texts.txt, line 1", "texts.txt, line 3", "What is one"]
+    assert all(any(colour in line for colour in COLOURS) for line in lines)
+    rows = json.loads(out("predict", str(run), str(tmp_path / "data.jsonl"), "--json"))
+    assert len(rows) == len(rows_of("bert"))
+    assert rows[0]["text"] == "data.jsonl, line 1"
+    header = out("predict", str(run), "What is one", "--csv").splitlines()[0]
+    assert header.startswith("text,class,probability")
+    assert out("merge", str(run), "--out", str(tmp_path / "out")).strip() == str(tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+    gone = call(app, ["predict", str(run), "nowhere.txt"])
+    assert isinstance(gone.exception, DataError)

@@ -141,7 +141,7 @@ class LoadedRun:
             "run": self.folder.path.resolve().name,
             "method": self.experiment.method.title,  # type: ignore[attr-defined]
             "new_keys": list(self.new_keys),
-            "data": self.experiment.data.model_dump(mode="json"),  # type: ignore[attr-defined]
+            "data": self.experiment.data.model_dump(mode="json"),
             **self.info,
         }
         base = (self.info["backbone"] or {}).get("name", "")

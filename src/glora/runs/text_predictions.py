@@ -86,7 +86,7 @@ class TextPredictor:
         pair = isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(each, str) for each in item)
         wants = _wanted(self.objective)
         if wants == "labelled" and (isinstance(item, str) or pair):
-            return Labelled(*((item,) if isinstance(item, str) else item), where=where)
+            return Labelled(item, None, where) if isinstance(item, str) else Labelled(item[0], item[1], where)
         if wants == "dialogs" and isinstance(item, str):
             return Dialog((Message("prompt" if self.raw else "user", item),), where)
         if not isinstance(item, Mapping):
