@@ -26,12 +26,12 @@ from glora.runs.reporter import Reporter, Silent
 from glora.runs.run import Run
 from glora.runs.text_predictions import MOST
 from glora.settings import merged, put
-from glora.tasks.data.from_python import DatasetExamples, FromPython, task_of
+from glora.tasks.data.from_python import DatasetExamples, task_of
 from glora.tasks.data.text_from_python import TextFromPython
 from glora.tasks.images import ImageSet, is_image
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.rows import TextPreprocess
-from glora.tasks.task import Task
+from glora.tasks.task import DataSettings, Task
 
 __all__ = ["FitResult", "fit", "load"]
 
@@ -225,7 +225,7 @@ def _reporting(progress: bool | Reporter) -> Iterator[Reporter]:
 
 def _task(experiment: Experiment, name: str, **splits: Any) -> Task:
     objective = cast(Objective, experiment.objective)
-    return task_of(name, objective, settings=cast(FromPython, experiment.data), **splits)
+    return task_of(name, objective, settings=cast(DataSettings, experiment.data), **splits)
 
 
 def _text_backbone(model: nn.Module, tokenizer: Any, head: str | Sequence[str] | None, task: Task) -> Backbone:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -39,16 +39,6 @@ class FromPython(DataSettings):
     """Data that a Python program gave to `glora.fit`: it is not on disk, and must be given again."""
 
     source: Literal["from_python"] = Field("from_python", description="Examples from Python.")
-
-    def splits(self, given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:
-        """The splits as they were given, and what a user should be told.
-
-        Raises:
-            DataError: A split is of an unknown kind, or lacks files or values.
-        """
-        found = {key: _split(value, key) for key, value in given.items()}
-        named = _named_alike({key: split.targets for key, split in found.items()}, objective)
-        return {key: split._replace(targets=named[key]) for key, split in found.items()}, []
 
     def load(self, objective: Objective) -> Task:
         raise DataError(
@@ -354,7 +344,7 @@ def task_of(
     train: Any,
     val: Any = None,
     test: Any = None,
-    settings: Given,
+    settings: DataSettings,
 ) -> Task:
     """The task of datasets that a program gives.
 
@@ -371,7 +361,7 @@ def task_of(
     """
     given = {"train": train, "val": val, "test": test}
     given = {key: value for key, value in given.items() if value is not None or key == "train"}
-    splits, told = settings.splits(given, objective)
+    splits, told = settings.splits(given, objective) if isinstance(settings, Splits) else _splits(given, objective)
     every = [row for each in splits.values() for row in each.targets.rows]
     objective = objective.named(replace(splits["train"].targets, rows=every, what="", places=()))
     made: dict[str, Examples] = {}
@@ -380,19 +370,27 @@ def task_of(
         made[key] = split.make(split.items, encoded, strata=objective.strata(encoded))
     notes = (*told, *_cut(made, objective, settings))
     objective = objective.fitted(made["train"].targets)
-    train = augmented(made["train"], cast(DataSettings, settings))
+    train = augmented(made["train"], settings)
     return Task(name, objective, train, made["val"], made.get("test"), notes).stamped()
 
 
-class Given(Protocol):
-    """The settings of data that a program gives."""
+@runtime_checkable
+class Splits(Protocol):
+    """Settings of data that a program gives in a way of its own."""
 
     def splits(self, given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:
         """The splits as they were given, and what a user should be told."""
         ...
 
 
-def _cut(made: dict[str, Examples], objective: Objective, settings: Any) -> tuple[str, ...]:
+def _splits(given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:
+    """The splits as they were given; there is nothing to be told."""
+    found = {key: _split(value, key) for key, value in given.items()}
+    named = _named_alike({key: split.targets for key, split in found.items()}, objective)
+    return {key: split._replace(targets=named[key]) for key, split in found.items()}, []
+
+
+def _cut(made: dict[str, Examples], objective: Objective, settings: DataSettings) -> tuple[str, ...]:
     """Train and val have the sizes asked for, val out of train where it was not given; says so."""
     names, seed = objective.strata_names, settings.split_seed
     if "val" not in made:
