@@ -1,7 +1,7 @@
 """TRL's SFTTrainer trains a supernet, glora searches it, and the winner is merged into a plain model.
 
-    python examples/trl_sft.py                     # a tiny random model, no network, a few seconds
-    python examples/trl_sft.py --model FOLDER      # any causal language model of transformers
+python examples/trl_sft.py                     # a tiny random model, no network, a few seconds
+python examples/trl_sft.py --model FOLDER      # any causal language model of transformers
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
         """Takes off a merged or detached model what the training has left on it: after this it is plain.
 
         The trainer has changed the model's `forward` for mixed precision, and TRL's trainers for their loss, which
-        is why they cannot evaluate it any more.
+        is why they cannot evaluate it any more. What a model of transformers can be asked for stays as it is, such as
+        checkpointed activations.
 
         Raises:
             StateError: It is neither merged nor detached.
@@ -156,8 +157,8 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
         self._unhook()
         self.checkpoints.remove()
         own = self.adapted.model.__dict__
-        own.pop("_original_forward", None)
-        own.pop("forward", None)
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            own.pop(name, None)
         if self._forward is not None:
             own["forward"] = self._forward
 
