@@ -7,11 +7,13 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -19,8 +21,6 @@ import glora
 from glora.errors import AdapterFileError, ConfigError, StateError
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
 from glora.integrations import TrainerCallback  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -101,9 +101,16 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A trainer decides on the precision for the whole process, in accelerate's state and the environment."""
+    before = dict(os.environ)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers.utils.logging.disable_progress_bar()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.mark.parametrize("sampling", ["sample", "batch"])
