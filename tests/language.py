@@ -61,7 +61,9 @@ def tiny_encoder(folder: Path, kind: str = "bert", **changes: Any) -> Path:
     import transformers
 
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    tokenizer = _tokenizer(folder, {**special, "mask_token": "[MASK]"}, around=("[CLS]", "[SEP]"))
+    names = ["input_ids", *(["token_type_ids"] if kind == "bert" else []), "attention_mask"]
+    special["mask_token"] = "[MASK]"
+    tokenizer = _tokenizer(folder, special, around=("[CLS]", "[SEP]"), model_input_names=names)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if kind == "distilbert":
         sizes |= {"dim": WIDTH, "hidden_dim": 2 * WIDTH, "n_layers": BLOCKS, "n_heads": 2, "dropout": 0.0}
@@ -99,7 +101,9 @@ def tiny_vision(folder: Path, **changes: Any) -> Path:
     return found
 
 
-def _tokenizer(folder: Path, special: dict[str, str], *, around: tuple[str, str] = ("", ""), template: str = "") -> Any:
+def _tokenizer(
+    folder: Path, special: dict[str, str], *, around: tuple[str, str] = ("", ""), template: str = "", **more: Any
+) -> Any:
     import tokenizers
     import transformers
 
@@ -119,7 +123,7 @@ def _tokenizer(folder: Path, special: dict[str, str], *, around: tuple[str, str]
         bpe.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{first}$A {last}".strip(), pair=f"{first}$A {last}$B:1 {last.strip()}:1", special_tokens=ids
         )
-    found = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=POSITIONS, **special)
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=POSITIONS, **special, **more)
     if template:
         found.chat_template = template
     found.save_pretrained(folder)
