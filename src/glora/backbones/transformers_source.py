@@ -168,14 +168,6 @@ def _config(wanted: _Wanted) -> Any:
         config = _transformers().AutoConfig.from_pretrained(wanted.source, **_hub(wanted))
     if wanted.num_classes is not None and config.num_labels != wanted.num_classes:
         config.num_labels = wanted.num_classes
-    if wanted.drop_path:
-        if not hasattr(config, "drop_path_rate"):
-            raise BackboneError(
-                f"drop_path={wanted.drop_path:g} is asked for, and {wanted.name!r} has no block that it could leave "
-                "out.",
-                remedy="Leave model.drop_path out, or choose another model.",
-            )
-        config.drop_path_rate = wanted.drop_path
     return config
 
 
@@ -267,6 +259,14 @@ def _image_reading(wanted: _Wanted, config: Any) -> tuple[Preprocess, list[str]]
     hub = {"local_files_only": Path(wanted.source).is_dir()}
     with _telling(wanted, "The preprocessor_config.json, which says how images are read,"):
         told, _ = processor.get_image_processor_dict(wanted.source, **hub)
+    if wanted.drop_path:
+        if not hasattr(config, "drop_path_rate"):
+            raise BackboneError(
+                f"drop_path={wanted.drop_path:g} is asked for, and {wanted.name!r} has no block that it could leave "
+                "out.",
+                remedy="Leave model.drop_path out, or choose another model.",
+            )
+        config.drop_path_rate = wanted.drop_path
     side = wanted.image_size
     size = (side, side) if side else _size(told.get("crop_size") or told.get("size"), config)
     mean, std = (0.0,) * 3, (1.0,) * 3
