@@ -408,7 +408,8 @@ def table(
         typer.Argument(
             metavar="[NAME] RUN...",
             help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
-            "inference for the paper's table with its printed rows. Or params, and vit_b or swin_b.",
+            "inference for the paper's table with its printed rows, or tasks for a table of each task with differences "
+            "in pairs. Or params, and vit_b or swin_b.",
         ),
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,

@@ -201,7 +201,7 @@ def is_copy(one: Result, other: Result) -> bool:
 
 def settings_of(result: Result) -> dict[str, Any]:
     """Dotted name -> value of every setting that can change a number of the result."""
-    searched = bool(result.winner or result.controls)
+    searched = bool(result.winner or result.controls.keys() - {"base"})
     return {
         name: value
         for name, value in _flat(result.config).items()

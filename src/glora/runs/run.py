@@ -25,7 +25,7 @@ from glora.runs.resolve import plan_search, resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
-from glora.runs.stages.test import Testing, earlier_tests
+from glora.runs.stages.test import Testing, earlier_tests, tested_examples
 from glora.runs.stages.train import train
 from glora.settings import merged
 from glora.tasks.calibration import Calibration
@@ -257,8 +257,9 @@ class Run:
         model = loaded.model.to(session.accelerator.device)
         latency = self._latency(model)
         start = time.perf_counter()
-        rows, outcome = self._tested(model, search, outcome)
-        others = Testing(self.session, self.task.test).others(model, self.task)
+        testing = Testing(self.session, self.task.test)
+        rows, outcome = self._tested(testing, model, search, outcome)
+        others = testing.others(model, self.task)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         work = {"train": self.folder.example_steps()}
         if outcome is not None and outcome.polish:
@@ -267,13 +268,15 @@ class Run:
         measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others}
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
+        if testing.finished is not None:
+            found = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
+            found.write(self.folder.tested_examples)
         result.write(self.folder.result)
         return result
 
     def _tested(
-        self, model: nn.Module, search: Search | None, outcome: Outcome | None
+        self, testing: Testing, model: nn.Module, search: Search | None, outcome: Outcome | None
     ) -> tuple[dict[str, Row], Outcome | None]:
-        testing = Testing(self.session, self.task.test)
         if search is None or outcome is None:
             return testing.alone(model, parameters=self.tuned.count()), None
         retrained = retrain(search, outcome) if self.experiment.search.control == "retrain" else None
