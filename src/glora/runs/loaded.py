@@ -322,16 +322,7 @@ def load_run(
             f"{folder.adapter} is for another model: no run has written it.", remedy="Bring back the run's own file."
         )
     objective = objective_of(info)
-    if model is None and info["backbone"] is None:
-        raise RunError(
-            f"The base of {folder.path} came from Python, a {info['model']}: it cannot be rebuilt from a name.",
-            remedy="Give it again: glora.load(RUN, model=...).",
-        )
-    if model is None:
-        backbone = load_backbone(**info["backbone"], num_classes=objective.outputs)
-        base, preprocess = backbone.model, backbone.preprocess
-    else:
-        base = model
+    base, preprocess = _base(folder, info, objective, model, preprocess)
     method = cast(Method, experiment.method)
     if base_fingerprint is None and "head" in info:
         base_fingerprint = method.base_fingerprint(base, info["head"])
@@ -347,3 +338,26 @@ def load_run(
         tuned.no_merge,
         _as_written(info, preprocess),
     )
+
+
+def _base(
+    folder: RunFolder,
+    info: Mapping[str, Any],
+    objective: Objective,
+    model: nn.Module | None,
+    preprocess: Preprocess | TextPreprocess | None,
+) -> tuple[nn.Module, Preprocess | TextPreprocess | None]:
+    """The base that is given, or rebuilt from its name; and how it reads its inputs.
+
+    Raises:
+        RunError: It came from Python, and is not given.
+    """
+    if model is not None:
+        return model, preprocess
+    if info["backbone"] is None:
+        raise RunError(
+            f"The base of {folder.path} came from Python, a {info['model']}: it cannot be rebuilt from a name.",
+            remedy="Give it again: glora.load(RUN, model=...).",
+        )
+    backbone = load_backbone(**info["backbone"], num_classes=objective.outputs)
+    return backbone.model, backbone.preprocess
