@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -212,10 +212,12 @@ class Objective(Settings):
     Attributes:
         metrics: What it measures. The first is what tables show; `"loss"` is among them.
         of_training: Settings that are about training alone: the data is the same whatever they are.
+        texts: What it reads of text data: `labelled` texts, `dialogs` to learn from, or `questions` with choices.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     of_training: ClassVar[frozenset[str]] = frozenset()
+    texts: ClassVar[Literal["labelled", "dialogs", "questions"]] = "labelled"
     name: str
 
     @classmethod
