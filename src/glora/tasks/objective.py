@@ -19,7 +19,7 @@ from typing_extensions import Self
 from glora.errors import DataError, listed
 from glora.settings import Settings
 
-__all__ = ["Batch", "Examples", "Measured", "Metric", "Mixed", "Objective", "Targets", "Varied"]
+__all__ = ["Batch", "Examples", "Grouped", "Measured", "Metric", "Mixed", "Objective", "Targets", "Varied"]
 
 
 class Metric(NamedTuple):
@@ -145,6 +145,16 @@ class Measured(Examples, Protocol):
     @property
     def notes(self) -> Sequence[str]:
         """What a user should be told of them, such as rows left out when they were prepared."""
+        ...
+
+
+@runtime_checkable
+class Grouped(Examples, Protocol):
+    """Examples some of which belong together, such as texts that ask the same."""
+
+    @property
+    def groups(self) -> Sequence[Hashable] | None:
+        """The group of each: no two splits share one. None: each is for itself."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -21,13 +21,16 @@ __all__ = [
     "Row",
     "TextPreprocess",
     "TextReading",
-    "as_prompt",
     "as_template_reads",
+    "groups",
+    "keys",
     "system_moved",
     "told",
 ]
 
 DEFAULT_LENGTH = 2048  # tokens of a row at most, where neither the user nor the model says less
+
+OFTEN = 10  # rows that may always share a prompt
 
 
 class Message(NamedTuple):
@@ -231,14 +234,50 @@ def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
     return [f"Skipped {len(bad):,} of {total:,} rows: {each}."]
 
 
-def as_prompt(row: Row) -> tuple[object, ...]:
-    """What is equal where two rows ask the same: such rows are never in two splits."""
-    if isinstance(row, Question):
-        return ("question", _plain(row.prompt), frozenset(map(_plain, row.choices)))
-    if isinstance(row, Labelled):
-        return ("text", _plain(row.text), _plain(row.pair or ""))
-    asked = row.prompt or row.messages
-    return ("dialog", *((each.role, _plain(each.text), _plain(each.input)) for each in asked))
+def keys(rows: Sequence[Row]) -> list[list[Hashable]]:
+    """What each row shares with those that no other split may have: what it asks, its conversation, all of it.
+
+    What more than half of the rows share, such as one prompt for all, keeps nothing together.
+    """
+    every = [list(_keys(row)) for row in rows]
+    counts = Counter(key for some in every for key in some[1:])
+    often = {key for key, count in counts.items() if count > max(OFTEN, len(rows) / 2)}
+    return [[key for key in some if key not in often] for some in every]
+
+
+def _keys(row: Row) -> Iterator[Hashable]:
+    """All that it says, what it asks, and what it is a part of."""
+    if isinstance(row, Dialog):
+        yield ("said", *((each.role, _plain(each.text), _plain(each.input)) for each in row.messages))
+        if row.prompt:
+            yield ("asked", *((each.role, _plain(each.text), _plain(each.input)) for each in row.prompt))
+    elif isinstance(row, Question):
+        yield ("asked", _plain(row.prompt), frozenset(map(_plain, row.choices)))
+    else:
+        yield ("said", _plain(row.text), _plain(row.pair or ""))
+    if row.group:
+        yield ("part", row.group)
+
+
+def groups(rows: Sequence[Row]) -> list[Hashable] | None:
+    """The group of each row, as a number; None where each is for itself.
+
+    Rows are of one group where they share a key, or where others between them do.
+    """
+    first: dict[Hashable, int] = {}
+    roots = list(range(len(rows)))
+
+    def root(place: int) -> int:
+        while roots[place] != place:
+            roots[place] = roots[roots[place]]
+            place = roots[place]
+        return place
+
+    for place, some in enumerate(keys(rows)):
+        for key in some:
+            roots[root(place)] = root(first.setdefault(key, place))
+    found = [root(place) for place in range(len(rows))]
+    return None if len(set(found)) == len(found) else list(found)
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +28,7 @@ from glora.tasks.rows import (
     Question,
     TextPreprocess,
     TextReading,
-    as_prompt,
+    groups,
     told,
 )
 from glora.tasks.tokens import IGNORED, Asked, Encoded, Tokens
@@ -184,7 +185,7 @@ class TextSet:
         """What a user should be told of the rows, once they are prepared."""
         return () if self.found is None else self.found.notes
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each row, those of its choices together; characters, before it is prepared."""
         if self.found is None:
@@ -194,15 +195,15 @@ class TextSet:
     def _length(self, row: Any) -> int:
         raise NotImplementedError
 
-    @property
+    @cached_property
     def weights(self) -> Tensor | None:
         """How much each counts; None: all the same."""
         return None
 
-    @property
+    @cached_property
     def groups(self) -> list[Hashable] | None:
         """What no split may share with another, one for each row: equal prompts, parts of one conversation."""
-        return groups_of_rows(self.rows)
+        return groups(self.rows)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows of these indices together, padded to the longest."""
@@ -228,7 +229,7 @@ class DialogSet(TextSet):
     def _length(self, row: Encoded) -> int:
         return len(row.ids) + (len(row.targets) if self._needed.preprocess.form == "encoder_decoder" else 0)
 
-    @property
+    @cached_property
     def weights(self) -> Tensor | None:
         """Learned tokens of each row, `(n,)`; None before it is prepared."""
         if self.found is None:
@@ -324,25 +325,3 @@ def _strings(row: Any) -> list[str]:
     if isinstance(row, Dialog):
         return [text for message in row.messages for text in (message.text, message.input)]
     return [row.prompt, *row.choices] if isinstance(row, Question) else [row.text, row.pair or ""]
-
-
-def groups_of_rows(rows: Sequence[Any]) -> list[Hashable] | None:
-    """The group of each row; None where each is its own.
-
-    Rows are of one group where they ask the same or are parts of one conversation, or where others are between them.
-    """
-    keys = [[("asked", as_prompt(row)), *([("part", row.group)] if row.group else [])] for row in rows]
-    first: dict[Hashable, int] = {}
-    roots = list(range(len(rows)))
-
-    def root(place: int) -> int:
-        while roots[place] != place:
-            roots[place] = place = roots[roots[place]]
-        return place
-
-    for place, some in enumerate(keys):
-        for key in some:
-            other = root(first.setdefault(key, place))
-            roots[root(place)] = other
-    found = [root(place) for place in range(len(rows))]
-    return None if len(set(found)) == len(found) else list(found)

@@ -226,7 +226,7 @@ class Tokens:
         """
         plain = [as_template_reads(message) for message in messages]
         whole = self._render(plain, tools)
-        parts = []
+        parts = list[_Part]()
         for place, message in enumerate(messages):
             if not message.answers:
                 continue
