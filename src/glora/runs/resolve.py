@@ -30,6 +30,8 @@ def resolve(experiment: Experiment) -> Experiment:
     data = data.model_copy(update={k: v.expanduser().resolve() for k, v in data if isinstance(v, Path)})  # roots
     if model.checkpoint is not None:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
+    if "/" in model.name and (folder := Path(model.name).expanduser()).is_dir():
+        model = model.model_copy(update={"name": str(folder.resolve())})
     lr = experiment.train.lr or cast(Method, experiment.method).lr
     search = search.model_copy(update=_polish(experiment, lr))
     train = experiment.train.model_copy(update={"lr": lr})

@@ -338,16 +338,7 @@ def _backbone(experiment: Experiment, objective: Objective) -> Backbone:
             "The base of this run came from a Python program: it cannot be rebuilt from a name.",
             remedy="Call glora.fit again with the same model and data.",
         )
-    return load_backbone(
-        model.name,
-        num_classes=objective.outputs,
-        image_size=model.image_size,
-        checkpoint=model.checkpoint,
-        pretrained=model.pretrained,
-        seed=experiment.seed,
-        normalise=model.normalise,
-        drop_path=model.drop_path,
-    )
+    return load_backbone(**model.model_dump(), num_classes=objective.outputs, seed=experiment.seed)
 
 
 def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:

@@ -141,6 +141,7 @@ class Recipe:
     Attributes:
         base: What rebuilds the backbone: its spec, or itself where it was given as an object.
         outputs: Outputs of its head.
+        head: The modules that are trained whole.
         method: What makes it trainable.
         weights: Name -> parameter or buffer of the trained model, in shared memory.
         examples: The validation examples, part by part.
@@ -151,6 +152,7 @@ class Recipe:
 
     base: Mapping[str, Any] | Backbone
     outputs: int | None
+    head: tuple[str, ...]
     method: Method
     weights: Mapping[str, Tensor]
     examples: tuple[Examples, ...]
@@ -165,12 +167,11 @@ class Recipe:
     def build(self) -> ValScorer:
         """The scorer, in this process; what differs from part to part is its own."""
         if isinstance(self.base, Backbone):
-            model, head = copy.deepcopy(self.base.model), self.base.head
+            model = copy.deepcopy(self.base.model)
         else:
             spec: dict[str, Any] = {**self.base, "pretrained": False, "checkpoint": None}
-            backbone = load_backbone(**spec, num_classes=self.outputs)
-            model, head = backbone.model, backbone.head
-        tuned = self.method.apply(model, head=head, seed=0)
+            model = load_backbone(**spec, num_classes=self.outputs).model
+        tuned = self.method.apply(model, head=self.head, seed=0)
         tuned.use_constants(self.constants)
         own = _weights(model)
         assert own.keys() == self.weights.keys()
@@ -197,6 +198,7 @@ def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
     return Recipe(
         base=backbone if backbone.spec is None else dict(backbone.spec),
         outputs=session.objective.outputs,
+        head=backbone.head,
         method=session.method,
         weights=_shared_weights(tuned.model),
         examples=tuple(part.examples for part in parts),
