@@ -316,19 +316,29 @@ def predict(
 @app.command()
 def merge(
     run: RunPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", callback=_expanded)] = Path(
-        "merged.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The file to write, merged.safetensors if not given; of a model of transformers a folder, merged.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the winner's plain model as safetensors: the backbone's own state-dict keys, no extra cost.
+    """Write the winner's plain model: the backbone's own state-dict keys, no extra cost.
+
+    Of a model of transformers it is a folder with configuration, weights and tokenizer, which from_pretrained
+    loads; a name that ends in .safetensors is a file with the weights alone.
 
     Example: glora merge run --out merged.safetensors
     """
     with _reporting() as reporter:
         from glora.runs.loaded import load_run
 
-        reporter.say(load_run(run).save(out))
-    typer.echo(out)
+        loaded = load_run(run)
+        path = _expanded(out or Path("merged" if loaded.saves_folder else "merged.safetensors"))
+        for line in loaded.save(path).splitlines():
+            reporter.say(line)
+    typer.echo(path)
 
 
 @app.command()

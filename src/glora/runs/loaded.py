@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from glora.adapt.adapter_file import save_merged
 from glora.backbones import load_backbone
+from glora.backbones.transformers_folder import is_transformers
 from glora.config import Experiment
 from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, StateError, whole
 from glora.files import read_metadata
@@ -25,6 +26,7 @@ from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
+from glora.runs.merged_folder import Merged, merged_folder
 from glora.runs.session import evaluator_of
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
@@ -35,6 +37,7 @@ from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.task import DataSettings, source_class
 from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
+from glora.version import __version__
 
 __all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
 
@@ -93,21 +96,47 @@ class LoadedRun:
             )
         return self.model
 
+    @property
+    def saves_folder(self) -> bool:
+        """Whether `save` writes a folder unless it is told a file's name: of models of transformers."""
+        return is_transformers(self.model)
+
     def save(self, path: str | Path) -> str:
-        """Writes the plain state dict as safetensors; says how to load it.
+        """Writes the plain model; says how to load it.
+
+        Args:
+            path: A file for the plain state dict as safetensors. Of a model of transformers a folder, which its
+                `from_pretrained` loads, unless the name ends in `.safetensors`.
 
         Raises:
             StateError: What was learned cannot be merged.
+            BackboneError: The model's class cannot hold the new biases; nothing is written then.
+            RunError: The folder holds something else.
         """
         self.merge()
+        if self.saves_folder and Path(path).suffix != ".safetensors":
+            return merged_folder(self._merged(), Path(path).expanduser())
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
         config = getattr(self.model, "pretrained_cfg", None) or {}
         backbone = self.info["backbone"]
         keys = f", with new keys: {', '.join(self.new_keys)}" if self.new_keys else ""
-        if backbone is None:
-            return f"{path}: the state dict of your {type(self.model).__name__}{keys}"
+        if backbone is None or self.saves_folder:
+            whose = "your" if backbone is None else "the"
+            return f"{path}: the state dict of {whose} {type(self.model).__name__}{keys}"
         name, size = config.get("architecture", backbone["name"]), self.info["preprocess"]["size"][0]
         return f"{path}: the state dict of timm's {name} for {size} px images and {self.objective.summary}{keys}"
+
+    def _merged(self) -> Merged:
+        said = {
+            "glora": __version__,
+            "run": self.folder.path.resolve().name,
+            "method": self.experiment.method.title,  # type: ignore[attr-defined]
+            "new_keys": list(self.new_keys),
+            "data": self.experiment.data.model_dump(mode="json"),  # type: ignore[attr-defined]
+            **self.info,
+        }
+        base = (self.info["backbone"] or {}).get("name", "")
+        return Merged(self.model, self.objective, self.preprocess, self.new_keys, base, said)
 
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> list[dict[str, Any]]:
         """What the model predicts for new inputs, one record each: a class with probabilities, labels, or values.
