@@ -532,22 +532,38 @@ def bench(
 
 @app.command()
 def demo(
-    out: Out = Path("demo"),
+    what: Annotated[str, typer.Argument(metavar="[images|language]", help="Which demo.")] = "images",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="The demo's folder, demo or demo-language if not given; an unfinished one is continued."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The main job on packaged weights and images, without a network: linear probe, LoRA, searched GLoRA.
+    """The main job on packaged weights and data, without a network: images, or a language model.
+
+    images compares a linear probe, LoRA and the searched GLoRA; language the model as it is, LoRA and the searched
+    GLoRA on what words mean, and shows three answers before and after.
 
     Example: glora demo --quick --out demo-quick
     """
-    with _reporting() as reporter:
-        from glora.runs.demo import run_demo, verdict
+    from glora.cli.demos import DEMOS
+    from glora.registry import lookup
 
-        results = run_demo(out, reporter, quick=quick, seed=seed)
+    show = lookup(DEMOS, what, kind="demo")
+    folder = (out or Path("demo" if what == "images" else f"demo-{what}")).expanduser()
+    with _reporting() as reporter:
+        results, told, shown = show(folder, reporter, quick=quick, seed=seed)
     _print_results(*results, as_json=as_json)
-    typer.echo(verdict(results), err=True)
-    typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
+    if shown is not None and not as_json:
+        from rich.console import Console
+
+        Console().print(shown)
+    for line in told:
+        typer.echo(line, err=True)
 
 
 def _print_results(*results: Any, as_json: bool) -> None:

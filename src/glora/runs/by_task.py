@@ -17,7 +17,7 @@ from glora.report.sheet import Cell, Column, Line, Sheet
 from glora.report.tables import trainable
 from glora.tasks.evaluation import mean_and_error
 
-__all__ = ["Pairs", "by_task"]
+__all__ = ["SURE", "Pairs", "by_task"]
 
 SURE = 1.96  # standard errors on either side of a 95% interval
 SPREAD = "On test; ± is the standard deviation between seeds, or of one seed the standard error over the examples."

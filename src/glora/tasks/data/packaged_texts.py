@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
+from glora.settings import Count
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import Dialog, DialogSet, Labelled, LabelledSet, Question, QuestionSet, TextReading, TextSet
@@ -30,6 +31,7 @@ class PackagedTexts(DataSettings):
 
     kind: ClassVar[type[TextSet]] = DialogSet
 
+    test: Count | None = Field(None, ge=1, description="Number of test rows, the first of them; all if not given.")
     max_length: int | None = Field(None, ge=1, description="Most tokens of a row; what the model takes if not given.")
     template: str = Field(
         "auto", description="How turns are put together: auto, chat, alpaca, plain, or a chat template in Jinja."
@@ -58,27 +60,30 @@ class PackagedTexts(DataSettings):
 
         Args:
             name: What it is called in results.
-            rows: Of `train`, from which val is cut, and of `test`; or of all of them, under an empty name.
+            rows: Of `train`, from which val is cut, and of `test`.
             objective: What is learned.
             labels: Row -> its class, of texts that are labelled.
             names: Of the classes.
             notes: What a user should be told.
         """
+        parts = {"train": rows["train"], "test": rows["test"][: self.test]}
         pools = {
             split: Pool(some, Targets(("class",), [(labels(row),) for row in some], names=tuple(names)))
-            for split, some in rows.items()
+            for split, some in parts.items()
         }
-        sizes = {"train": self.train or TRAIN, "val": self.val or VAL} if "test" in rows else {}
+        val = self.val or min(VAL, len(parts["train"]) // 5)
+        sizes = {"train": self.train or min(TRAIN, len(parts["train"]) - val), "val": val}
         settings = self.model_copy(update=sizes)
         return assemble(name, pools, objective, settings, make=partial(self.kind, reading=self.reading), notes=notes)
 
 
-def parted(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
-    """The rows in a random order that is always the same: 1,000 of them are `test`, the others `train`.
+def parted(rows: Sequence[Row], name: str, *, test: int = TEST) -> dict[str, list[Row]]:
+    """The rows in a random order that is always the same: the first so many are `test`, the others `train`.
 
     Args:
         rows: More than test takes.
         name: What is drawn by.
+        test: How many.
     """
     shuffled = random.Random(name).sample(rows, len(rows))
-    return {"train": shuffled[TEST:], "test": shuffled[:TEST]}
+    return {"train": shuffled[test:], "test": shuffled[:test]}
