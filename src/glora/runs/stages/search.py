@@ -25,15 +25,14 @@ from glora.runs.comparison import (
     controls,
     random_genomes,
 )
-from glora.runs.resolve import plan_search, polish_info
+from glora.runs.cost import planned
+from glora.runs.resolve import polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
-
-CONTROLS = 50  # random genotypes, where the searcher has no population
 
 
 class Search:
@@ -53,7 +52,7 @@ class Search:
         self.tuned = tuned
         self.space: GenotypeSpace = tuned.space
         self.settings = session.experiment.search
-        self.plan = plan_search(self.settings, self.space, least=session.method.least)
+        self.plan = planned(session.experiment, session.data, self.space)
         self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
         self.polish = polish_info(self.settings)
         self._snapshots = load_numbers(session, tuned)
@@ -105,11 +104,11 @@ class Search:
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
         folder, reporter = self.session.folder, self.session.reporter
-        if self.settings.calibrate and not folder.begun:
+        if self.plan.extent.calibrate and not folder.begun:
             self.calibrate()
         best: list[Trial] = []
         seen: list[float] = []
-        total = self.plan.settings.candidates
+        total = self.plan.full_scores if not self.settings.racing else self.plan.settings.candidates
         reporter.search_begins(find_metric(self._metrics, self.settings.fitness))
 
         def report(trial: Trial) -> None:
@@ -175,14 +174,13 @@ class Search:
     def controls(self, *, budget: int | None, min_budget: int, picked: bool = False) -> dict[str, Contender]:
         """The controls that cost no training, chosen as the winner was; none where the settings want none."""
         settings, seed = self.settings, self.session.experiment.seed
-        population = getattr(settings.searcher, "population", CONTROLS)
-        wanted = population if settings.controls is None else settings.controls
+        wanted = self.plan.extent.controls
         if not wanted:
             return {}
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=seed)
         if any(genome not in self.values for genome in sizes):
             self.session.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
-        rescore = 0 if picked else settings.rescore
+        rescore = 0 if picked else self.plan.extent.rescore
         return controls(self.space, self.values, sizes, fitness=settings.fitness, rescore=rescore)
 
     @cached_property
@@ -232,6 +230,7 @@ class Search:
             workers=workers,
             cluster=settings.cluster if workers else None,
             limit=settings.limit,
+            most=self.plan.extent.most,
             journal=session.folder.journal,
             context=self.context,
             on_trial=report,
@@ -247,10 +246,10 @@ class Search:
     def _chosen(self, found: SearchResult) -> tuple[Trial, int]:
         """The winner, and how many of the best were scored again to find it."""
         aside = self.session.data.aside
-        if not (self.settings.rescore and len(aside)):
+        if not (self.plan.extent.rescore and len(aside)):
             return found.best, 0
         finished = [trial for trial in found.trials if trial.seen == 1]  # none that has left a race
-        best = sorted(finished, key=lambda trial: trial.rank)[: self.settings.rescore]
+        best = sorted(finished, key=lambda trial: trial.rank)[: self.plan.extent.rescore]
         self.session.reporter.say(f"The best {len(best)} once more, on {len(aside):,} {aside.unit} set aside")
         by_genome = {trial.genome: trial for trial in best}
         sizes = {genome: trial.parameters for genome, trial in by_genome.items()}
