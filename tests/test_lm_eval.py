@@ -70,7 +70,7 @@ def test_base_other_runs_and_winner_are_measured_alike(runs: Path, tasks: Path) 
     asked = Asked((str(tasks / "words.yaml"), "more_words"), tasks)
     found = evaluate_run(runs / "glora", asked, Saying(), others=[runs / "lora"])
     assert [row.kind for row in found.rows] == ["base", "run", "winner"]
-    assert [row.title for row in found.rows] == ["Base", "LoRA", "GLoRA"]
+    assert [row.title for row in found.rows] == ["Base", "LoRA (all linears)", "GLoRA"]
     assert found.rows[0].parameters == 0 < found.rows[2].parameters <= 2000
     assert found.examples == {"words": 5, "more_words": 5} and set(found.shots.values()) == {0}
     for row in found.rows:
@@ -87,7 +87,7 @@ def test_base_other_runs_and_winner_are_measured_alike(runs: Path, tasks: Path) 
 
     sheets = language([str(runs / "glora")])
     assert len(sheets) == 1 and not any(line.printed for line in sheets[0].lines)
-    assert [line.name for line in sheets[0].lines] == ["Base", "LoRA", "GLoRA"]
+    assert [line.name for line in sheets[0].lines] == ["Base", "LoRA (all linears)", "GLoRA"]
     assert "0 shots, 5 questions" in " ".join(sheets[0].caption)
 
 

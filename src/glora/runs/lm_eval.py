@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import random
 import re
@@ -26,6 +27,7 @@ from glora.backbones import load_backbone
 from glora.errors import ConfigError, GloraError, RunError, UnknownNameError, listed, nearest
 from glora.files import read_metadata, sha256
 from glora.report.harness import HARNESS, Evaluated, HarnessRow, Score, read_evaluations, with_evaluation
+from glora.report.outcome import digest
 from glora.runs.folder import RunFolder
 from glora.runs.loaded import LoadedRun, load_run
 from glora.runs.reporter import Reporter
@@ -122,8 +124,8 @@ def _models(run: Path, others: Sequence[Path]) -> list[_Model]:
     every: list[tuple[Path, Literal["run", "winner"]]] = [*((other, "run") for other in others), (run, "winner")]
     rows = [_Model(_row(path, kind), _loading(path)) for path, kind in every]
     bare = HarnessRow(kind="base", key="", title="Base", run="", model=rows[-1].row.model, parameters=0, scores={})
-    key = hashlib.sha256(repr(sorted(base.items())).encode()).hexdigest()
-    return [_Model(replace(bare, key=f"base {key}"), lambda: _base(base)), *rows]
+    key = digest("base", RunFolder(run).base, sorted(map(str, base.items())))
+    return [_Model(replace(bare, key=key), lambda: _base(base)), *rows]
 
 
 def _info(run: Path) -> dict[str, Any]:
@@ -161,9 +163,8 @@ def _row(run: Path, kind: Literal["run", "winner"]) -> HarnessRow:
     result = folder.current_result()
     numbers = sum(_numbers(folder.adapter)) if result is None else result.parameters
     key = sha256(folder.adapter)
-    title = method.title
     return HarnessRow(
-        kind=kind, key=key, title=title, run=run.name, model=str(info["model"]), parameters=numbers, scores={}
+        kind=kind, key=key, title=method.title, run=run.name, model=str(info["model"]), parameters=numbers, scores={}
     )
 
 
@@ -236,16 +237,16 @@ def _name_in(path: Path) -> str:
 def _settings(asked: Asked, names: Sequence[str], folder: Path | None, precision: str) -> dict[str, Any]:
     """What scores depend on beside the weights; the files of a task folder by their hash."""
     versions = {name: importlib.metadata.version(name) for name in ("lm_eval", "transformers", "torch")}
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     files = [] if folder is None else sorted(file for file in folder.rglob("*") if file.suffix in DEFINES)
     for file in files:
-        digest.update(f"{file.relative_to(folder or file)} {sha256(file)}\n".encode())
+        found.update(f"{file.relative_to(folder or file)} {sha256(file)}\n".encode())
     return {
         "tasks": list(names),
         "limit": asked.limit,
         "batch_size": asked.batch_size,
         "precision": precision,
-        "files": digest.hexdigest()[:16] if files else "",
+        "files": found.hexdigest()[:16] if files else "",
         "versions": versions,
         "device": device_name(new_accelerator(precision).device),
     }
@@ -370,6 +371,12 @@ def _inside(folder: Path | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Within it the harness and what it calls warn of nothing: what matters is told by its errors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
