@@ -192,6 +192,35 @@ def test_a_race_that_sees_every_row_has_the_score_of_the_full_evaluation(searche
     assert len(set(weights.tolist())) > 1  # else a plain mean would do as well
 
 
+def test_the_values_of_a_search_read_again_are_those_measured(searched: Path) -> None:
+    stages = [Search(run.session, run.tuned) for run, _ in (language_run(searched, "here", *SMALL) for _ in range(2))]
+    genome = stages[0].finished.best.genome
+    read, measured = stages[0].values(genome), stages[1].values.measure(genome)
+    assert genome in stages[0].values and read.keys() == measured.keys() == {"val", "aside"}
+    for split, found in read.items():
+        assert found.metrics(split) == pytest.approx(measured[split].metrics(split), rel=1e-5)
+
+
+def test_a_result_tells_more_than_the_loss_beside_base_random_and_largest(searched: Path) -> None:
+    from rich.console import Console
+
+    from glora.report.outcome import Outcome
+    from glora.report.tables import comparison_table
+
+    run, _ = language_run(searched, "here", *SMALL)
+    result = run.evaluate()
+    assert result is not None and result.controls["base"]["parameters"] == 0
+    table = comparison_table(result.rows, result.metrics_info)
+    titles = [str(column.header) for column in table.columns]
+    assert titles == ["", "trainable", "val loss", "set-aside loss", "test loss", "test perplexity", titles[-1]]
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(table)
+    assert all(name in shown.get() for name in ("base", "mean of 2 random", "largest subnet"))
+    verdict = Outcome.read(run.folder.winner).verdict
+    assert any("the base on the" in line for line in verdict)
+
+
 def test_a_recipe_pickles_and_scores_alike(searched: Path) -> None:
     import pickle
 

@@ -7,6 +7,9 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
 from glora.genes import GenotypeSpace
@@ -30,6 +33,7 @@ from glora.runs.resolve import polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
+from glora.tasks.batching import weights_of
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
@@ -71,7 +75,14 @@ class Search:
             self.context["calibration"] = asdict(calibration)
             self.weights = digest(self.weights, self.context["calibration"])
         header = {"event": "examples", **self.context, "winner": self.weights}
-        self.values = ExampleValues(folder.values, header, self.session.objective, self._measured)
+        self.values = ExampleValues(folder.values, header, self.session.objective, self._measured, self._weights())
+
+    def _weights(self) -> dict[str, Tensor]:
+        """How much each example of val, part after part, and of those set aside counts, where they have weights."""
+        parts = {"val": [part.examples for part in self.parts], "aside": [self.session.data.aside]}
+        found = {split: [weights_of(each) for each in some if len(each)] for split, some in parts.items()}
+        known = {split: [each for each in some if each is not None] for split, some in found.items()}
+        return {split: torch.cat(some) for split, some in known.items() if some}
 
     @property
     def _metrics(self) -> tuple[MetricInfo, ...]:
