@@ -266,7 +266,12 @@ def evaluate(
         raise typer.BadParameter(f"{given_with[0]} is for --tasks")
     if data is not None:
         _evaluate_on(run, data, as_json=as_json)
-        return
+    else:
+        _evaluate_once(run, as_json=as_json)
+
+
+def _evaluate_once(run: Path, *, as_json: bool) -> None:
+    """The result on test, made now or before."""
     with _reporting() as reporter:
         from glora.runs.folder import RunFolder
         from glora.runs.run import Run

@@ -73,13 +73,10 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    _check(racing, time_limit, context, on_trial)
-    if most is not None:
-        whole(most, "most", least=1)
+    _check(racing, time_limit, most, context, on_trial)
     chosen: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
     asked = new_searcher(space, **chosen, settings=settings, raced=racing is not None)
-    header = chosen | _header(space, build_settings(searcher, settings), racing, context or {})
-    header |= {} if most is None else {"most": most}
+    header = chosen | _header(space, build_settings(searcher, settings), racing, most, context or {})
     score_generation = _in_full if racing is None else _race(racing, asked, seed)
     end = math.inf if time_limit is None or score is None else time.monotonic() + time_limit
     trials: dict[int, Trial] = {}
@@ -103,16 +100,18 @@ def _result(trials: Mapping[int, Trial], finished: bool) -> SearchResult:
     return SearchResult(min(ordered, key=lambda trial: trial.rank), ordered, pareto_front(ordered), finished)
 
 
-def _check(racing: Any, time_limit: Any, context: Any, on_trial: Any) -> None:
+def _check(racing: Any, time_limit: Any, most: Any, context: Any, on_trial: Any) -> None:
     need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
     if time_limit is not None:
         within(time_limit, "time_limit", 0, math.inf)
+    if most is not None:
+        whole(most, "most", least=1)
     need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
     need(on_trial, Callable | None, ConfigError, "on_trial", "a function of a Trial, or None")
 
 
 def _header(
-    space: Space, settings: SearcherSettings, racing: Racing | None, context: Mapping[str, Any]
+    space: Space, settings: SearcherSettings, racing: Racing | None, most: int | None, context: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a journal says of its search beside the searcher's name, budget and seed."""
     return {
@@ -120,6 +119,7 @@ def _header(
         "settings": settings.resolved(),
         "racing": None if racing is None else {**dataclasses.asdict(racing), "rule": RULE},
         "context": dict(context),
+        **({} if most is None else {"most": most}),
     }
 
 
