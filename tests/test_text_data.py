@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from glora.cli.app import app
 from glora.errors import ConfigError, DataError
 from glora.tasks.batching import lengths_of, weights_of
 from glora.tasks.data.text import Text
+from glora.tasks.images import ImageSet
 from glora.tasks.objective import Measured, Objective
 from glora.tasks.objectives.choose import Choose
 from glora.tasks.objectives.classify import Classify
@@ -399,6 +401,8 @@ def test_labelled_texts_are_read_as_the_tokenizer_reads_them_and_long_ones_cut(e
 def test_texts_need_a_model_that_reads_them(tokenizer):
     with pytest.raises(DataError, match="the model reads no texts"):
         DialogSet([Dialog(TALK)]).prepared(None)
+    with pytest.raises(DataError, match="The data is images, and the model 'tiny' reads texts"):
+        ImageSet([np.zeros((2, 2), np.uint8)], [0]).prepared(causal(tokenizer))
     with pytest.raises(DataError, match="no tokens yet"):
         DialogSet([Dialog(TALK)]).batch([0])
 

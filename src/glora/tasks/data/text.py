@@ -49,12 +49,8 @@ class Text(DataSettings):
     layout: Literal["auto", "alpaca", "sharegpt", "messages", "completion", "plain", "question", "label"] = Field(
         "auto", description="What a row is; auto is told by the names of its fields."
     )
-    fields: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of fields: {instruction: frage, output: antwort}."
-    )
-    roles: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of who speaks: {kunde: user, wir: assistant}."
-    )
+    fields: dict[str, str] = Field({}, description="Your own names of fields: {instruction: frage, output: antwort}.")
+    roles: dict[str, str] = Field({}, description="Your own names of who speaks: {kunde: user, wir: assistant}.")
     columns: Columns = Field((), description="Columns to predict of labelled texts; the label if not given.")
     prompt: str | None = Field(
         None, description="What stands before the choices of a question: 'Question: {question}\\nAnswer:'."
