@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from glora.tasks.objectives.language import Language
 from glora.tasks.objectives.multilabel import MultiLabel
 from glora.tasks.objectives.regress import Regress
 from glora.tasks.objectives.verbalize import Verbalize
+from glora.tasks.splits import stratified_split
 from glora.tasks.task import Task, load_task, source_class
 from glora.tasks.texts import (
     IGNORED,
@@ -376,7 +378,9 @@ def test_questions_are_scored_after_their_prompts(tokenizer):
 
 
 def test_long_questions_are_cut_at_the_beginning_and_empty_ones_begin_with_a_token(tokenizer):
-    split = QuestionSet([Question("one two three " * 40 + "four", ("red", "blue"), 1)]).prepared(causal(tokenizer, most=32))
+    split = QuestionSet([Question("one two three " * 40 + "four", ("red", "blue"), 1)]).prepared(
+        causal(tokenizer, most=32)
+    )
     batch = split.batch([0])
     assert batch.inputs["input_ids"].shape == (2, 32) and "1 rows were cut to 32 tokens." in split.notes
     assert tokenizer.decode(batch.targets.tokens[1][batch.targets.tokens[1] != IGNORED]) == " blue"
@@ -730,6 +734,21 @@ def test_equal_prompts_and_parts_of_one_conversation_are_in_one_split(tmp_path):
     assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
 
 
+@settings(max_examples=60, deadline=None)
+@given(groups=st.lists(st.integers(0, 12), min_size=20, max_size=40), seed=st.integers(0, 3))
+def test_no_group_is_in_two_splits_and_sizes_are_near(groups, seed):
+    single = [100 + k for k in range(40)]
+    every = groups + single
+    strata = [k % 3 for k in range(len(every))]
+    sizes = (len(every) // 2, len(every) // 4)
+    parts = stratified_split(strata, sizes, random.Random(seed), groups=every)
+    assert parts == stratified_split(strata, sizes, random.Random(seed), groups=every)
+    assert not {every[k] for k in parts[0]} & {every[k] for k in parts[1]}
+    assert not set(parts[0]) & set(parts[1])
+    assert [len(part) for part in parts] == list(sizes)  # what stands alone fills the gaps
+    assert all({strata[k] for k in part} == {0, 1, 2} for part in parts)
+
+
 def test_one_prompt_for_all_keeps_nothing_together(tmp_path):
     task = load_task(
         write(tmp_path / "a.jsonl", [talk("Tell a joke", f"Joke {k}") for k in range(50)]), objective=Language()
@@ -872,6 +891,9 @@ def test_tables_and_folders_of_images_are_none_of_texts(tmp_path):
         (tmp_path / "folder" / name / "1.jpg").write_bytes(b"")
     (tmp_path / "folder" / "labels.json").write_text("[]")
     assert source_class({"source": str(tmp_path / "folder")}).__name__ == "ImageFolder"
+    write(tmp_path / "folder" / "a.jsonl", [talk("Who?", "He.")] * 9)
+    assert source_class({"source": str(tmp_path / "folder")}).__name__ == "ImageFolder"
+    assert len(rows_of(tmp_path / "folder" / "a.jsonl")[0]) == 9
     (tmp_path / "own.csv").write_text("titel,sorte\nein Buch und mehr davon,x\n")
     assert source_class({"source": str(tmp_path / "own.csv")}) is Text
 

@@ -230,7 +230,8 @@ class Tokens:
         for place, message in enumerate(messages):
             if not message.answers:
                 continue
-            before, through = self._render(plain[:place], tools, prompt=True), self._render(plain[: place + 1], tools)
+            before = self._render(plain[:place], tools, prompt=True)
+            through = whole if place + 1 == len(plain) else self._render(plain[: place + 1], tools)
             if not (whole.startswith(through) and through.startswith(before)):
                 raise BadRow(
                     "changed by the chat template",

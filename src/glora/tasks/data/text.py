@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from glora.errors import ConfigError, DataError, listed
+from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
 from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import Columns
@@ -83,7 +84,7 @@ class Text(DataSettings):
             return _is_text(path)
         if any((path / mark).is_file() for mark in MARKS):
             return _saved_texts(path)
-        files = text_files(path)
+        files = text_files(path, beside_images=False)
         return bool(files) and _is_text(files[0])
 
     @classmethod
@@ -92,7 +93,7 @@ class Text(DataSettings):
         if layout in LAYOUTS:
             return USUAL[LAYOUTS[layout].kind]
         known = {name: given[name] for name in ("fields", "columns", "config") if given.get(name)}
-        settings = cls.model_validate({"source": str(given.get("source", "")), **known})
+        settings = build(cls, {"source": str(given.get("source", "")), **known}, "the data")
         record = settings._first()
         if record is None:
             return "language"
@@ -151,7 +152,7 @@ class Text(DataSettings):
         if path.is_file():
             return first_record(path)
         if path.is_dir() and not any((path / mark).is_file() for mark in MARKS):
-            return first_record(text_files(path)[0])
+            return next(map(first_record, text_files(path)), None)
         parts, _ = named_splits(loaded(self.source, self.config), self.source)
         return next((dict(row) for part in parts.values() for row in part.select(range(min(1, len(part))))), None)
 

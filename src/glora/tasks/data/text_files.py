@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,6 @@ NO_DATA |= {"readme.txt", "license.txt", "licence.txt", "requirements.txt", "not
 HOLDS = {"data", "rows", "examples", "instances", "train"}  # what a list of rows is called in an object
 LAYOUT = f"Text data is in files that end in {', '.join(SUFFIXES)}; also packed with gzip."
 PEEK = 1 << 20  # characters in which the first record is looked for
-LOOKED = 2000  # files of a folder that are looked at to tell what it holds
 
 
 class Record(NamedTuple):
@@ -52,19 +52,21 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def text_files(path: Path) -> list[Path]:
-    """The files of text data anywhere in a folder, sorted; those of plain text only where there are no others.
+def text_files(path: Path, *, beside_images: bool = True) -> list[Path]:
+    """The files of text data anywhere in a folder, in order; those of plain text only where there are no others.
 
-    A folder that holds images has none: what lies beside them belongs to them.
+    Args:
+        path: The folder.
+        beside_images: Whether there may be images too; else nothing is found where one is, and the search stops there.
     """
     found = []
-    for file in islice(sorted(path.rglob("*")), LOOKED):
-        if any(part.startswith((".", "__")) for part in file.relative_to(path).parts) or not file.is_file():
-            continue
-        if file.suffix.lower() in IMAGES:
-            return []
-        if kind_of(file) and file.name.lower() not in NO_DATA:
-            found.append(file)
+    for folder, inner, names in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            if file.suffix.lower() in IMAGES and not beside_images:
+                return []
+            if kind_of(file) and file.name.lower() not in NO_DATA:
+                found.append(file)
     return [file for file in found if kind_of(file) != ".txt"] or found
 
 
@@ -86,8 +88,7 @@ def first_record(path: Path) -> Mapping[str, Any] | None:
         value = next((each for each in inside if isinstance(each, dict)), None) if inside else value
         return value if isinstance(value, dict) else None
     except (DataError, OSError, UnicodeDecodeError, ValueError):
-        if kind != ".json":
-            return None
+        pass  # it is longer, or damaged
     return next((each.fields for each in _safely(path) if isinstance(each, Record)), None)
 
 
