@@ -183,6 +183,33 @@ def test_an_answer_may_be_left_out_of_what_is_learned(tokenizer):
     assert read(causal(tokenizer), Dialog(talk))[1] == [f"Paris{STOP}"]
 
 
+def test_an_opening_turn_of_the_assistant_answers_nothing(tokenizer):
+    split = DialogSet([Dialog((Message("system", "Be kind."), TALK[1], *TALK[2:]))]).prepared(causal(tokenizer))
+    targets = split.batch([0]).targets[0]
+    assert tokenizer.decode(targets[targets != IGNORED]) == f"Paris{STOP}"
+    assert any("begin with the assistant" in note for note in split.notes)
+    with pytest.raises(DataError, match="no turn of an assistant"):
+        DialogSet([Dialog(TALK[1:3])]).prepared(causal(tokenizer))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tokenizers_that_mark_spaces(name):
+    """As SentencePiece's: a space is part of the next word, and one is put before the first."""
+    import tokenizers
+    import transformers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", language.STARTS, STOP]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator([*language.SENTENCES, "[INST] [/INST] [user] [model] \n Red, of course. Paris"], trainer)
+    names = {"unk_token": "<unk>", "bos_token": language.STARTS, "eos_token": STOP, "pad_token": STOP}
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=TEMPLATES[name], **names)
+    _, learned = read(TextPreprocess(found, "tiny", "causal", 256), Dialog(TALK))
+    assert learned[0].replace(" ", "") == f"Red,ofcourse.{STOP}Paris{STOP}"
+
+
 def test_without_a_chat_template_it_is_alpacas_prompt(tokenizer):
     bare = causal(tokenizer, "")
     whole, learned = read(bare, Dialog((Message("user", "Say it.", "blue"), Message("assistant", "It is."))))
@@ -588,7 +615,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no field": ({"turns_": []}, "has its turns as nothing"),
     "no turns": ({"conversations": []}, "has no turns"),
     "turns of another type": ({"conversations": {"from": "human"}}, "has its turns as an object"),
-    "a turn of another type": ({"conversations": ["Who?", "He."]}, "has a str as turn 1"),
+    "a turn of another type": ({"conversations": ["Who?", "He."]}, "has a text as turn 1"),
     "an unknown role": ({"conversations": [{"from": "alien", "value": "x"}]}, "has the unknown role 'alien' in turn 1"),
     "no role": ({"conversations": [{"value": "x"}]}, "has no role in turn 1"),
     "an empty turn": ({"conversations": [TURNS[0], {"from": "gpt", "value": " "}]}, "has an empty turn 2"),
@@ -627,7 +654,7 @@ QUESTION_FAULTS = {
     "a number too high": ({**QUESTIONS["mmlu"], "answer": 3}, "has the answer 3"),
     "one choice": ({**QUESTIONS["mmlu"], "choices": ["he"]}, "has 1 choices"),
     "an empty choice": ({**QUESTIONS["mmlu"], "choices": ["he", ""]}, "has an empty choice"),
-    "no list": ({**QUESTIONS["mmlu"], "choices": "he, she"}, "has a str for choices"),
+    "no list": ({**QUESTIONS["mmlu"], "choices": "he, she"}, "has a text for choices"),
 }
 
 

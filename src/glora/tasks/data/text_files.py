@@ -20,7 +20,17 @@ from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import OTHERS
 from glora.tasks.rows import BadRow
 
-__all__ = ["SUFFIXES", "Record", "SampleBy", "first_record", "kind_of", "named_labels", "read_records", "text_files"]
+__all__ = [
+    "SUFFIXES",
+    "Record",
+    "SampleBy",
+    "called",
+    "first_record",
+    "kind_of",
+    "named_labels",
+    "read_records",
+    "text_files",
+]
 
 SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
@@ -170,7 +180,13 @@ def _as_record(value: Any, where: str) -> Found:
         value = {"text": value}
     if isinstance(value, dict):
         return Record(where, value)
-    return BadRow("of another kind", f"is a {type(value).__name__}, where an object is needed", where=where)
+    return BadRow("of another kind", f"is {called(value)}, where an object is needed", where=where)
+
+
+def called(value: Any) -> str:
+    """What a value is, in words."""
+    names = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+    return {**names, str: "a text", type(None): "nothing"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _objects(text: str, place: int, name: str) -> Iterator[Found]:
