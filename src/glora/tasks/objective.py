@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +168,7 @@ class Targets:
         names: Names of the whole numbers in a single column, where the data knows them.
         what: Where they stand, for messages: a file, or `"train"`.
         lines: The line of each row, where it is a file.
+        places: Where each row stands, where that is in several files.
     """
 
     columns: tuple[str, ...]
@@ -175,12 +176,20 @@ class Targets:
     names: tuple[str, ...] = ()
     what: str = ""
     lines: Sequence[int] = ()
+    places: Sequence[str] = ()
 
     def where(self, row: int) -> str:
         """How a message names a row, at the beginning of its sentence."""
+        if self.places:
+            return f"{self.places[row]},"
         if self.lines:
             return f"{self.what}, line {self.lines[row]},"
         return f"Example {row} of {self.what}" if self.what else f"Example {row}"
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the rows stand in files, whose columns have names."""
+        return bool(self.lines or self.places)
 
     def single(self, objective: str) -> list[Any]:
         """The values of the only column.
@@ -192,7 +201,7 @@ class Targets:
             raise DataError(
                 f"The objective {objective!r} got {len(self.columns)} columns: {', '.join(self.columns)}.",
                 allowed="It takes one column.",
-                remedy="Name one: --set data.columns=[NAME]" if self.lines else "Give one value per example.",
+                remedy="Name one: --set data.columns=[NAME]" if self.in_files else "Give one value per example.",
             )
         return [row[0] for row in self.rows]
 
@@ -205,12 +214,12 @@ class Targets:
             DataError: A column is missing, or there are others.
         """
         if sorted(self.columns) != sorted(names):
-            if not self.lines and len(self.columns) == len(names):
+            if not self.in_files and len(self.columns) == len(names):
                 return self.rows
             raise DataError(
                 f"{self.what or 'The data'} has the columns {listed(self.columns, n=20)}.",
                 allowed=f"To be predicted are {listed(names, n=20)}.",
-                remedy="Name the columns: --set data.columns=[NAME,NAME]" if self.lines else "",
+                remedy="Name the columns: --set data.columns=[NAME,NAME]" if self.in_files else "",
             )
         places = [self.columns.index(name) for name in names]
         return [tuple(row[place] for place in places) for row in self.rows]
@@ -222,12 +231,10 @@ class Objective(Settings):
     Attributes:
         metrics: What it measures. The first is what tables show; `"loss"` is among them.
         of_training: Settings that are about training alone: the data is the same whatever they are.
-        texts: What it reads of text data: `labelled` texts, `dialogs` to learn from, or `questions` with choices.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     of_training: ClassVar[frozenset[str]] = frozenset()
-    texts: ClassVar[Literal["labelled", "dialogs", "questions"]] = "labelled"
     name: str
 
     @classmethod

@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 DEFAULT_LENGTH = 2048  # tokens of a row at most, where neither the user nor the model says less
-
 OFTEN = 10  # rows that may always share a prompt
 
 
@@ -120,8 +119,13 @@ Row: TypeAlias = Dialog | Question | Labelled
 class Asks(Protocol):
     """An objective that makes a question of a labelled text, each class a choice."""
 
-    def question(self, row: Labelled, target: int) -> Question:
-        """The question whose right answer says the class at this place."""
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What may follow the question, one for each class."""
+        ...
+
+    def question(self, text: str, pair: str | None = None) -> str:
+        """What the model reads of a text, or of two."""
         ...
 
 
@@ -206,8 +210,11 @@ class BadRow(Exception):
     """
 
     def __init__(self, cause: str, message: str, *, remedy: str = "", where: str = "") -> None:
-        super().__init__(f"{where} {message}")
+        super().__init__(message)
         self.cause, self.message, self.remedy, self.where = cause, message, remedy, where
+
+    def __str__(self) -> str:
+        return f"{self.where}, {self.message}" if self.where else f"A row {self.message}"
 
 
 def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
@@ -225,12 +232,13 @@ def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
         return []
     counts = Counter(row.cause for row in bad)
     first = {row.cause: row for row in reversed(bad)}
-    each = ", ".join(f"{count:,} {cause} (first: {first[cause].where})" for cause, count in counts.most_common())
+    places = {cause: f" (first: {row.where})" if row.where else "" for cause, row in first.items()}
+    each = ", ".join(f"{count:,} {cause}{places[cause]}" for cause, count in counts.most_common())
     if on_bad_row == "error" or len(bad) == total:
         others = f" In all {len(bad):,} of {total:,} rows cannot be used: {each}." if len(bad) > 1 else ""
         skip = "leave such rows out with data.on_bad_row=skip" if len(bad) < total else ""
         remedy = ", or ".join(filter(None, (bad[0].remedy or "Mend the row", skip)))
-        raise DataError(f"{bad[0].where} {bad[0].message}.{others}".strip(), remedy=f"{remedy}.")
+        raise DataError(f"{bad[0]}.{others}", remedy=f"{remedy}.")
     return [f"Skipped {len(bad):,} of {total:,} rows: {each}."]
 
 

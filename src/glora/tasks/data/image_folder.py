@@ -13,9 +13,9 @@ from glora.tasks.images import ImageSet, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["ImageFolder", "image_files", "skipped"]
+__all__ = ["SUFFIXES", "ImageFolder", "image_files", "skipped"]
 
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -111,7 +111,7 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in _SUFFIXES
+        if file.suffix.lower() in SUFFIXES
         and not any(_hidden(part) for part in file.relative_to(folder).parts)
         and file.is_file()
     )
@@ -125,7 +125,7 @@ def _class_folders(folder: Path, split: str = "") -> dict[str, list[Path]]:
         raise DataError(f"The images in {str(folder)!r} are in no class folder.", remedy=_LAYOUT)
     raise DataError(
         f"There are no images in {str(folder)!r}.",
-        allowed=f"Images end in {', '.join(sorted(_SUFFIXES))}.",
+        allowed=f"Images end in {', '.join(sorted(SUFFIXES))}.",
         remedy="Add images to val/, or remove the folder: val is then cut from train." if split == "val" else _LAYOUT,
     )
 
@@ -195,7 +195,7 @@ def _strays(path: Path, folders: dict[str, Path]) -> list[str]:
         if unused:
             notes.append(f"Folders beside train, val and test are not used: {listed(unused)}.")
     for folder in folders.values():
-        loose = [e.name for e in sorted(folder.iterdir()) if e.is_file() and e.suffix.lower() in _SUFFIXES]
+        loose = [e.name for e in sorted(folder.iterdir()) if e.is_file() and e.suffix.lower() in SUFFIXES]
         loose = [name for name in loose if not _hidden(name)]
         if loose:
             notes.append(f"{len(loose)} images of {folder.name} are in no class folder and not used.")
