@@ -96,7 +96,8 @@ class Supernet:
 
         Args:
             rng: Where the genotypes come from: the same number of draws whatever `positions` is.
-            positions: Which samples of the batch this process has, in their order.
+            positions: Which samples of the batch this process has, in their order; one that has several rows in the
+                model's batch, next to each other, as often.
             batch_size: Samples of the batch, over all processes.
             done: Share of the training that is done, 0 to 1.
         """

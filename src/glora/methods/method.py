@@ -54,7 +54,8 @@ class Tuned(ABC):
 
         Args:
             rng: What is drawn comes from it, and is the same on every process.
-            positions: Which examples of the step's batch this process takes, in their order.
+            positions: The example of the step's batch that each row of the forward pass belongs to, in their order:
+                those that this process takes, each as often as it has rows.
             batch_size: Examples of the step's batch, over all processes.
             done: Share of the steps that are done, from 0 to below 1.
         """

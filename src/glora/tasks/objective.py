@@ -19,7 +19,18 @@ from typing_extensions import Self
 from glora.errors import DataError, listed
 from glora.settings import Settings
 
-__all__ = ["Batch", "Examples", "Grouped", "Measured", "Metric", "Mixed", "Objective", "Targets", "Varied"]
+__all__ = [
+    "Batch",
+    "Examples",
+    "Grouped",
+    "Measured",
+    "Metric",
+    "Mixed",
+    "Objective",
+    "Targets",
+    "Varied",
+    "logits_of",
+]
 
 
 class Metric(NamedTuple):
@@ -300,14 +311,7 @@ class Objective(Settings):
             output: Any = model(**inputs)
         else:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-        output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-        if not isinstance(output, Tensor):
-            raise DataError(
-                f"{type(model).__name__} gives a {type(output).__name__}{' in training' if train else ''}.",
-                allowed="A tensor of outputs, examples first, or an object with `logits`.",
-                remedy="Wrap the model in a module that gives the tensor alone.",
-            )
-        return output.float()
+        return logits_of(model, output, train=train).float()
 
     def losses(self, output: Any, batch: Batch) -> Tensor:
         """The loss of every example, `(n,)`, with gradient."""
@@ -348,3 +352,19 @@ class Objective(Settings):
     def predictions(self, output: Any) -> list[dict[str, Any]]:
         """What is predicted for every example, as plain data for a person: classes and probabilities, or values."""
         raise NotImplementedError
+
+
+def logits_of(model: nn.Module, output: Any, *, train: bool = False) -> Tensor:
+    """The tensor in what a model gives: itself, or its `logits`.
+
+    Raises:
+        DataError: There is none.
+    """
+    output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise DataError(
+            f"{type(model).__name__} gives a {type(output).__name__}{' in training' if train else ''}.",
+            allowed="A tensor of outputs, examples first, or an object with `logits`.",
+            remedy="Wrap the model in a module that gives the tensor alone.",
+        )
+    return output

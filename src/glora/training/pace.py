@@ -299,16 +299,21 @@ class Pace:
 
     def _penalty(self, first: Any, second: Any) -> Tensor:
         distance = self.objective.distance(first, second)
-        if distance is None or (self.settings.pace == "fast" and not torch.is_tensor(first)):
-            raise ConfigError(
-                f"train.pace={self.settings.pace} needs a distance between two outputs, and the objective "
-                f"{self.objective.name!r} has none.",
-                remedy="Leave out train.pace.",
-            )
+        if distance is None:
+            raise self._no_distance()
         return self.settings.pace_weight * distance.mean()
 
-    def _fast(self, output: Tensor, taken: StepExamples) -> Tensor | float:
+    def _no_distance(self) -> ConfigError:
+        return ConfigError(
+            f"train.pace={self.settings.pace} needs a distance between two outputs, and the objective "
+            f"{self.objective.name!r} has none.",
+            remedy="Leave out train.pace.",
+        )
+
+    def _fast(self, output: Any, taken: StepExamples) -> Tensor | float:
         """The distance to the epoch before; these outputs, of all processes, are kept for the next one."""
+        if not torch.is_tensor(output) or self.objective.distance(output, output) is None:
+            raise self._no_distance()
         device, positions = output.device, torch.tensor(list(taken.positions), device=output.device)
         if self.outputs is None:
             self.outputs = torch.zeros(self.count, *output.shape[1:], device=device)

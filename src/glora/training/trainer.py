@@ -297,8 +297,9 @@ class Trainer:
         places = list(taken.positions)
         mine, total = weights[places], weights.sum().item()
         share = mine.sum().item() / total if taken.mine else 0.0
-        self.tuned.before_step(rng, places, len(taken.batch), taken.step / self.steps)
         examples = send_to_device(self._read(taken.batch, places), self.accelerator.device)
+        rows = [place for place in places for _ in range(examples.rows)]
+        self.tuned.before_step(rng, rows, len(taken.batch), taken.step / self.steps)
         with self.pace.around():
             output, penalty = self.pace.run(lambda: self._forward(examples), taken)
             losses = self.objective.training_losses(output, examples)

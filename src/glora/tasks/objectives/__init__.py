@@ -6,4 +6,7 @@ OBJECTIVES = {
     "classify": "glora.tasks.objectives.classify:Classify",
     "multilabel": "glora.tasks.objectives.multilabel:MultiLabel",
     "regress": "glora.tasks.objectives.regress:Regress",
+    "language": "glora.tasks.objectives.language:Language",
+    "choose": "glora.tasks.objectives.choose:Choose",
+    "verbalize": "glora.tasks.objectives.verbalize:Verbalize",
 }

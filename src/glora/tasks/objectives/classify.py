@@ -1,4 +1,4 @@
-"""One of several classes: cross-entropy and accuracy."""
+"""One of several classes: cross-entropy and accuracy; and what all objectives with classes share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from torch.nn import functional as F
 from glora.errors import DataError, listed, nearest
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
-__all__ = ["Classify"]
+__all__ = ["Classes", "Classify"]
 
 
-class Classify(Objective):
-    """One class per example. Outputs are logits `(n, classes)`, targets indices of classes `(n,)`."""
+class Classes(Objective):
+    """What is the same however the scores of the classes come about. Outputs are logits `(n, classes)`."""
 
     metrics = (Metric("accuracy", True, "percent", proportion=True), Metric("loss", False, ".3f"))
 
     of_training = frozenset({"smoothing"})
 
-    name: Literal["classify"] = "classify"
     classes: tuple[str, ...] = Field((), description="Names of the classes, in the order of the outputs; the data's.")
     smoothing: float = Field(
         0.0, ge=0, lt=1, description="Label smoothing: the share of a training target that is spread over all classes."
@@ -69,10 +68,6 @@ class Classify(Objective):
         return self.classes
 
     @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
-    @property
     def summary(self) -> str:
         return f"{len(self.classes)} classes"
 
@@ -81,17 +76,19 @@ class Classify(Objective):
         shares = [count / len(train) for count in Counter(train.targets.tolist()).values()]
         return -sum(share * math.log(share) for share in shares) or math.log(2)
 
+    def right(self, batch: Batch) -> Tensor:
+        """The index of every example's class, `(n,)`."""
+        found: Tensor = batch.targets
+        return found
+
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(output, batch.targets, reduction="none")
+        return F.cross_entropy(output, self.right(batch), reduction="none")
 
     def _trained(self, output: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(output, batch.targets, reduction="none", label_smoothing=self.smoothing)
+        return F.cross_entropy(output, self.right(batch), reduction="none", label_smoothing=self.smoothing)
 
     def values(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"accuracy": (output.argmax(-1) == batch.targets).float(), "loss": self.losses(output, batch)}
-
-    def tempered(self, output: Tensor, t: float) -> Tensor:
-        return output / t
+        return {"accuracy": (output.argmax(-1) == self.right(batch)).float(), "loss": self.losses(output, batch)}
 
     def among(self, output: Tensor, outputs: Sequence[int]) -> Tensor:
         """All other classes have no chance: targets and predictions keep their numbers."""
@@ -107,6 +104,19 @@ class Classify(Objective):
             probabilities = dict(zip(self.classes, chances, strict=True))
             rows.append({"class": self.classes[best], "probability": chances[best], "probabilities": probabilities})
         return rows
+
+
+class Classify(Classes):
+    """One class per example. Outputs are logits `(n, classes)`, targets indices of classes `(n,)`."""
+
+    name: Literal["classify"] = "classify"
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    def tempered(self, output: Tensor, t: float) -> Tensor:
+        return output / t
 
 
 def _order(name: str) -> tuple[bool, int, str]:
