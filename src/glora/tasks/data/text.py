@@ -32,7 +32,7 @@ from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, groups, k
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["Text"]
+__all__ = ["SETS", "USUAL", "Text", "asked"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
@@ -139,7 +139,7 @@ class Text(DataSettings):
     def _make(self, objective: Objective, kind: Kind) -> Any:
         """Makes a split of rows and encoded targets."""
         if isinstance(objective, Asks) and kind == "labelled":
-            return partial(_asked, objective, self.reading)
+            return partial(asked, objective, self.reading)
         return partial(SETS[kind], reading=self.reading)
 
     def _naming(self, objective: Objective | None) -> Naming:
@@ -364,7 +364,7 @@ def _fitting(kind: Kind, objective: Objective, name: str, layout: str) -> Kind:
     )
 
 
-def _asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
+def asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
     """Labelled texts as questions, each class a choice."""
     choices = objective.choices
     asked = [

@@ -18,7 +18,7 @@ from glora.errors import DataError
 from glora.tasks.data.packaged_texts import PackagedTexts, parted
 from glora.tasks.objective import Objective
 from glora.tasks.task import Task
-from glora.tasks.texts import Dialog, Labelled, LabelledSet, Message, Question, QuestionSet
+from glora.tasks.texts import Dialog, Labelled, Message, Question
 
 __all__ = ["NOUNS", "Entry", "entries", "meanings"]
 
@@ -68,17 +68,17 @@ class WordNetWords(PackagedTexts):
 class WordNetChoices(PackagedTexts):
     """Which of four words has a definition, all of one field of meanings: 800 train, 200 val, 1,000 test."""
 
-    kind: ClassVar = QuestionSet
+    kind: ClassVar = "questions"
 
     def load(self, objective: Objective) -> Task:
         rows = {split: questions(some) for split, some in parted(entries(), "wordnet").items()}
-        return self.task("wordnet_choices", rows, objective)
+        return self.task("wordnet_choices", rows, objective, labels=lambda row: row.answer)
 
 
 class WordNetClasses(PackagedTexts):
     """Which of 25 kinds of things a definition is of, such as an act or an animal: 800 train, 200 val, 1,000 test."""
 
-    kind: ClassVar = LabelledSet
+    kind: ClassVar = "labelled"
 
     def load(self, objective: Objective) -> Task:
         last = FIRST_NOUN + len(NOUNS)
