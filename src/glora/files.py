@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -16,7 +17,17 @@ from safetensors import SafetensorError, safe_open
 
 from glora.errors import AdapterFileError, RunError
 
-__all__ = ["append_jsonl", "atomic", "plain_json", "read_jsonl", "read_metadata", "sha256", "write_json", "write_text"]
+__all__ = [
+    "append_jsonl",
+    "atomic",
+    "atomic_folder",
+    "plain_json",
+    "read_jsonl",
+    "read_metadata",
+    "sha256",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -38,6 +49,31 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; with what was written into it, it takes the place of `path` at the end.
+
+    On an error nothing is left and `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of this number that was killed
+    try:
+        temporary.mkdir()
+        yield temporary
+        for each in temporary.rglob("*"):
+            if each.is_file():
+                with each.open("rb+") as file:
+                    os.fsync(file.fileno())
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -60,11 +60,12 @@ def inject(
     Args:
         model: Any module; everything but support tensors and head is frozen.
         space: What may be chosen at every site.
-        targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too; `"conv"`,
-            `"norm"`, `"embedding"`, `"all"`); a regular expression searched in layer names; or a list of words, names
-            or name endings.
+        targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too, but for a
+            language model's output layer; `"conv"`, `"norm"`, `"embedding"`, `"all"`); a regular expression searched in
+            layer names; or a list of words, names or name endings.
         skip: The same, for layers to leave out.
-        head: Modules trained whole: `"auto"` (timm's classifier, transformers' output head), names, or None.
+        head: Modules trained whole: `"auto"` (a classifier of timm or transformers, nothing of a language model),
+            names, or None.
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
         seed: Draws the `up` factors.
         statistics: Let training update the running statistics of norms (BatchNorm) outside the head. They are then

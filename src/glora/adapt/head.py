@@ -12,10 +12,11 @@ from torch.func import functional_call
 from glora.adapt.layers.quantized import is_quantized
 from glora.errors import StateError, TargetError, listed, nearest, several
 
-__all__ = ["MixedHead", "find_head", "fits_head", "head_of", "is_inside", "show_head"]
+__all__ = ["MixedHead", "find_head", "fits_head", "head_of", "is_inside", "output_layers", "show_head"]
 
 Values = Mapping[str, Tensor] | None
-HEAD_NAMES = ("head", "fc", "classifier", "heads", "score", "lm_head", "qa_outputs")
+HEAD_NAMES = ("head", "fc", "classifier", "heads", "score", "qa_outputs", "classification_head")
+OUTPUT_NAME = "lm_head"  # of a language model that is none of transformers'
 
 
 def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
@@ -28,6 +29,11 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
         return (), []
     if head == "auto":
         names = _automatic_head(model)
+        if not names and (output := output_layers(model)):
+            note = (
+                f"The output layer of a language model, {listed(output)}, is not trained whole unless head= names it."
+            )
+            return (), [note]
         if tied := [name for name in names if _is_tied(model, name)]:
             note = f"The head {listed(tied)} shares its weight with another layer and is not trained whole."
             return tuple(name for name in names if name not in tied), [note]
@@ -56,18 +62,28 @@ def _is_quantized(model: nn.Module, head: str) -> bool:
 
 
 def _automatic_head(model: Any) -> tuple[str, ...]:
-    """timm's classifier, transformers' output embeddings, or a child with a head's usual name."""
+    """timm's classifier, all that transformers puts beside the body, or a child with a head's usual name."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     names = config.get("classifier") if isinstance(config, Mapping) else None
-    if names is None and hasattr(model, "get_output_embeddings"):
-        output = model.get_output_embeddings()
-        names = tuple(name for name, module in model.named_modules() if output is not None and module is output) or None
+    if names is None and output_layers(model):
+        return ()
     if names is None:
         children = dict(model.named_children())
         names = tuple(name for name in HEAD_NAMES if name in children)[:1]
+        body = getattr(model, "base_model_prefix", None)
+        if names and body in children:  # a pre_classifier goes before the classifier, and came with it
+            names = tuple(name for name in children if name != body)
     names = (names,) if isinstance(names, str) else tuple(names)
     modules = dict(model.named_modules())
     return tuple(name for name in names if name in modules and list(modules[name].parameters()))
+
+
+def output_layers(model: Any) -> tuple[str, ...]:
+    """The names of the layer that gives a language model's next token; empty where the model is none."""
+    if not hasattr(model, "get_output_embeddings"):
+        return (OUTPUT_NAME,) if OUTPUT_NAME in dict(model.named_children()) else ()
+    output = model.get_output_embeddings()
+    return tuple(name for name, module in model.named_modules() if output is not None and module is output)
 
 
 def _is_tied(model: nn.Module, head: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from glora.adapt import attach, layers
-from glora.adapt.head import find_head, is_inside
+from glora.adapt.head import find_head, is_inside, output_layers
 from glora.adapt.layers.quantized import plain_parts
 from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
@@ -59,6 +59,9 @@ def plan_sites(
     heads, notes = find_head(model, head)
     every = weights_by_site(model)
     chosen = choose_sites(model, targets, skip, heads)
+    alone = [name for name in output_layers(model) if name in every and not is_inside(name, heads)]
+    if left := [name for name in alone if name not in chosen]:
+        notes.append(f"A language model's output layer is no target unless it is named: {listed(left)}.")
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
@@ -291,11 +294,14 @@ def choose_sites(
 
 
 def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequence[str], argument: str) -> set[str]:
+    """The sites that an expression names; a word means no language model's output layer, unless it is tied."""
     matched: set[str] = set()
     at = weights_by_site(model)
+    output = output_layers(model)
     for expression in several(wanted, str, TargetError, argument, ALLOWED):
         if expression in layers.WORDS:
-            found = {name for name, site in every.items() if site.kind in layers.WORDS[expression]}
+            kinds = layers.WORDS[expression]
+            found = {name for name, site in every.items() if site.kind in kinds and not is_inside(name, output)}
         elif isinstance(wanted, str):
             try:
                 found = {name for name in every if any(re.search(expression, p.name) for p in at[name])}

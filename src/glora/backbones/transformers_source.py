@@ -90,13 +90,7 @@ def load(
         config = _config(wanted)
         kind = _kind(wanted, config)
         preprocess, notes = _reading(wanted, config, kind)
-        if checkpoint is not None:
-            model, head, more = _with_weights(wanted, config, kind, checkpoint)
-        elif pretrained:
-            model, head, more = _pretrained(wanted, config, kind)
-        else:
-            model, head, more = _bare(wanted, config, kind), (), []
-            head = _head(wanted, model, kind)
+        model, head, more = _model(wanted, config, kind, checkpoint, pretrained=pretrained)
     if isinstance(preprocess, TextPreprocess):
         _check_vocabulary(wanted, model, preprocess)
     else:
@@ -331,6 +325,18 @@ def _drawn_from(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
         yield
+
+
+def _model(
+    wanted: _Wanted, config: Any, kind: _Kind, checkpoint: Path | None, *, pretrained: bool
+) -> tuple[nn.Module, tuple[str, ...], list[str]]:
+    """The model with weights out of the file, its own or random, its head, and notes."""
+    if checkpoint is not None:
+        return _with_weights(wanted, config, kind, checkpoint)
+    if pretrained:
+        return _pretrained(wanted, config, kind)
+    model = _bare(wanted, config, kind)
+    return model, _head(wanted, model, kind), []
 
 
 def _bare(wanted: _Wanted, config: Any, kind: _Kind) -> nn.Module:

@@ -342,6 +342,39 @@ def merge(
 
 
 @app.command()
+def chat(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run, a folder that `glora merge` wrote, or any base.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answer this alone; without it, what is typed, line by line.")
+    ] = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="What the model is told before all.")] = "",
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0, help="0: the likeliest tokens; more: drawn, the more freely.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
+) -> None:
+    """Talk with the merged language model: it answers as it was trained, by its chat template or Alpaca's prompt.
+
+    Ctrl-C stops an answer, /reset forgets what was said, /exit or Ctrl-D leaves.
+
+    Example: glora chat run --prompt "What is water?"
+    """
+    with _reporting():
+        from glora.cli.chat import one_answer, talk
+        from glora.runs.chat import Reply, open_chat
+
+        reply = Reply(max_tokens, temperature, seed)
+        found = open_chat(run, system=system, reply=reply)
+    if prompt is None:
+        talk(found)
+    else:
+        one_answer(found, prompt)
+
+
+@app.command()
 def ls(
     what: Annotated[str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|settings")],
     name: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from glora.backbones import load_backbone
 from glora.backbones.transformers_folder import CARD
 from glora.errors import DataError, RunError, within
-from glora.files import read_json
 from glora.runs.loaded import load_run
-from glora.tasks.texts import BadRow, Message, TextPreprocess, TextReading, Tokens
+from glora.tasks.rows import BadRow, Message, TextPreprocess, TextReading
+from glora.tasks.tokens import Tokens
 from glora.training.device import new_accelerator
 
 __all__ = ["Chat", "Reply", "open_chat"]
@@ -97,31 +98,27 @@ class Chat:
         Raises:
             DataError: The text is longer than the model reads, or its template refuses the conversation.
         """
-        self.turns.append(Message("user", text))
-        try:
-            ids = self._fitting()
-        except DataError:
-            self.turns.pop()
-            raise
+        turns = [*self.turns, Message("user", text)]
+        turns, ids = self._fitting(turns)
+        self.forgotten += len(self.turns) + 1 - len(turns)
         said = self._generated(ids, show, stopped)
-        self.turns.append(Message("assistant", said))
+        self.turns = [*turns, Message("assistant", said)]
         return said
 
-    def _fitting(self) -> list[int]:
-        """The conversation as tokens; its oldest turns are forgotten where it is too long to answer."""
+    def _fitting(self, turns: list[Message]) -> tuple[list[Message], list[int]]:
+        """The conversation and its tokens; without its oldest turns where it is too long to answer."""
         room = self.preprocess.max_length
         while True:
-            ids = self._ids(self.turns)
+            ids = self._ids(turns)
             if room is None or self.preprocess.form == "encoder_decoder" or len(ids) + self.reply.most <= room:
-                return ids
-            if len(self.turns) == 1:
+                return turns, ids
+            if len(turns) == 1:
                 if len(ids) < room:
-                    return ids
+                    return turns, ids
                 raise DataError(
                     f"The text is {len(ids):,} tokens long.", allowed=f"The model reads {room:,}, its answer included."
                 )
-            del self.turns[:2]
-            self.forgotten += 2
+            turns = turns[2:]
 
     def _ids(self, turns: Sequence[Message]) -> list[int]:
         try:
@@ -186,12 +183,12 @@ def open_chat(path: str | Path, *, system: str = "", reply: Reply | None = None)
     else:
         backbone = load_backbone(str(path), num_classes=None)
         model, preprocess = backbone.model, backbone.preprocess
-        said = read_json(path / CARD).get("data", {}) if (path / CARD).is_file() else {}
+        said = json.loads((path / CARD).read_text("utf-8")).get("data", {}) if (path / CARD).is_file() else {}
     if not isinstance(preprocess, TextPreprocess):
         raise RunError(f"The model of {str(path)!r} reads no texts.", remedy="Use it so: glora predict RUN FILES.")
     named = {each.name for each in fields(TextReading)}
     reading = TextReading(**{name: value for name, value in said.items() if name in named and name != "max_length"})
-    return Chat(model.to(new_accelerator().device), preprocess, reading, system=system, reply=reply)
+    return Chat(model.to(new_accelerator("no").device), preprocess, reading, system=system, reply=reply)
 
 
 class _Stopped(Exception):

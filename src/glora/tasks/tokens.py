@@ -335,6 +335,32 @@ class Tokens:
             np.array([*said.tolist(), *end], dtype=np.int32),
         )
 
+    # What a model answers to.
+
+    def asked(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens after which a model answers: a conversation up to where the next turn of an assistant begins.
+
+        Raises:
+            BadRow: The chat template refuses it.
+        """
+        raw = {message.role for message in messages} <= RAW.keys()
+        row = Dialog((*messages, Message("completion" if raw else "assistant", "Yes")))
+        sequence = self._sequence(_apart(row)[-1])
+        part = sequence.parts[-1]
+        if self.form == "encoder_decoder":
+            return [*self.leading, *self.ids([_read(part)])[0].tolist(), *self.trailing]
+        ids: list[int] = self.ids([part.before])[0].tolist()
+        led = sequence.how == "chat" or ids[: len(self.leading)] == self.leading
+        return ids if led else [*self.leading, *ids]
+
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        found = {self.tokenizer.eos_token_id, *self.trailing[:1]}
+        (one,) = self.dialogs([Dialog((Message("user", "Why?"), Message("assistant", "Yes")))])
+        if isinstance(one, list) and one[-1].targets[-1] in self.special:
+            found.add(int(one[-1].targets[-1]))
+        return sorted(found - {None})
+
     # Questions and labelled texts.
 
     def questions(self, rows: Sequence[Question]) -> Iterator[Asked | BadRow]:
