@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,8 +30,9 @@ from glora.runs.stages.test import Testing, earlier_tests, tested_examples
 from glora.runs.stages.train import train
 from glora.settings import merged
 from glora.tasks.calibration import Calibration
+from glora.tasks.batching import lengths_of
 from glora.tasks.images import Preprocess
-from glora.tasks.objective import Objective
+from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
 from glora.training.device import device_name, new_accelerator
@@ -318,8 +320,16 @@ class Run:
     def _latency(self, model: nn.Module) -> dict[str, float]:
         session = self.session
         base = session.base().to(session.accelerator.device)
-        batch = session.data.val.batch(range(min(32, len(session.data.val))))
+        batch = session.data.val.batch(range(_timed(session.data.val)))
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
+
+
+def _timed(examples: Examples) -> int:
+    """How many examples a forward pass has whose time is taken: 32, and of texts no more than have 256 tokens."""
+    most, lengths = min(32, len(examples)), lengths_of(examples)
+    if lengths is None:
+        return most
+    return max(1, sum(total <= 256 for total in itertools.accumulate(lengths[:most])))
 
 
 def changed_search(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:

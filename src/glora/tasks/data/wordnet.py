@@ -61,7 +61,7 @@ class WordNetWords(PackagedTexts):
     """Common English words and what they mean, as instructions: 800 train, 200 val, 1,000 test."""
 
     def load(self, objective: Objective) -> Task:
-        rows = {split: list(map(_dialog, some)) for split, some in parted(entries(), "wordnet").items()}
+        rows = {split: list(map(_dialog, some)) for split, some in parted(entries(), "words").items()}
         return self.task("wordnet_words", rows, objective)
 
 
@@ -71,7 +71,7 @@ class WordNetChoices(PackagedTexts):
     kind: ClassVar = "questions"
 
     def load(self, objective: Objective) -> Task:
-        rows = {split: questions(some) for split, some in parted(entries(), "wordnet").items()}
+        rows = {split: questions(some) for split, some in parted(entries(), "words").items()}
         return self.task("wordnet_choices", rows, objective, labels=lambda row: row.answer)
 
 
@@ -84,7 +84,7 @@ class WordNetClasses(PackagedTexts):
         last = FIRST_NOUN + len(NOUNS)
         found = {each.definition: each for each in meanings("noun").values() if FIRST_NOUN <= each.file < last}
         fields = {definition: meaning.file - FIRST_NOUN for definition, meaning in found.items()}
-        parts = parted(list(found.values()), "wordnet")
+        parts = parted(list(found.values()), "words")
         rows = {
             split: [Labelled(each.definition, where=_place(each)) for each in some] for split, some in parts.items()
         }
