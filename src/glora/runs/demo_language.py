@@ -23,9 +23,13 @@ from glora.tasks.texts import DialogSet
 
 __all__ = ["Answer", "base_row", "demo_experiment", "run_demo", "verdict"]
 
+TEMPLATE = (  # the model's own, without the system message that it puts before all: half of a short row
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2_135m"},
-    "data": {"source": "wordnet_words", "train": 160, "val": 48, "test": 100},
+    "data": {"source": "wordnet_words", "train": 240, "val": 64, "test": 120, "template": TEMPLATE},
     "train": {"epochs": 2, "batch_size": 8},
     "search": {
         "searcher": {"population": 6, "generations": 1, "parents": 2, "mutations": 2, "crossovers": 2},
@@ -37,7 +41,7 @@ DEMO: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {
     **DEMO,
-    "data": {"source": "wordnet_words", "train": 8, "val": 8, "test": 8},
+    "data": {**DEMO["data"], "train": 8, "val": 8, "test": 8},
     "train": {"epochs": 1, "batch_size": 8},
     "search": {
         **DEMO["search"],

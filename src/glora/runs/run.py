@@ -29,8 +29,8 @@ from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests, tested_examples
 from glora.runs.stages.train import train
 from glora.settings import merged
-from glora.tasks.calibration import Calibration
 from glora.tasks.batching import lengths_of
+from glora.tasks.calibration import Calibration
 from glora.tasks.images import Preprocess
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task

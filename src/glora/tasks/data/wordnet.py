@@ -9,6 +9,7 @@ Source: Fellbaum 1998; the files as `wndb(5WN)` describes them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -150,7 +151,7 @@ def meanings(part: str, folder: Path = WORDNET) -> dict[int, Meaning]:
 
 @cache
 def entries(folder: Path = WORDNET) -> tuple[Entry, ...]:
-    """The common words with a short definition that does not have the word in it, each word and meaning once.
+    """The common words with a short definition that no word of their family is in, each word and meaning once.
 
     Common are those that were met in the texts that WordNet's authors have read for it.
 
@@ -166,11 +167,17 @@ def entries(folder: Path = WORDNET) -> tuple[Entry, ...]:
         for word, meaning in _first_meanings(part, folder):
             definition = meaning.definition
             plain = word.isalpha() and word.islower() and len(word) >= SHORT and meaning.words[0] == word
-            fits = SHORT <= len(definition.split()) <= LONG and word not in definition.lower()
+            fits = SHORT <= len(definition.split()) <= LONG and not _tells(definition, word)
             if plain and fits and word not in found and definition not in told:
                 found[word] = Entry(word, meaning)
                 told.add(definition)
     return tuple(found.values())
+
+
+def _tells(definition: str, word: str) -> bool:
+    """Whether a definition has the word in it, or one of its family: of `cleverly` one that begins with `clev`."""
+    stem = word[: max(4, len(word) - 4)]
+    return any(other.startswith(stem) for other in re.findall(r"[a-z]+", definition.lower()))
 
 
 def _first_meanings(part: str, folder: Path) -> Iterator[tuple[str, Meaning]]:
