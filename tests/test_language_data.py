@@ -20,8 +20,8 @@ from glora.tasks.objectives.choose import Choose
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.objectives.language import Language
 from glora.tasks.objectives.verbalize import Verbalize
+from glora.tasks.rows import keys
 from glora.tasks.task import Task, load_task
-from glora.tasks.texts import as_prompt
 from language import tiny_causal
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE\n"
@@ -118,8 +118,8 @@ def test_no_prompt_is_in_two_splits_and_test_is_always_the_same(source: str) -> 
     one, other = loaded(source), loaded(source, train=60, val=10, seed=5)
     assert [len(split) for split in one.splits.values()] == [40, 20, 30]
     assert one.test.rows == other.test.rows and one.train.rows[:5] != other.train.rows[:5]
-    prompts = [as_prompt(row) for split in one.splits.values() for row in split.rows]
-    assert not any(count > 1 for count in Counter(prompts).values())
+    every = [key for some in keys([row for split in one.splits.values() for row in split.rows]) for key in some]
+    assert not any(count > 1 for count in Counter(every).values())
     assert one.fingerprint == loaded(source).fingerprint
     assert all(row.where for row in one.test.rows)
 
