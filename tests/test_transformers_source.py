@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 import glora
 from glora.backbones import Loading, load_backbone, unknown_name
-from glora.errors import BackboneError, MissingExtraError
+from glora.errors import BackboneError, ConfigError, MissingExtraError, StateError
+from glora.runs.resolve import resolve
+from glora.runs.run import Run
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 from language import CAUSAL, POSITIONS, tiny_causal, tiny_encoder, tiny_t5, tiny_vision
 from suites.layer_suite import randomize
+from suites.toy import Recorder, tiny
 
 transformers = pytest.importorskip("transformers")
 
@@ -69,6 +72,7 @@ def inputs(name: str) -> dict[str, Tensor]:
     if name == "vit":
         return {"pixel_values": torch.randn(3, 3, 16, 16, generator=generator)}
     tokens = torch.randint(5, 300, (3, 9), generator=generator)
+    tokens[:, -1] = 2  # every tokenizer's end of a text
     return {"input_ids": tokens, **({"labels": tokens} if name == "t5" else {})}
 
 
@@ -252,15 +256,15 @@ def test_activation_checkpointing_gives_the_same_gradients_with_a_genotype_a_sam
             randomize(support)
         rng = random.Random(0)
         adapted.activate([adapted.sample(rng) for _ in x])
-        calls: list[int] = []
-        model.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         loss = model(x, labels=x, use_cache=False).loss
+        again: list[int] = []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, again=again: again.append(1))
         loss.backward()
         gradients = [value.grad for value in adapted.parameters()]
-        assert len(calls) == (2 if checkpointing else 1), "the block is run again in the backward pass"
+        assert len(again) == checkpointing, "the block is run again in the backward pass"
         found.append((loss, gradients))
-    (plain, first), (again, second) = found
-    torch.testing.assert_close(again, plain)
+    (plain, first), (repeated, second) = found
+    torch.testing.assert_close(repeated, plain)
     assert [g is None for g in first] == [g is None for g in second]
     for a, b in zip(first, second, strict=True):
         if a is not None:
@@ -384,7 +388,7 @@ def test_weights_that_do_not_fit_are_refused_with_their_names(folders: dict[str,
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda folder: shutil.rmtree(folder), "no folder"),
+        (shutil.rmtree, "no folder"),
         (lambda folder: (folder / "config.json").unlink(), r"no config\.json.*save_pretrained"),
         (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "model of timm"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
@@ -470,10 +474,12 @@ def test_every_model_starts_exactly_merges_and_is_given_back(
     backbone = load_backbone(str(folders[name]), num_classes=classes)
     model, of = backbone.model, {"classes": classes is not None}
     bits = {key: value.clone() for key, value in model.state_dict().items()}
-    plain = logits(model, name, **of).detach()
+    with torch.no_grad():
+        plain = logits(model, name, **of)
     space = glora.SearchSpace(ranks=(4,), product=product, variant="paper")
     adapted = glora.inject(model, space, targets="linear", head=backbone.head)
-    assert adapted.sites and torch.equal(logits(model, name, **of), plain)
+    with torch.no_grad():
+        assert adapted.sites and torch.equal(logits(model, name, **of), plain)
     for support in adapted.supports.values():
         randomize(support)
     adapted.activate(adapted.space.largest)
@@ -486,7 +492,8 @@ def test_every_model_starts_exactly_merges_and_is_given_back(
         torch.testing.assert_close(logits(merged, name, **of), played, rtol=1e-4, atol=1e-4 * float(played.abs().max()))
     adapted.detach()
     assert all(torch.equal(value, bits[key]) for key, value in model.state_dict().items())
-    assert torch.equal(logits(model, name, **of), plain)
+    with torch.no_grad():
+        assert torch.equal(logits(model, name, **of), plain)
 
 
 def test_a_copy_of_a_checkpointed_model_can_be_adapted(folders: dict[str, Path]) -> None:
@@ -497,3 +504,56 @@ def test_a_copy_of_a_checkpointed_model_can_be_adapted(folders: dict[str, Path])
     model(x, labels=x, use_cache=False).loss.backward()
     assert any(value.grad is not None for value in adapted.parameters())
     assert not re.search("cache", " ".join(backbone.notes))
+
+
+# Whole runs
+
+
+def finished(folders: dict[str, Path], out: Path, photos: Path, **changes: Any) -> Run:
+    """A run on images with the tiny ViT, trained, searched and tested."""
+    model = {"name": str(folders["vit"]), "pretrained": True, "image_size": None, **changes.pop("model", {})}
+    given = {"method": {"name": "glora", "targets": "linear"}, "model": model, "train": {"epochs": 1}}
+    run = Run(tiny(photos, **{**given, **changes}), out, Recorder())
+    run.fit()
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_searches_alike(folders: dict[str, Path], tmp_path: Path, photos: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        run = finished(folders, tmp_path / str(workers), photos, search={"workers": workers})
+        result = run.folder.current_result()
+        assert result is not None
+        results.append((result.winner, result.metrics))
+    assert results[0] == results[1]
+    again = glora.load(tmp_path / "0")
+    assert (
+        again.model.state_dict().keys() == load_backbone(str(folders["vit"]), num_classes=2).model.state_dict().keys()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_on_a_quantised_base_is_played_unmerged(folders: dict[str, Path], tmp_path: Path, photos: Path) -> None:
+    pytest.importorskip("torchao")
+    finished(folders, tmp_path / "run", photos, model={"quantize": "int8"})
+    run = glora.load(tmp_path / "run")
+    assert "quantised" in run.no_merge
+    with pytest.raises(StateError, match=r"cannot be merged.*check_base=False"):
+        run.merge()
+    assert run.predict([photos / "dark" / "0.png"])
+    base = load_backbone(str(folders["vit"]), num_classes=2).model
+    glora.load_adapter(base, tmp_path / "run" / "adapter.safetensors", check_base=False).merge()
+
+
+def test_a_quantised_base_is_not_shared_with_workers(folders: dict[str, Path], photos: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.workers=2.*model\.quantize=int8"):
+        tiny(photos, model={"name": str(folders["vit"]), "quantize": "int8"}, search={"workers": 2})
+
+
+def test_a_folder_is_kept_by_its_absolute_path(
+    folders: dict[str, Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["vit"].parent)
+    experiment = tiny(photos, model={"name": f"./{folders['vit'].name}"})
+    assert resolve(experiment).model.name == str(folders["vit"])
