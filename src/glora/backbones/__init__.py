@@ -26,6 +26,7 @@ __all__ = [
     "load_backbone",
     "names",
     "preprocess_of",
+    "text_preprocess",
     "unknown_name",
 ]
 
@@ -189,6 +190,35 @@ def _load(name: str, given: Mapping[str, Any], loading: Loading, cache_dir: Path
     else:
         backbone = registry.load(f"{_TIMM}:load")(name, **given)
     return backbone
+
+
+def text_preprocess(
+    name: str, *, num_classes: int | None, trust_remote_code: bool = False, cache_dir: Path | None = None
+) -> TextPreprocess:
+    """How a model reads texts; its weights are not loaded.
+
+    Args:
+        name: As of `load_backbone`.
+        num_classes: Outputs of its head; None: the model's own, a text.
+        trust_remote_code: Whether to run Python code that comes with the model.
+        cache_dir: Where converted packaged weights are kept; None is `~/.cache/glora`.
+
+    Raises:
+        BackboneError: It reads no texts, is of another kind, or out of reach.
+        MissingExtraError: transformers is not installed.
+    """
+    found: Preprocess | TextPreprocess | None = None
+    if _is_of_transformers(name):
+        folder = registry.load(PACKAGED_TEXT[name])(cache_dir) if name in PACKAGED_TEXT else None
+        loading = Loading(trust_remote_code=trust_remote_code)
+        found = registry.load(f"{_TRANSFORMERS}:reading_of")(
+            name, num_classes=num_classes, loading=loading, folder=folder
+        )
+    if not isinstance(found, TextPreprocess):
+        raise BackboneError(
+            f"The model {name!r} reads images, not texts.", remedy="Name a model of texts, such as smollm2_135m."
+        )
+    return found
 
 
 def _is_of_transformers(name: str) -> bool:

@@ -107,6 +107,23 @@ def load(
     return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
+def reading_of(
+    name: str, *, num_classes: int | None, loading: Loading, folder: Path | None = None
+) -> Preprocess | TextPreprocess:
+    """How the model of a folder or a hub's `owner/name` reads what it is given; its weights are not loaded.
+
+    Raises:
+        BackboneError: The model is of another kind, or out of reach.
+        MissingExtraError: transformers is not installed.
+    """
+    given = Path(name).expanduser()
+    own = folder or (given.resolve() if given.is_dir() else None)
+    wanted = _Wanted(name, str(own or name), num_classes, None, 0, 0.0, loading)
+    with _quiet(), without_waiting("text"):
+        config = _config(wanted)
+        return _reading(wanted, config, _kind(wanted, config))[0]
+
+
 def _transformers(module: str = "transformers") -> Any:
     return registry.optional_import(module, extra="text", purpose=_PURPOSE)
 

@@ -398,39 +398,52 @@ def ls(
 @app.command()
 def data(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders or tables of images.")
+        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders, tables, files of texts.")
     ],
     objective: Annotated[
-        str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")
-    ] = "classify",
+        str | None, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`; the data's usual one.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of texts: count the tokens of this model, and mark the learned.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the data: on_bad_row=skip.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw some training images of each: .png, .svg or .pdf.")
     ] = None,
-    number: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="How many of each.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which images are drawn.")] = 0,
+    number: Annotated[
+        int | None, typer.Option("--samples", metavar="N", min=1, help="Pictures of each, 8; or rows of texts, 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which examples are shown.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what is in data: examples by split and class, and a picture of some.
+    """Tell what is in data: examples by split and class, and some of them: a picture; texts, the learned part marked.
 
     Example: glora data digits dsprites_ori --picture samples.png
     """
-    from glora.cli import samples
-    from glora.registry import lookup
-    from glora.tasks.objectives import OBJECTIVES
-    from glora.tasks.task import load_task
+    from glora.cli import samples, texts
 
-    kind = lookup(OBJECTIVES, objective, kind="objective", remedy="List them: glora ls objectives")
-    tasks = [load_task(source, objective=kind(), seed=seed) for source in sources]
+    tasks = [samples.task_of(source, objective, overrides or (), model=model, seed=seed) for source in sources]
     if picture is not None:
         from glora.report.plots import samples_plot
 
-        samples_plot([samples.samples(task, number, seed=seed) for task in tasks], picture)
+        samples_plot([samples.samples(task, number or 8, seed=seed) for task in tasks], picture)
     if as_json:
-        typer.echo(json.dumps([samples.counts(task) for task in tasks]))
+        typer.echo(json.dumps([texts.with_lengths(samples.counts(task), task) for task in tasks]))
         return
     for task in tasks:
-        for line in samples.lines(task):
+        for line in (*samples.lines(task), *texts.lines(task)):
             typer.echo(line)
+        for line in texts.rows(task, number or 1, seed=seed, mark=_learned):
+            typer.echo(line)
+
+
+def _learned(text: str) -> str:
+    """Text that is learned: green in a terminal, else in brackets."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return f"[[{text}]]"
+    return "\n".join(typer.style(line, fg="green", bold=True) for line in text.split("\n"))
 
 
 @app.command()

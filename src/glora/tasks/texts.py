@@ -160,8 +160,10 @@ class TextSet:
             return self
         tokens = Tokens(preprocess, self.reading)
         made, bad = self._made(tokens)
-        notes = (*told(bad, len(self), self.reading.on_bad_row), *tokens.notes)
         rows = tuple(each for _, each in made)
+        notes = (*told(bad, len(self), self.reading.on_bad_row), *tokens.notes)
+        if len(rows) > (several := len({place for place, _ in made})):
+            notes = (*notes, f"{several:,} {self.unit} are read as {len(rows):,} rows.")
         return self._with([place for place, _ in made], _Prepared(preprocess, rows, notes, self._most(rows)))
 
     def _made(self, tokens: Tokens) -> tuple[list[tuple[int, Any]], list[BadRow]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from glora.errors import ConfigError, DataError, listed
+from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
 from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import Columns
@@ -49,12 +50,8 @@ class Text(DataSettings):
     layout: Literal["auto", "alpaca", "sharegpt", "messages", "completion", "plain", "question", "label"] = Field(
         "auto", description="What a row is; auto is told by the names of its fields."
     )
-    fields: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of fields: {instruction: frage, output: antwort}."
-    )
-    roles: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of who speaks: {kunde: user, wir: assistant}."
-    )
+    fields: dict[str, str] = Field({}, description="Your own names of fields: {instruction: frage, output: antwort}.")
+    roles: dict[str, str] = Field({}, description="Your own names of who speaks: {kunde: user, wir: assistant}.")
     columns: Columns = Field((), description="Columns to predict of labelled texts; the label if not given.")
     prompt: str | None = Field(
         None, description="What stands before the choices of a question: 'Question: {question}\\nAnswer:'."
@@ -87,7 +84,7 @@ class Text(DataSettings):
             return _is_text(path)
         if any((path / mark).is_file() for mark in MARKS):
             return _saved_texts(path)
-        files = text_files(path)
+        files = text_files(path, beside_images=False)
         return bool(files) and _is_text(files[0])
 
     @classmethod
@@ -96,7 +93,7 @@ class Text(DataSettings):
         if layout in LAYOUTS:
             return USUAL[LAYOUTS[layout].kind]
         known = {name: given[name] for name in ("fields", "columns", "config") if given.get(name)}
-        settings = cls.model_validate({"source": str(given.get("source", "")), **known})
+        settings = build(cls, {"source": str(given.get("source", "")), **known}, "the data")
         record = settings._first()
         if record is None:
             return "language"
@@ -155,7 +152,7 @@ class Text(DataSettings):
         if path.is_file():
             return first_record(path)
         if path.is_dir() and not any((path / mark).is_file() for mark in MARKS):
-            return first_record(text_files(path)[0])
+            return next(map(first_record, text_files(path)), None)
         parts, _ = named_splits(loaded(self.source, self.config), self.source)
         return next((dict(row) for part in parts.values() for row in part.select(range(min(1, len(part))))), None)
 
@@ -163,8 +160,7 @@ class Text(DataSettings):
         """The rows of each split, all of them under `""` where the data has none; and what a user should be told."""
         naming = self._naming(objective)
         parts, notes = self._parts()
-        kinds, layouts, pools, bad = dict[Kind, str](), Counter[str](), dict[str, list[_Row]](), list[BadRow]()
-        total = 0
+        layouts, pools, bad, total = Counter[str](), dict[str, list[_Row]](), list[BadRow](), 0
         for split, files in parts.items():
             pools[split] = []
             for file in files:
@@ -173,45 +169,34 @@ class Text(DataSettings):
                 bad += read.bad
                 pools[split] += read.rows
                 layouts[read.layout] += len(read.rows)
-                kinds.setdefault(read.kind, file.name)
         notes += told(bad, total, self.on_bad_row)
-        if len(kinds) > 1:
-            what = "; ".join(f"{kind} in {name}" for kind, name in kinds.items())
-            raise DataError(f"{self.source} has rows of several kinds: {what}.", remedy="Give files of one kind.")
         if "" in pools:
             pools = self._by_column(pools[""])
         shown = ", ".join(f"{count:,} {name}" for name, count in layouts.items())
         return _Found(
-            {split: _pool(rows) for split, rows in pools.items()}, next(iter(kinds)), [f"Read as {shown}.", *notes]
+            {split: _pool(rows) for split, rows in pools.items()}, _wanted(objective), [f"Read as {shown}.", *notes]
         )
 
     def _rows(self, file: _File, naming: Naming, objective: Objective) -> _Read:
         """The rows of one file, in the layout of its first record."""
-        records = [each for each in file.records if isinstance(each, Record)]
-        bad = [each for each in file.records if isinstance(each, BadRow)]
-        if not records:
-            told(bad, len(bad), self.on_bad_row)
+        first = next((each for each in file.records if isinstance(each, Record)), None)
+        if first is None:
+            told([each for each in file.records if isinstance(each, BadRow)], len(file.records), self.on_bad_row)
             raise DataError(f"{file.name} has no rows.", allowed=LAYOUT)
-        first, layout = records[0], self.layout
+        layout: str = self.layout
         if layout == "auto":
-            layout = layout_of(first.fields, naming, where=file.name, kind=_wanted(objective))  # type: ignore[assignment]
-        kind = _fitting(LAYOUTS[layout].kind, objective, file.name, layout)
-        labelled = kind == "labelled"
+            layout = layout_of(first.fields, naming, where=file.name, kind=_wanted(objective))
+        _check_kind(LAYOUTS[layout].kind, objective, file.name, layout)
+        labelled = LAYOUTS[layout].kind == "labelled"
         columns = columns_of(first.fields, naming, where=file.name) if labelled else ()
-        rows = []
-        for record in records:
-            row = row_of(record, layout, naming)
+        rows, bad = list[_Row](), list[BadRow]()
+        for record in file.records:
+            row = record if isinstance(record, BadRow) else _row(record, layout, naming, columns)
             if isinstance(row, BadRow):
                 bad.append(row)
-                continue
-            try:
-                values = values_of(record, columns, naming) if labelled else ()
-            except BadRow as one:
-                one.where = record.where
-                bad.append(one)
-                continue
-            rows.append(_Row(row, columns, values, str(naming.value(record.fields, "split") or "")))
-        return _Read(rows, bad, layout, kind)
+            else:
+                rows.append(row)
+        return _Read(rows, bad, layout)
 
     def _parts(self) -> tuple[dict[str, list[_File]], list[str]]:
         """The files of each split, read; all of them under `""` where their names tell of none."""
@@ -274,7 +259,6 @@ class _Read(NamedTuple):
     rows: list[_Row]
     bad: list[BadRow]
     layout: str
-    kind: Kind
 
 
 class _Found(NamedTuple):
@@ -283,6 +267,18 @@ class _Found(NamedTuple):
     pools: dict[str, Pool]
     kind: Kind
     notes: list[str]
+
+
+def _row(record: Record, layout: str, naming: Naming, columns: tuple[str, ...]) -> _Row | BadRow:
+    row = row_of(record, layout, naming)
+    if isinstance(row, BadRow):
+        return row
+    try:
+        values = values_of(record, columns, naming)
+    except BadRow as bad:
+        bad.where = record.where
+        return bad
+    return _Row(row, columns, values, str(naming.value(record.fields, "split") or ""))
 
 
 def _is_text(path: Path) -> bool:
@@ -347,14 +343,10 @@ def _wanted(objective: Objective) -> Kind:
     return next((kind for kind, name in USUAL.items() if name == objective.name), "labelled")
 
 
-def _fitting(kind: Kind, objective: Objective, name: str, layout: str) -> Kind:
-    """The kind of rows, where it is one that the objective reads.
-
-    Raises:
-        DataError: It is not.
-    """
-    if kind == _wanted(objective) or (kind == "labelled" and isinstance(objective, Asks)):
-        return kind
+def _check_kind(kind: Kind, objective: Objective, name: str, layout: str) -> None:
+    """Raises DataError where the objective does not read such rows."""
+    if kind == _wanted(objective):
+        return
     raise DataError(
         f"The rows of {name} are of the layout {layout}, and the objective {objective.name!r} does not read such.",
         allowed=f"It reads {_wanted(objective)}: "

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +20,25 @@ from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import OTHERS
 from glora.tasks.rows import BadRow
 
-__all__ = ["SUFFIXES", "Record", "SampleBy", "first_record", "kind_of", "named_labels", "read_records", "text_files"]
+__all__ = [
+    "SUFFIXES",
+    "Record",
+    "SampleBy",
+    "called",
+    "first_record",
+    "kind_of",
+    "named_labels",
+    "read_records",
+    "text_files",
+]
 
 SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 NO_DATA |= {"readme.txt", "license.txt", "licence.txt", "requirements.txt", "notes.txt"}
+HOLDS = {"data", "rows", "examples", "instances", "train"}  # what a list of rows is called in an object
 LAYOUT = f"Text data is in files that end in {', '.join(SUFFIXES)}; also packed with gzip."
 PEEK = 1 << 20  # characters in which the first record is looked for
-LOOKED = 2000  # files of a folder that are looked at to tell what it holds
 
 
 class Record(NamedTuple):
@@ -51,19 +62,21 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def text_files(path: Path) -> list[Path]:
-    """The files of text data anywhere in a folder, sorted; those of plain text only where there are no others.
+def text_files(path: Path, *, beside_images: bool = True) -> list[Path]:
+    """The files of text data anywhere in a folder, in order; those of plain text only where there are no others.
 
-    A folder that holds images has none: what lies beside them belongs to them.
+    Args:
+        path: The folder.
+        beside_images: Whether there may be images too; else nothing is found where one is, and the search stops there.
     """
     found = []
-    for file in islice(sorted(path.rglob("*")), LOOKED):
-        if any(part.startswith((".", "__")) for part in file.relative_to(path).parts) or not file.is_file():
-            continue
-        if file.suffix.lower() in IMAGES:
-            return []
-        if kind_of(file) and file.name.lower() not in NO_DATA:
-            found.append(file)
+    for folder, inner, names in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            if file.suffix.lower() in IMAGES and not beside_images:
+                return []
+            if kind_of(file) and file.name.lower() not in NO_DATA:
+                found.append(file)
     return [file for file in found if kind_of(file) != ".txt"] or found
 
 
@@ -81,10 +94,11 @@ def first_record(path: Path) -> Mapping[str, Any] | None:
             found = _table(beginning.rpartition("\n")[0] if len(beginning) == PEEK else beginning, path.name, kind)
             return next((each.fields for each in found if isinstance(each, Record)), None)
         value, _ = json.JSONDecoder().raw_decode(beginning, beginning.index("{"))
+        inside = _list_in(value)
+        value = next((each for each in inside if isinstance(each, dict)), None) if inside else value
         return value if isinstance(value, dict) else None
     except (DataError, OSError, UnicodeDecodeError, ValueError):
-        if kind != ".json":
-            return None
+        pass  # it is longer, or damaged
     return next((each.fields for each in _safely(path) if isinstance(each, Record)), None)
 
 
@@ -166,7 +180,13 @@ def _as_record(value: Any, where: str) -> Found:
         value = {"text": value}
     if isinstance(value, dict):
         return Record(where, value)
-    return BadRow("of another kind", f"is a {type(value).__name__}, where an object is needed", where=where)
+    return BadRow("of another kind", f"is {called(value)}, where an object is needed", where=where)
+
+
+def called(value: Any) -> str:
+    """What a value is, in words."""
+    names = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+    return {**names, str: "a text", type(None): "nothing"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _objects(text: str, place: int, name: str) -> Iterator[Found]:
@@ -203,14 +223,14 @@ def _unwrapped(found: list[Found], name: str) -> list[Found]:
     """The records of the only list of a file that is one object, such as `{"data": [...]}`; else as they are."""
     if len(found) != 1 or not isinstance(found[0], Record):
         return found
-    lists = [
-        value
-        for key, value in found[0].fields.items()
-        if key in ("data", "rows", "examples", "instances", "train") and isinstance(value, list)
-    ]
-    if len(lists) != 1:
-        return found
-    return [_as_record(value, f"{name}, entry {place}") for place, value in enumerate(lists[0], 1)]
+    inside = _list_in(found[0].fields)
+    return [_as_record(value, f"{name}, entry {place}") for place, value in enumerate(inside, 1)] or found
+
+
+def _list_in(fields: Mapping[str, Any]) -> list[Any]:
+    """The only list of an object whose name says that it holds the rows."""
+    lists = [value for key, value in fields.items() if key in HOLDS and isinstance(value, list)]
+    return lists[0] if len(lists) == 1 else []
 
 
 # Tables.
