@@ -21,6 +21,7 @@ from glora.report.result import Result
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
+from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
 from glora.runs.resolve import plan_search, resolve
 from glora.runs.session import Session
@@ -92,7 +93,7 @@ class Run:
             self.folder,
             accelerator,
             self.reporter,
-            _info(backbone, found.objective),
+            _info(backbone, found),
         )
         self.folder.check_base(self.session.base_fingerprint)
         if experiment.train.pace != "off":
@@ -364,15 +365,16 @@ def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
     return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
 
 
-def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:
-    """What travels with every file: how to rebuild the base, what it predicts, and how it reads images."""
+def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
+    """What travels with every file: how to rebuild the base, what it predicts, and how it reads images or texts."""
     preprocess = None if backbone.preprocess is None else backbone.preprocess.to_json()
     return {
         "backbone": backbone.spec,
         "model": backbone.name,
         "head": list(backbone.head),
-        "objective": objective.model_dump(mode="json"),
+        "objective": task.objective.model_dump(mode="json"),
         "preprocess": preprocess,
+        **said_of(task),
     }
 
 
