@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from language import tiny_causal
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE\n"
 HERE = pytest.mark.skipif(not wordnet.WORDNET.is_dir(), reason="needs wordnet-base")
+GYM = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="needs glora[arithmetic]")
 TASKS = {"wordnet_words": Language, "wordnet_choices": Choose, "chatterbot": Language, "arithmetic": Language}
 
 
@@ -113,7 +115,7 @@ def loaded(source: str, **settings: Any) -> Task:
 
 
 @HERE
-@pytest.mark.parametrize("source", TASKS)
+@pytest.mark.parametrize("source", [pytest.param(name, marks=GYM if name == "arithmetic" else ()) for name in TASKS])
 def test_no_prompt_is_in_two_splits_and_test_is_always_the_same(source: str) -> None:
     one, other = loaded(source), loaded(source, train=60, val=10, seed=5)
     assert [len(split) for split in one.splits.values()] == [40, 20, 30]
@@ -157,6 +159,7 @@ def test_an_objective_that_does_not_read_such_rows_is_refused() -> None:
     assert "'language'" in caught.value.remedy
 
 
+@GYM
 def test_arithmetic_is_right_and_no_problem_is_there_twice() -> None:
     found = problems("basic_arithmetic", 200)
     assert len(dict(found)) == 200

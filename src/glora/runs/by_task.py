@@ -59,9 +59,9 @@ class Pairs:
 
     def text(self, metric: MetricInfo) -> str:
         """Such as `"-0.12 [-0.20, -0.04]"`, in the metric's own unit or in points."""
-        low, high = self.mean - SURE * self.error, self.mean + SURE * self.error
+        ends = (self.mean, self.mean - SURE * self.error, self.mean + SURE * self.error)
         digits = ".1f" if metric.percent else ".3f"
-        mean, low, high = (format(metric.scaled(each), f"+{digits}") for each in (self.mean, low, high))
+        mean, low, high = (format(metric.scaled(each), f"+{digits}") for each in ends)
         return f"{mean} [{low}, {high}]"
 
 

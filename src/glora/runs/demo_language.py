@@ -15,8 +15,9 @@ from glora.report.folders import read_tested
 from glora.report.metrics import MetricInfo
 from glora.report.result import Result
 from glora.runs.by_task import SURE, Pairs
-from glora.runs.chat import Reply, open_chat
+from glora.runs.chat import Reply
 from glora.runs.demo import lora_rank
+from glora.runs.open_chat import open_chat
 from glora.runs.run import Reporter, Run
 from glora.space import BoundSpace
 from glora.tasks.texts import DialogSet

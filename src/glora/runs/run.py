@@ -272,8 +272,8 @@ class Run:
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
         if testing.finished is not None:
-            found = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
-            found.write(self.folder.tested_examples)
+            kept = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
+            kept.write(self.folder.tested_examples)
         result.write(self.folder.result)
         return result
 

@@ -87,7 +87,7 @@ class PackagedTexts(DataSettings):
             DataError: The objective does not read such rows.
         """
         if isinstance(objective, Asks) and self.kind == "labelled":
-            named = objective.named(next(iter(pools.values())).targets)  # type: ignore[attr-defined]
+            named = objective.named(next(iter(pools.values())).targets)
             return partial(asked, named, self.reading)
         if objective.name != USUAL[self.kind]:
             raise DataError(
