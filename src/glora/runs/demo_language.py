@@ -126,7 +126,7 @@ def _answers(test: DialogSet, base: str, tuned: Path) -> list[Answer]:
     every = []
     for source in (base, tuned):
         chat = open_chat(source, reply=Reply(most=LONGEST))
-        every.append([_one_line(chat.answer(question.text)) for question, _ in rows if not chat.reset()])
+        every.append([_one_line(chat.reply_to([question])) for question, _ in rows])
     return [
         Answer(question.text, right.text, before, after)
         for (question, right), before, after in zip(rows, *every, strict=True)
