@@ -26,6 +26,8 @@ from glora.tasks.objective import Batch, Objective, Targets
 from glora.tasks.objectives.choose import Choose
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.objectives.language import Language
+from glora.tasks.objectives.multilabel import MultiLabel
+from glora.tasks.objectives.regress import Regress
 from glora.tasks.objectives.verbalize import Verbalize
 from glora.tasks.texts import IGNORED, Choices
 from glora.training.trainer import Trainer
@@ -292,6 +294,30 @@ def test_a_choice_is_as_likely_as_its_tokens_together(folders, kind):
         assert values["loss"][k].item() == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_choices_of_one_token_need_one_row_of_each_question(folders, kind):
+    model, questions, sizes = causal(folders, kind), random_questions(6, tokens=1), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    batch = questions.batch(range(6))
+    once = Choose().forward(model, batch, train=False)
+    each = Choose().forward(model, batch, train=True)
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-4)
+    assert sizes == [6, 24]
+
+
+def test_choices_of_one_token_after_prompts_of_their_own_need_every_row(folders):
+    """As where the last letters of the prompt and the choice are one token."""
+    model, questions = causal(folders), random_questions(4, tokens=1, choices=2)
+    batch = questions.batch(range(4))
+    batch.inputs["input_ids"][3, 1] += 1
+    with torch.no_grad():
+        each = Choose().forward(model, batch, train=True)
+        torch.testing.assert_close(Choose().forward(model, batch, train=False), each)
+        batch.inputs["input_ids"][3, 1] -= 1
+        assert (Choose().forward(model, batch, train=False)[1, 1] - each[1, 1]).abs() > 1e-3
+
+
 def test_questions_with_fewer_choices_have_a_finite_gradient_and_it_is_that_of_one_question_alone(folders):
     model, questions = causal(folders), random_questions(5)
     for objective in (Choose(), Choose(normalise="characters")):
@@ -407,15 +433,26 @@ def test_an_adapted_last_layer_keeps_the_rows_apart(folders):
 # -- classes of texts
 
 
-@torch.no_grad()
-def test_a_sequence_classifier_classifies_texts(folders):
+BERT = (
+    (Classify(classes=("a", "b", "c")), torch.tensor([0, 1, 2, 0, 1])),
+    (MultiLabel(labels=("a", "b", "c")), torch.eye(3)[[0, 1, 2, 0, 1]]),
+    (Regress(columns=("x", "y", "z"), mean=(0.0,) * 3, std=(1.0,) * 3), torch.arange(15.0).view(5, 3)),
+)
+
+
+@pytest.mark.parametrize(("objective", "targets"), BERT, ids=lambda each: getattr(each, "name", ""))
+def test_a_sequence_classifier_learns_of_texts_what_others_learn_of_images(folders, objective, targets):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folders["bert"], num_labels=3).eval()
     inputs = random_rows(5).batch(range(5)).inputs
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-    objective, batch = Classify(classes=("a", "b", "c")), Batch(inputs, torch.tensor([0, 1, 2, 0, 1]))
-    output = objective.forward(model, batch, train=False)
+    batch = Batch(inputs, targets)
+    output = objective.forward(model, batch, train=True)
     torch.testing.assert_close(output, model(**inputs).logits)
-    assert objective.values(output, batch)["loss"].shape == (5,)
+    losses = objective.losses(output, batch)
+    assert losses.shape == (5,)
+    losses.mean().backward()
+    assert model.classifier.weight.grad.abs().max() > 0
+    assert len(objective.predictions(output.detach())) == 5
 
 
 CLASSES = Targets(("class",), [("pos",), ("neg",), ("pos",)])
@@ -460,3 +497,80 @@ def test_the_scores_of_classes_are_those_of_their_words(folders):
     per_character = sized.values(sized.forward(model, batch, train=False), batch)
     torch.testing.assert_close(per_character["accuracy"], choose.values(output, batch)["acc_norm"])
     assert [set(record["probabilities"]) for record in objective.predictions(output)] == [{"a", "b", "c"}] * 4
+
+
+# -- lm-eval as an oracle
+
+QUESTIONS = (
+    ("The capital of France is", ("Paris", "a colour of the sky", "Rome"), 0),
+    ("Name a colour of the sky:", ("blue", "red", "seven", "an instruction"), 1),
+    ("one two three four five", ("six", "nine ten", "seven eight"), 2),
+    ("Question: What is the task? ", ("request", "assistant", "to write a response", "ten"), 3),
+    ("The morning is", ("one", "Paris"), 1),
+    ("### Input:\n", ("helpful", "describes"), 0),
+)
+
+
+def encoded(tokenizer: Any) -> Questions:
+    """The questions as token ids: prompt and choice are encoded together, and parted where the prompt's own end."""
+    prompts, choices = [], []
+    for text, answers, _ in QUESTIONS:
+        head = text.rstrip()
+        prompt = tuple(tokenizer(head)["input_ids"])
+        wholes = [tokenizer(f"{head}{text[len(head) :]} {answer}")["input_ids"] for answer in answers]
+        prompts.append(prompt)
+        choices.append(tuple(tuple(whole[len(prompt) :]) for whole in wholes))
+    return Questions(tuple(prompts), tuple(choices), tuple(answer for *_, answer in QUESTIONS))
+
+
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {file}}}}}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: prompt
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_choices_are_scored_as_lm_eval_scores_them_row_by_row(folders, kind, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    file = tmp_path / "own.jsonl"
+    lines = [json.dumps({"prompt": p, "choices": c, "answer": a}) for p, c, a in QUESTIONS]
+    file.write_text("\n".join(lines))
+    (tmp_path / "own.yaml").write_text(TASK.format(file=file))
+    model, tokenizer = causal(folders, kind), transformers.AutoTokenizer.from_pretrained(folders[kind])
+    told = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3),
+        tasks=["own"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    questions = encoded(tokenizer)
+    sizes = [[len(answer) for answer in answers] + [0] * (4 - len(answers)) for _, answers, _ in QUESTIONS]
+    batch = questions.batch(range(len(questions)))
+    batch = batch._replace(targets=batch.targets._replace(sizes=torch.tensor(sizes)))
+    objective = Choose()
+    with torch.no_grad():
+        output = objective.forward(model, batch, train=False)
+        values = objective.values(output, batch)
+    samples = sorted(told["samples"]["own"], key=lambda sample: sample["doc_id"])
+    for k, sample in enumerate(samples):
+        expected = [score for score, _ in sample["filtered_resps"]]
+        torch.testing.assert_close(output[k, : len(expected)], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+        assert values["acc"][k] == sample["acc"]
+        assert values["acc_norm"][k] == sample["acc_norm"]
+    assert values["acc"].mean().item() == pytest.approx(told["results"]["own"]["acc,none"])
+    assert values["acc_norm"].mean().item() == pytest.approx(told["results"]["own"]["acc_norm,none"])

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from glora.errors import ConfigError, DataError
 from glora.files import read_jsonl
@@ -27,11 +27,13 @@ from glora.report.tables import markdown
 from glora.runs.loaded import load_run
 from glora.runs.run import Run
 from glora.tasks.evaluation import Evaluation
+from glora.tasks.likelihood import TokenLosses
 from glora.tasks.objective import Batch, Objective, Targets
 from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.objectives.multilabel import MultiLabel, average_precision
 from glora.tasks.objectives.regress import Regress
+from glora.tasks.texts import Choices
 from suites.objective_suite import ObjectiveSuite, Toy
 from suites.toy import Recorder, tiny
 
@@ -81,8 +83,85 @@ class TestRegress(ObjectiveSuite):
         return torch.zeros_like(encoded)
 
 
+class Expecting(nn.Module):
+    """A language model of five words: after a word it expects the next."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return torch.eye(5).roll(1, 1)[input_ids]
+
+
+class TestLanguage(ObjectiveSuite):
+    name = "language"
+    lacks = frozenset({"chance", "distance"})
+    toy = Toy(Targets((), [()] * 30), {}, {"loss": 0, "perplexity": 1, "token_accuracy": 1})
+    counts = torch.arange(30) % 4 + 1
+
+    def perfect(self, objective: Objective, encoded: Tensor) -> TokenLosses:
+        k = int(self.counts.sum())
+        return TokenLosses(torch.zeros(k), torch.ones(k, dtype=torch.bool), self.counts)
+
+    def noisy(self, seed: int = 0, scale: float = 1.0) -> TokenLosses:
+        losses = torch.rand(int(self.counts.sum()), generator=torch.Generator().manual_seed(seed))
+        return TokenLosses(1 + scale * losses, losses < 0.5, self.counts)
+
+    def cut(self, output: TokenLosses, part: slice) -> TokenLosses:
+        mine = torch.isin(output.rows, torch.arange(len(output.counts))[part])
+        return TokenLosses(output.losses[mine], output.right[mine], output.counts[part])
+
+    def with_gradient(self, output: TokenLosses) -> tuple[TokenLosses, Tensor]:
+        return output, output.losses.requires_grad_()
+
+    def test_the_model_is_called_with_a_tensor_a_tuple_or_names(self) -> None:
+        ids, targets = torch.tensor([[0, 1, 3], [4, 0, 1]]), torch.tensor([[-100, 1, 3], [-100, -100, 1]])
+        for inputs in (ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+            output = self.plain.forward(Expecting(), Batch(inputs, targets), train=True)
+            assert output.right.tolist() == [True, False, True]
+            assert output.counts.tolist() == [2, 1]
+
+
+class OfChoices(ObjectiveSuite):
+    """What a batch is where the choices of a question are scored, and a model's scores."""
+
+    def batch(self, encoded: Tensor, part: slice = slice(None)) -> Batch:
+        sizes = torch.tensor([4, 5, 6]).expand(len(encoded), 3)
+        return Batch(None, Choices(torch.empty(0), encoded[part], sizes[part]), rows=3)
+
+    def perfect(self, objective: Objective, encoded: Tensor) -> Tensor:
+        return 30 * (torch.eye(3)[encoded] - 1)
+
+    def test_the_model_is_called_with_a_tensor_a_tuple_or_names(self) -> None:
+        objective, _ = self.fitted()
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3], [0, 1, 4]])
+        targets = Choices(
+            torch.tensor([[-100, 1, 2], [-100, -100, 3], [-100, -100, 4]]), torch.tensor([0]), torch.ones(1, 3)
+        )
+        for inputs in (ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+            output = objective.forward(Expecting(), Batch(inputs, targets, rows=3), train=True)
+            chances = Expecting()(ids).log_softmax(-1)
+            expected = [chances[0, 0, 1] + chances[0, 1, 2], chances[1, 1, 3], chances[2, 1, 4]]
+            torch.testing.assert_close(output, torch.stack(expected)[None])
+
+
+class TestChoose(OfChoices):
+    name = "choose"
+    lacks = frozenset({"chance"})
+    toy = Toy(Targets(("answer",), [(k % 5 % 3,) for k in range(40)]), {}, {"acc": 1, "acc_norm": 1, "loss": 0})
+
+    def constant(self, objective: Objective, encoded: Tensor) -> Tensor:
+        return torch.full((len(encoded), 3), -9.0)
+
+
+class TestVerbalize(OfChoices):
+    name = "verbalize"
+    toy = Toy(TestClassify.toy.targets, {"words": {"owl": "great owl"}}, {"accuracy": 1, "loss": 0})
+
+    def constant(self, objective: Objective, encoded: Tensor) -> Tensor:
+        return torch.tensor([0.4, 0.4, 0.2]).log().expand(len(encoded), 3)
+
+
 def test_every_objective_of_the_table_has_a_suite() -> None:
-    assert {kind.name for kind in ObjectiveSuite.__subclasses__()} == OBJECTIVES.keys()
+    suites = [*ObjectiveSuite.__subclasses__(), *OfChoices.__subclasses__()]
+    assert {kind.name for kind in suites if kind is not OfChoices} == OBJECTIVES.keys()
 
 
 # -- scikit-learn as an oracle

@@ -214,6 +214,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _sharing(self) -> Experiment:
+        if self.model.quantize and self.search.workers:
+            raise ValueError(
+                f"search.workers={self.search.workers} share one base in memory, and a quantised one, "
+                f"model.quantize={self.model.quantize}, cannot be shared"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixing(self) -> Experiment:
         asked = [f"data.{name}" for name in ("mixup", "cutmix") if getattr(self.data, name, 0)]
         if asked and self.train.pace == "fast":

@@ -215,6 +215,12 @@ class Adapted:
         return self._state == "merged"
 
     @property
+    def quantized(self) -> bool:
+        """Whether a weight that it adapts is quantised, which a merge would make floating-point."""
+        adapters = (each for layer in self._layers.values() for each in attach.adapters_of(layer).values())
+        return any(adapter.view.quantized for adapter in adapters)
+
+    @property
     def supports(self) -> dict[str, Support]:
         """Site name -> the support tensors of the adapter in use."""
         return self._adapters[self._in_use].supports

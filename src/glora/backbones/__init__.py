@@ -26,7 +26,9 @@ __all__ = [
     "load_backbone",
     "names",
     "preprocess_of",
+    "read_tokenizer",
     "text_preprocess",
+    "text_preprocess_of",
     "unknown_name",
 ]
 
@@ -285,6 +287,31 @@ def preprocess_of(model: nn.Module) -> Preprocess | None:
         return None
     preprocess: Preprocess = registry.load(f"{_TIMM}:preprocess_of")(model)
     return preprocess
+
+
+def text_preprocess_of(
+    model: nn.Module, tokenizer: Any, *, num_classes: int | None
+) -> tuple[TextPreprocess, list[str]]:
+    """How a model of transformers that a program has built reads texts with a tokenizer, and what to say of it.
+
+    Raises:
+        BackboneError: The model is none of transformers, or has fewer embeddings than the tokenizer has tokens.
+    """
+    if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+        raise BackboneError(
+            f"A tokenizer is given, and {type(model).__name__} is no model of transformers.",
+            allowed="Language models, encoder-decoders and sequence classifiers of transformers.",
+            remedy="Give a dataset of what your model takes, without a tokenizer.",
+        )
+    found: tuple[TextPreprocess, list[str]] = registry.load(f"{_TRANSFORMERS}:reading_with")(
+        model, tokenizer, num_classes=num_classes
+    )
+    return found
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of transformers that a folder holds."""
+    return registry.load(f"{_TRANSFORMERS}:read_tokenizer")(folder)
 
 
 def names() -> list[str]:

@@ -18,7 +18,7 @@ from glora.errors import BackboneError, GloraError, listed
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 
-__all__ = ["load"]
+__all__ = ["load", "read_tokenizer", "reading_of", "reading_with"]
 
 _PURPOSE = "A model of transformers"
 _POOL = "pool"  # in the name of what makes one vector of a text's, and which checkpoints often lack
@@ -102,11 +102,9 @@ def load(
         checkpoint=None if checkpoint is None else str(checkpoint),
         pretrained=pretrained,
         seed=seed,
-        **loading.changed,
     )
-    if drop_path:
-        spec["drop_path"] = drop_path
-    return Backbone(name, model, preprocess, head, spec, (*notes, *more))
+    changed = {**loading.changed, **({"drop_path": drop_path} if drop_path else {})}
+    return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
 def reading_of(
@@ -185,14 +183,6 @@ def _config(wanted: _Wanted) -> Any:
         config = _transformers().AutoConfig.from_pretrained(wanted.source, **_hub(wanted))
     if wanted.num_classes is not None and config.num_labels != wanted.num_classes:
         config.num_labels = wanted.num_classes
-    if wanted.drop_path:
-        if not hasattr(config, "drop_path_rate"):
-            raise BackboneError(
-                f"drop_path={wanted.drop_path:g} is asked for, and {wanted.name!r} has no block that it could leave "
-                "out.",
-                remedy="Leave model.drop_path out, or choose another model.",
-            )
-        config.drop_path_rate = wanted.drop_path
     return config
 
 
@@ -284,9 +274,18 @@ def _image_reading(wanted: _Wanted, config: Any) -> tuple[Preprocess, list[str]]
     hub = {"local_files_only": Path(wanted.source).is_dir()}
     with _telling(wanted, "The preprocessor_config.json, which says how images are read,"):
         told, _ = processor.get_image_processor_dict(wanted.source, **hub)
+    if wanted.drop_path:
+        if not hasattr(config, "drop_path_rate"):
+            raise BackboneError(
+                f"drop_path={wanted.drop_path:g} is asked for, and {wanted.name!r} has no block that it could leave "
+                "out.",
+                remedy="Leave model.drop_path out, or choose another model.",
+            )
+        config.drop_path_rate = wanted.drop_path
     side = wanted.image_size
     size = (side, side) if side else _size(told.get("crop_size") or told.get("size"), config)
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if told.get("do_normalize", True) and told.get("image_mean") is not None:
         mean, std = (tuple(map(float, told[key])) for key in ("image_mean", "image_std"))
     if len(mean) != len("RGB") or getattr(config, "num_channels", 3) != len("RGB"):
@@ -493,7 +492,7 @@ def _quantized(model: Any, how: str, head: tuple[str, ...]) -> list[str]:
         if how == "int8":
             ao.quantize_(model, ao.Int8WeightOnlyConfig(), lambda module, _: module in chosen)
             break
-        config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.granularity.PerGroup(group))
+        config = ao.IntxWeightOnlyConfig(weight_dtype=cast(Any, torch).int4, granularity=ao.granularity.PerGroup(group))
         ao.quantize_(model, config, lambda module, _, some=some: module in some)
     if not chosen:
         raise BackboneError(
@@ -531,3 +530,30 @@ def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(wanted)}
         return {"quantization_config": config(load_in_4bit=True, **four)}
     return {}
+
+
+# Of a program's own model
+
+
+def reading_with(model: Any, tokenizer: Any, *, num_classes: int | None) -> tuple[TextPreprocess, list[str]]:
+    """How a model that a program has built reads texts, and what to say of it.
+
+    Args:
+        model: A model of transformers; a classifier's configuration gets the number of the padding token.
+        tokenizer: Its tokenizer; it gets a token to pad with where it has none.
+        num_classes: Outputs of its head; None: it generates.
+    """
+    config, name = model.config, type(model).__name__
+    form = "encoder_decoder" if getattr(config, "is_encoder_decoder", False) else "causal"
+    kind = next(each for each in _KINDS if each.form == (form if num_classes is None else "encoder"))
+    wanted = _Wanted(name, name, num_classes, None, 0, 0.0, Loading())
+    notes = _pad(wanted, tokenizer, config, kind)
+    preprocess = TextPreprocess(tokenizer, name, cast(Any, kind.form), _max_length(tokenizer, config))
+    _check_vocabulary(wanted, model, preprocess)
+    return preprocess, notes
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer that a folder holds."""
+    with _quiet():
+        return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -329,36 +329,45 @@ def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
 def predict(
     run: RunPath,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES", help="Images, or folders: all images anywhere in them.")
+        list[str],
+        typer.Argument(
+            metavar="FILES", help="Images, or folders of them. Of a model of texts: texts, or files of such."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all probabilities.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a header and a line per image, for a table.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Images per forward pass; the run's if not given.")
+        int | None, typer.Option(metavar="N", min=1, help="Examples per forward pass; the run's if not given.")
     ] = None,
     on_bad_image: Annotated[
-        str, typer.Option(metavar="error|skip", help="What to do with unreadable images.")
+        str,
+        typer.Option("--on-bad-image", "--on-bad-row", metavar="error|skip", help="What to do with unreadable ones."),
     ] = "error",
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Most tokens of a language model's answer; 0: none.")
+    ] = 128,
 ) -> None:
-    """Print what the winner predicts for new images: classes with probabilities, labels, or values.
+    """Print what the winner predicts for new images or texts: classes with probabilities, labels, values, or answers.
 
     Example: glora predict run photos/ new.jpg --json
     """
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
     with _reporting() as reporter:
-        from glora.cli import predictions
+        from glora.cli import predictions, text_predictions
         from glora.runs.loaded import load_run
 
         loaded = load_run(run)
-        chosen, notes = predictions.readable(predictions.images(files), on_bad_image)
-        for note in notes:
+        read = text_predictions.readable if loaded.reads_texts else predictions.named
+        given = read(files, on_bad_image)
+        for note in given.notes:
             reporter.say(note)
-        records = loaded.predict(chosen, batch_size=batch_size)
+        records = loaded.predict(given.items, batch_size=batch_size, max_tokens=max_tokens)
     if as_json or as_csv:
-        typer.echo((predictions.as_json if as_json else predictions.as_csv)(chosen, records))
+        typer.echo((predictions.as_json if as_json else predictions.as_csv)(given.called, records, given.what))
         return
-    for line in predictions.as_lines(chosen, records):
+    lines = text_predictions.as_lines if loaded.reads_texts else predictions.as_lines
+    for line in lines(given.called, records):
         typer.echo(line)
 
 
@@ -413,7 +422,8 @@ def chat(
     """
     with _reporting():
         from glora.cli.chat import one_answer, talk
-        from glora.runs.chat import Reply, open_chat
+        from glora.runs.chat import Reply
+        from glora.runs.open_chat import open_chat
 
         reply = Reply(max_tokens, temperature, seed)
         found = open_chat(run, system=system, reply=reply)

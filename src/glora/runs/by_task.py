@@ -22,10 +22,10 @@ __all__ = ["SURE", "Pairs", "by_task"]
 SURE = 1.96  # standard errors on either side of a 95% interval
 SPREAD = "On test; ± is the standard deviation between seeds, or of one seed the standard error over the examples."
 PAIRED = (
-    "The last columns are {0} minus the row, with the 95% interval of the difference over the test examples, in pairs "
-    "and averaged over the seeds that both have."
+    "{0} minus it has the 95% interval of the difference over the test examples, in pairs and averaged over the seeds "
+    "that both have."
 )
-COST = "train, s and search, s are the wall times of the two, of one process."
+STAGES = ("train", "search")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Pairs:
 
     def text(self, metric: MetricInfo) -> str:
         """Such as `"-0.12 [-0.20, -0.04]"`, in the metric's own unit or in points."""
-        low, high = self.mean - SURE * self.error, self.mean + SURE * self.error
+        ends = (self.mean, self.mean - SURE * self.error, self.mean + SURE * self.error)
         digits = ".1f" if metric.percent else ".3f"
-        mean, low, high = (format(metric.scaled(each), f"+{digits}") for each in (self.mean, low, high))
+        mean, low, high = (format(metric.scaled(each), f"+{digits}") for each in ends)
         return f"{mean} [{low}, {high}]"
 
 
@@ -101,23 +101,17 @@ def _sheet(tested: Sequence[Tested], told: Sequence[str]) -> Sheet:
     metrics = results[0].metrics_info
     reference = _reference(rows)
     pairs = {row.name: _pairs(reference, row, metrics, examples) for row in rows if reference and row is not reference}
-    paired = [metric for metric in metrics if any(metric.name in found for found in pairs.values())]
+    paired = [m for m in metrics if m in metrics[:1] or m.name == "loss"]
+    paired = [metric for metric in paired if any(metric.name in found for found in pairs.values())]
     columns = [Column("parameters", "trainable"), Column("seeds", "seeds", form=".0f")]
-    columns += [Column(metric.name, metric.title, form=".1f" if metric.percent else metric.show) for metric in metrics]
-    columns += [Column("train", "train, s", form=",.0f"), Column("search", "search, s", form=",.0f")]
-    columns += [
-        Column(f"{metric.name}_ahead", f"{reference.name} minus it: {metric.title}") for metric in paired if reference
-    ]
-    lines = [
-        *_base(results, metrics),
-        *(Line(row.name, {**_cells(row, metrics), **_shown(pairs.get(row.name, {}), metrics)}) for row in rows),
-    ]
-    caption = (SPREAD, *([PAIRED.format(reference.name)] if reference and paired else []), COST, *told)
-    return Sheet(f"{results[0].task}, {_listed(results)}", tuple(columns), tuple(lines), caption)
-
-
-def _listed(results: Sequence[Result]) -> str:
-    return ", ".join(dict.fromkeys(result.model for result in results))
+    columns += [Column(m.name, m.title, form=".1f" if m.percent else m.show) for m in metrics]
+    columns += [Column(f"{m.name}_ahead", f"{reference.name} minus it, {m.title}") for m in paired if reference]
+    columns += [Column(stage, f"{stage}, s", form=",.0f") for stage in STAGES]
+    lines = _base(results, metrics)
+    lines += [Line(row.name, {**_cells(row, metrics), **_shown(pairs.get(row.name, {}), metrics)}) for row in rows]
+    caption = (SPREAD, *([PAIRED.format(reference.name)] if reference and paired else []), *told)
+    models = ", ".join(dict.fromkeys(result.model for result in results))
+    return Sheet(f"{results[0].task}, {models}", tuple(columns), tuple(lines), caption)
 
 
 def _reference(rows: Sequence[OurRow]) -> OurRow | None:
@@ -147,7 +141,7 @@ def _cells(row: OurRow, metrics: Sequence[MetricInfo]) -> dict[str, Cell]:
     cells = {"parameters": Cell(note=" to ".join(map(trainable, dict.fromkeys((counts[0], counts[-1])))))}
     for metric in metrics:
         cells[metric.name] = _measured([result.metrics for result in runs], metric)
-    for stage in ("train", "search"):
+    for stage in STAGES:
         cells[stage] = Cell.over([result.seconds[stage] for result in runs if stage in result.seconds])
     return {**cells, "seeds": Cell(len(runs))}
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glora.backbones import load_backbone
-from glora.backbones.transformers_folder import CARD
-from glora.errors import DataError, RunError, within
-from glora.runs.loaded import load_run
+from glora.errors import DataError, within
 from glora.tasks.rows import BadRow, Message, TextPreprocess, TextReading
 from glora.tasks.tokens import Tokens
-from glora.training.device import new_accelerator
 
-__all__ = ["Chat", "Reply", "open_chat"]
+__all__ = ["Chat", "Reply"]
 
 MOST = 512  # tokens of an answer, unless told otherwise
 
@@ -55,6 +49,7 @@ class Chat:
         reading: How turns are put together.
         system: What it is told before all.
         reply: How it answers.
+        raw: Whether it goes on with texts as they are, and not with turns of a user.
 
     Raises:
         DataError: The model does not generate.
@@ -68,6 +63,7 @@ class Chat:
         *,
         system: str = "",
         reply: Reply | None = None,
+        raw: bool = False,
     ) -> None:
         if preprocess.form == "encoder" or not getattr(model, "can_generate", bool)():
             raise DataError(
@@ -78,6 +74,7 @@ class Chat:
         self.tokens = Tokens(preprocess, reading)
         self.system = (Message("system", system),) if system else ()
         self.reply = reply or Reply()
+        self.roles = ("prompt", "completion") if raw else ("user", "assistant")
         self.turns: list[Message] = []
         self.forgotten = 0  # turns that the model reads no more
 
@@ -98,12 +95,21 @@ class Chat:
         Raises:
             DataError: The text is longer than the model reads, or its template refuses the conversation.
         """
-        turns = [*self.turns, Message("user", text)]
-        turns, ids = self._fitting(turns)
+        asks, says = self.roles
+        turns, ids = self._fitting([*self.turns, Message(asks, text)])
         self.forgotten += len(self.turns) + 1 - len(turns)
         said = self._generated(ids, show, stopped)
-        self.turns = [*turns, Message("assistant", said)]
+        self.turns = [*turns, Message(says, said)]
         return said
+
+    def reply_to(self, messages: Sequence[Message]) -> str:
+        """What the model says next in a conversation of its own.
+
+        Raises:
+            DataError: It is longer than the model reads, or its template refuses it.
+        """
+        _, ids = self._fitting(list(messages))
+        return self._generated(ids, lambda _: None, lambda: False)
 
     def _fitting(self, turns: list[Message]) -> tuple[list[Message], list[int]]:
         """The conversation and its tokens; without its oldest turns where it is too long to answer."""
@@ -118,7 +124,7 @@ class Chat:
                 raise DataError(
                     f"The text is {len(ids):,} tokens long.", allowed=f"The model reads {room:,}, its answer included."
                 )
-            turns = turns[2:]
+            turns = turns[2:] or turns[-1:]
 
     def _ids(self, turns: Sequence[Message]) -> list[int]:
         try:
@@ -160,35 +166,6 @@ class Chat:
         else:  # settings of drawing, which would be told of as unused
             config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
         return config
-
-
-def open_chat(path: str | Path, *, system: str = "", reply: Reply | None = None) -> Chat:
-    """A conversation with the merged model of a run, with a merged folder, or with any base.
-
-    Args:
-        path: A run folder, a folder of transformers, or the name of a base.
-        system: What the model is told before all.
-        reply: How it answers.
-
-    Raises:
-        RunError: The run is not finished, or its model reads no texts.
-        BackboneError: The base cannot be loaded.
-        DataError: The model does not generate.
-    """
-    path = Path(path).expanduser()
-    said: Mapping[str, Any]
-    if (path / "config.yaml").is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        run = load_run(path)
-        model, preprocess, said = run.model, run.preprocess, run.experiment.data.model_dump()  # type: ignore[attr-defined]
-    else:
-        backbone = load_backbone(str(path), num_classes=None)
-        model, preprocess = backbone.model, backbone.preprocess
-        said = json.loads((path / CARD).read_text("utf-8")).get("data", {}) if (path / CARD).is_file() else {}
-    if not isinstance(preprocess, TextPreprocess):
-        raise RunError(f"The model of {str(path)!r} reads no texts.", remedy="Use it so: glora predict RUN FILES.")
-    named = {each.name for each in fields(TextReading)}
-    reading = TextReading(**{name: value for name, value in said.items() if name in named and name != "max_length"})
-    return Chat(model.to(new_accelerator("no").device), preprocess, reading, system=system, reply=reply)
 
 
 class _Stopped(Exception):

@@ -15,17 +15,22 @@ from glora.report.folders import read_tested
 from glora.report.metrics import MetricInfo
 from glora.report.result import Result
 from glora.runs.by_task import SURE, Pairs
-from glora.runs.chat import Reply, open_chat
+from glora.runs.chat import Reply
 from glora.runs.demo import lora_rank
+from glora.runs.open_chat import open_chat
 from glora.runs.run import Reporter, Run
 from glora.space import BoundSpace
 from glora.tasks.texts import DialogSet
 
 __all__ = ["Answer", "base_row", "demo_experiment", "run_demo", "verdict"]
 
+TEMPLATE = (  # the model's own, without the system message that it puts before all: half of a short row
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 DEMO: dict[str, Any] = {
     "model": {"name": "smollm2_135m"},
-    "data": {"source": "wordnet_words", "train": 160, "val": 48, "test": 100},
+    "data": {"source": "wordnet_words", "train": 240, "val": 64, "test": 120, "template": TEMPLATE},
     "train": {"epochs": 2, "batch_size": 8},
     "search": {
         "searcher": {"population": 6, "generations": 1, "parents": 2, "mutations": 2, "crossovers": 2},
@@ -37,7 +42,7 @@ DEMO: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {
     **DEMO,
-    "data": {"source": "wordnet_words", "train": 8, "val": 8, "test": 8},
+    "data": {**DEMO["data"], "train": 8, "val": 8, "test": 8},
     "train": {"epochs": 1, "batch_size": 8},
     "search": {
         **DEMO["search"],
@@ -121,7 +126,7 @@ def _answers(test: DialogSet, base: str, tuned: Path) -> list[Answer]:
     every = []
     for source in (base, tuned):
         chat = open_chat(source, reply=Reply(most=LONGEST))
-        every.append([_one_line(chat.answer(question.text)) for question, _ in rows if not chat.reset()])
+        every.append([_one_line(chat.reply_to([question])) for question, _ in rows])
     return [
         Answer(question.text, right.text, before, after)
         for (question, right), before, after in zip(rows, *every, strict=True)

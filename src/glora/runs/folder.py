@@ -52,6 +52,7 @@ class RunFolder:
         self.calibration = self.path / "calibration.json"
         self.adapter = self.path / "adapter.safetensors"
         self.winner = self.path / "winner.json"
+        self.tokenizer = self.path / "tokenizer"  # a folder, where a program gave the tokenizer
         self.values = self.path / "examples.jsonl"
         self.stages = self.path / "state.json"
         self.result = self.path / "result.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from glora.runs.cost import planned, search_cost
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
+from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
 from glora.runs.resolve import resolve
 from glora.runs.session import Session
@@ -29,9 +31,10 @@ from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests, tested_examples
 from glora.runs.stages.train import train
 from glora.settings import merged
+from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
 from glora.tasks.images import Preprocess
-from glora.tasks.objective import Objective
+from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
 from glora.training.device import device_name, new_accelerator
@@ -92,7 +95,7 @@ class Run:
             self.folder,
             accelerator,
             self.reporter,
-            _info(backbone, found.objective),
+            _info(backbone, found),
         )
         self.folder.check_base(self.session.base_fingerprint)
         if experiment.train.pace != "off":
@@ -276,8 +279,8 @@ class Run:
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
         if testing.finished is not None:
-            found = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
-            found.write(self.folder.tested_examples)
+            kept = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
+            kept.write(self.folder.tested_examples)
         result.write(self.folder.result)
         return result
 
@@ -325,13 +328,21 @@ class Run:
     def _latency(self, model: nn.Module) -> dict[str, float]:
         session = self.session
         base = session.base().to(session.accelerator.device)
-        batch = session.data.val.batch(range(min(32, len(session.data.val))))
+        batch = session.data.val.batch(range(_timed(session.data.val)))
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
 
 
 def _say(reporter: Reporter, lines: Sequence[str]) -> None:
     for line in lines:
         reporter.say(line)
+
+
+def _timed(examples: Examples) -> int:
+    """How many examples a forward pass has whose time is taken: 32, and of texts no more than have 256 tokens."""
+    most, lengths = min(32, len(examples)), lengths_of(examples)
+    if lengths is None:
+        return most
+    return max(1, sum(total <= 256 for total in itertools.accumulate(lengths[:most])))
 
 
 def changed_search(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,15 +377,16 @@ def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
     return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
 
 
-def _info(backbone: Backbone, objective: Objective) -> dict[str, Any]:
-    """What travels with every file: how to rebuild the base, what it predicts, and how it reads images."""
+def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
+    """What travels with every file: how to rebuild the base, what it predicts, and how it reads images or texts."""
     preprocess = None if backbone.preprocess is None else backbone.preprocess.to_json()
     return {
         "backbone": backbone.spec,
         "model": backbone.name,
         "head": list(backbone.head),
-        "objective": objective.model_dump(mode="json"),
+        "objective": task.objective.model_dump(mode="json"),
         "preprocess": preprocess,
+        **said_of(task),
     }
 
 

@@ -73,10 +73,7 @@ def token_losses(model: nn.Module, inputs: Any, targets: Tensor) -> TokenLosses:
         DataError: The model gives no logits of these shapes.
     """
     given = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    config = getattr(model, "config", None)
-    if getattr(config, "use_cache", None):  # of keys and values, for generating: nobody reads it
-        given["use_cache"] = False
-    if getattr(config, "is_encoder_decoder", False):
+    if _has_decoder(model):
         given["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)  # type: ignore[operator]
     else:
         targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
@@ -87,19 +84,59 @@ def token_losses(model: nn.Module, inputs: Any, targets: Tensor) -> TokenLosses:
     return TokenLosses(cross_entropy(logits, tokens), right, predicted.sum(1))
 
 
-def choice_scores(model: nn.Module, batch: Batch) -> Tensor:
+def choice_scores(model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
     """The summed log-likelihood of every choice, `(n, c)`; minus infinity where there is no such choice.
+
+    Where every choice is one token more than the prompt, one row of each question tells all.
 
     Args:
         model: As for `token_losses`.
         batch: n questions with c rows each, its targets `Choices`.
+        train: Whether every row is computed all the same: in training each may have a genotype.
 
     Raises:
         DataError: The model gives no logits of the right shape.
     """
-    found = token_losses(model, batch.inputs, batch.targets.tokens)
+    inputs, tokens = batch.inputs, batch.targets.tokens
+    if not train and isinstance(inputs, Mapping) and not _has_decoder(model):
+        questions = tokens.view(-1, batch.rows, tokens.shape[-1])
+        place = _common_place(inputs["input_ids"].view_as(questions), questions)
+        if place is not None:
+            return _one_token_scores(
+                model, {name: each[:: batch.rows] for name, each in inputs.items()}, questions, place
+            )
+    found = token_losses(model, inputs, tokens)
     scores = -found.sums(found.losses)
     return scores.masked_fill(found.counts == 0, -torch.inf).view(-1, batch.rows)
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _common_place(ids: Tensor, tokens: Tensor) -> Tensor | None:
+    """Where the one token of every choice of a question is, `(n, 1)`; None where they share no prompt, or have more.
+
+    Args:
+        ids: The tokens, `(n, c, t)`.
+        tokens: Those that are scored; `IGNORED` elsewhere.
+    """
+    scored = tokens != IGNORED
+    counts, places = scored.sum(-1), scored.int().argmax(-1)  # (n, c)
+    first, there = places[:, :1], counts > 0
+    prompt = torch.arange(tokens.shape[-1], device=ids.device) < first[..., None]  # (n, 1, t)
+    other = (places != first) | ((ids != ids[:, :1]) & prompt).any(-1)
+    if bool((counts > 1).any() | (first == 0).any() | (other & there).any()):
+        return None
+    return first
+
+
+def _one_token_scores(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, place: Tensor) -> Tensor:
+    """The log-likelihood of the one token of every choice, `(n, c)`, by the logits after the prompt alone."""
+    positions = torch.zeros_like(tokens[:, 0], dtype=torch.bool).scatter_(1, place - 1, True)
+    chances = _logits(model, inputs, positions).float().log_softmax(-1)  # (n, v)
+    chosen = tokens.gather(2, place[:, None].expand(-1, tokens.shape[1], 1)).squeeze(-1)  # (n, c)
+    return chances.gather(1, chosen.clamp(min=0)).masked_fill(chosen == IGNORED, -torch.inf)
 
 
 class _Selected:
@@ -133,6 +170,10 @@ class _Selected:
 def _logits(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
     """The model's logits at these positions, `(k, v)`, in its own type."""
     last = _last_layer(model)
+    if getattr(
+        getattr(model, "config", None), "use_cache", None
+    ):  # of keys and values, for generating: nobody reads it
+        inputs = {**inputs, "use_cache": False}
     selected = _Selected(positions, by_rows=last is not None and parametrize.is_parametrized(last))
     hook = None if last is None else last.register_forward_pre_hook(selected)
     try:
@@ -142,8 +183,9 @@ def _logits(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> T
             hook.remove()
     expected = (int(positions.sum()),) if selected.left is None else selected.left.shape
     if logits.shape[:-1] != expected:
+        what, tokens = tuple(logits.shape), tuple(positions.shape)
         raise DataError(
-            f"{type(model).__name__} gives logits of the shape {tuple(logits.shape)} for {tuple(positions.shape)} tokens.",
+            f"{type(model).__name__} gives logits of the shape {what} for {tokens} tokens.",
             allowed="One row of logits for every token.",
             remedy="Give a language model: causal, or an encoder-decoder.",
         )
@@ -172,7 +214,7 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        totals = torch.cat([part.float().logsumexp(-1) for part in logits.split(_rows(logits))])
+        totals = torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, _rows(logits))])
         ctx.save_for_backward(logits, tokens, totals)
         return totals - logits.gather(1, tokens[:, None]).squeeze(1).float()
 

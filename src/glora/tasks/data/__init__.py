@@ -20,6 +20,7 @@ SOURCES = {  # packaged data sets, then formats of files; the last format is wha
     "torchvision": "glora.tasks.data.torchvision_sets:TorchvisionSet",
     "vtab": "glora.tasks.data.vtab:Vtab",
     "from_python": "glora.tasks.data.from_python:FromPython",
+    "text_from_python": "glora.tasks.data.text_from_python:TextFromPython",
     "text": "glora.tasks.data.text:Text",
     "hugging_face": "glora.tasks.data.hugging_face:HuggingFace",
     "image_table": "glora.tasks.data.image_table:ImageTable",

@@ -59,6 +59,6 @@ def problems(kind: str, number: int) -> list[tuple[str, str]]:
 
 def _generated(kind: str, most: int) -> Iterator[tuple[str, str]]:
     with drawing("reasoning-gym"):  # its packages draw from the global generators when they are imported
-        gym: Any = registry.optional_import("reasoning_gym", extra="demo", purpose="The data set 'arithmetic'")
+        gym: Any = registry.optional_import("reasoning_gym", extra="arithmetic", purpose="The data set 'arithmetic'")
     for each in gym.create_dataset(kind, size=most, seed=SEED, **SHORT[kind]):
         yield each["question"], each["answer"]

@@ -63,7 +63,7 @@ def _folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
             "The data set 'chatterbot' needs the package 'chatterbot-corpus', which is not installed.",
-            remedy="Install it: pip install chatterbot-corpus",
+            remedy="Install it: pip install 'glora[demo-language]'",
         )
     return Path(next(iter(spec.submodule_search_locations))) / "data" / "english"
 

@@ -9,15 +9,18 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
+from glora.errors import DataError
 from glora.settings import Count
+from glora.tasks.data.text import SETS, USUAL, asked
+from glora.tasks.data.text_layouts import Kind
 from glora.tasks.objective import Objective, Targets
+from glora.tasks.rows import Asks, Dialog, Labelled, Question, TextReading
 from glora.tasks.task import DataSettings, Pool, Task, assemble
-from glora.tasks.texts import Dialog, DialogSet, Labelled, LabelledSet, Question, QuestionSet, TextReading, TextSet
 
 __all__ = ["TEST", "TRAIN", "VAL", "PackagedTexts", "parted"]
 
 TRAIN, VAL, TEST = 800, 200, 1000
-USUAL: dict[type[TextSet], str] = {DialogSet: "language", QuestionSet: "choose", LabelledSet: "classify"}
+COLUMNS: dict[Kind, tuple[str, ...]] = {"dialogs": (), "questions": ("answer",), "labelled": ("class",)}
 
 Row = TypeVar("Row")
 
@@ -26,10 +29,10 @@ class PackagedTexts(DataSettings):
     """The base of the packaged sources of texts.
 
     Attributes:
-        kind: The set that a split is.
+        kind: What its rows are.
     """
 
-    kind: ClassVar[type[TextSet]] = DialogSet
+    kind: ClassVar[Kind] = "dialogs"
 
     test: Count | None = Field(None, ge=1, description="Number of test rows, the first of them; all if not given.")
     max_length: int | None = Field(None, ge=1, description="Most tokens of a row; what the model takes if not given.")
@@ -66,15 +69,32 @@ class PackagedTexts(DataSettings):
             names: Of the classes.
             notes: What a user should be told.
         """
+        columns = COLUMNS[self.kind]
         parts = {"train": rows["train"], "test": rows["test"][: self.test]}
         pools = {
-            split: Pool(some, Targets(("class",), [(labels(row),) for row in some], names=tuple(names)))
+            split: Pool(some, Targets(columns, [(labels(row),) * len(columns) for row in some], names=tuple(names)))
             for split, some in parts.items()
         }
         val = self.val or min(VAL, len(parts["train"]) // 5)
         sizes = {"train": self.train or min(TRAIN, len(parts["train"]) - val), "val": val}
         settings = self.model_copy(update=sizes)
-        return assemble(name, pools, objective, settings, make=partial(self.kind, reading=self.reading), notes=notes)
+        return assemble(name, pools, objective, settings, make=self._make(objective, pools), notes=notes)
+
+    def _make(self, objective: Objective, pools: Mapping[str, Pool]) -> Any:
+        """Makes a split of rows and encoded targets.
+
+        Raises:
+            DataError: The objective does not read such rows.
+        """
+        if isinstance(objective, Asks) and self.kind == "labelled":
+            named = objective.named(next(iter(pools.values())).targets)
+            return partial(asked, named, self.reading)
+        if objective.name != USUAL[self.kind]:
+            raise DataError(
+                f"The objective {objective.name!r} does not read the rows of {self.source!r}.",
+                remedy=f"Use the objective {USUAL[self.kind]!r}, which is the default.",
+            )
+        return partial(SETS[self.kind], reading=self.reading)
 
 
 def parted(rows: Sequence[Row], name: str, *, test: int = TEST) -> dict[str, list[Row]]:

@@ -33,7 +33,7 @@ from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, groups, k
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["Text"]
+__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "unshared"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
@@ -116,7 +116,7 @@ class Text(DataSettings):
 
     def load(self, objective: Objective) -> Task:
         found = self._found(objective)
-        pools, left = _unshared(found.pools)
+        pools, left = unshared(found.pools)
         whole = [target for pool in pools.values() for target in pool.targets.rows]
         places = [place for pool in pools.values() for place in pool.targets.places]
         every = next(iter(pools.values())).targets
@@ -136,7 +136,7 @@ class Text(DataSettings):
     def _make(self, objective: Objective, kind: Kind) -> Any:
         """Makes a split of rows and encoded targets."""
         if isinstance(objective, Asks) and kind == "labelled":
-            return partial(_asked, objective, self.reading)
+            return partial(asked, objective, self.reading)
         return partial(SETS[kind], reading=self.reading)
 
     def _naming(self, objective: Objective | None) -> Naming:
@@ -177,7 +177,7 @@ class Text(DataSettings):
             {split: _pool(rows) for split, rows in pools.items()}, _wanted(objective), [f"Read as {shown}.", *notes]
         )
 
-    def _rows(self, file: _File, naming: Naming, objective: Objective) -> _Read:
+    def _rows(self, file: TextFile, naming: Naming, objective: Objective) -> _Read:
         """The rows of one file, in the layout of its first record."""
         first = next((each for each in file.records if isinstance(each, Record)), None)
         if first is None:
@@ -198,7 +198,7 @@ class Text(DataSettings):
                 rows.append(row)
         return _Read(rows, bad, layout)
 
-    def _parts(self) -> tuple[dict[str, list[_File]], list[str]]:
+    def _parts(self) -> tuple[dict[str, list[TextFile]], list[str]]:
         """The files of each split, read; all of them under `""` where their names tell of none."""
         path = Path(self.source).expanduser()
         if path.is_file():
@@ -223,8 +223,8 @@ class Text(DataSettings):
         }
         return read, notes
 
-    def _file(self, path: Path, name: str) -> _File:
-        return _File(name, read_records(path, name, sample_by=self.sample_by))
+    def _file(self, path: Path, name: str) -> TextFile:
+        return TextFile(name, read_records(path, name, sample_by=self.sample_by))
 
     def _by_column(self, rows: list[_Row]) -> dict[str, list[_Row]]:
         """The rows of each split that a column of theirs names; all of them under `""` where none does."""
@@ -246,7 +246,7 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _File:
+class TextFile:
     """What a file or a part of a data set holds."""
 
     name: str
@@ -330,12 +330,12 @@ def _name(source: str) -> str:
     return Path(source).name.partition(".")[0] or source
 
 
-def _stored(part: Any, split: str) -> _File:
+def _stored(part: Any, split: str) -> TextFile:
     """The rows of a part of a data set of the package datasets; labels have their names."""
     name = split or "data"
     names = {column: list(class_names(kind)) for column, kind in part.features.items() if class_names(kind)}
     rows = [Record(f"{name}, row {place}", named_labels(dict(row), names)) for place, row in enumerate(part)]
-    return _File(name, rows)
+    return TextFile(name, rows)
 
 
 def _wanted(objective: Objective) -> Kind:
@@ -356,7 +356,7 @@ def _check_kind(kind: Kind, objective: Objective, name: str, layout: str) -> Non
     )
 
 
-def _asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
+def asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
     """Labelled texts as questions, each class a choice."""
     choices = objective.choices
     asked = [
@@ -376,7 +376,7 @@ def _pool(rows: Sequence[_Row]) -> Pool:
     return Pool([row.row for row in rows], Targets(columns, values, what="the data", places=places))
 
 
-def _unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
+def unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
     """The pools without rows that share a key with those of a later split: test keeps all, then val, then train."""
     order = [split for split in ("train", "val", "test") if split in pools]
     if len(order) < 2:

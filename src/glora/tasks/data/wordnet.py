@@ -9,6 +9,7 @@ Source: Fellbaum 1998; the files as `wndb(5WN)` describes them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from glora.errors import DataError
 from glora.tasks.data.packaged_texts import PackagedTexts, parted
 from glora.tasks.objective import Objective
 from glora.tasks.task import Task
-from glora.tasks.texts import Dialog, Labelled, LabelledSet, Message, Question, QuestionSet
+from glora.tasks.texts import Dialog, Labelled, Message, Question
 
 __all__ = ["NOUNS", "Entry", "entries", "meanings"]
 
@@ -61,30 +62,30 @@ class WordNetWords(PackagedTexts):
     """Common English words and what they mean, as instructions: 800 train, 200 val, 1,000 test."""
 
     def load(self, objective: Objective) -> Task:
-        rows = {split: list(map(_dialog, some)) for split, some in parted(entries(), "wordnet").items()}
+        rows = {split: list(map(_dialog, some)) for split, some in parted(entries(), "words").items()}
         return self.task("wordnet_words", rows, objective)
 
 
 class WordNetChoices(PackagedTexts):
     """Which of four words has a definition, all of one field of meanings: 800 train, 200 val, 1,000 test."""
 
-    kind: ClassVar = QuestionSet
+    kind: ClassVar = "questions"
 
     def load(self, objective: Objective) -> Task:
-        rows = {split: questions(some) for split, some in parted(entries(), "wordnet").items()}
-        return self.task("wordnet_choices", rows, objective)
+        rows = {split: questions(some) for split, some in parted(entries(), "words").items()}
+        return self.task("wordnet_choices", rows, objective, labels=lambda row: row.answer)
 
 
 class WordNetClasses(PackagedTexts):
     """Which of 25 kinds of things a definition is of, such as an act or an animal: 800 train, 200 val, 1,000 test."""
 
-    kind: ClassVar = LabelledSet
+    kind: ClassVar = "labelled"
 
     def load(self, objective: Objective) -> Task:
         last = FIRST_NOUN + len(NOUNS)
         found = {each.definition: each for each in meanings("noun").values() if FIRST_NOUN <= each.file < last}
         fields = {definition: meaning.file - FIRST_NOUN for definition, meaning in found.items()}
-        parts = parted(list(found.values()), "wordnet")
+        parts = parted(list(found.values()), "words")
         rows = {
             split: [Labelled(each.definition, where=_place(each)) for each in some] for split, some in parts.items()
         }
@@ -150,7 +151,7 @@ def meanings(part: str, folder: Path = WORDNET) -> dict[int, Meaning]:
 
 @cache
 def entries(folder: Path = WORDNET) -> tuple[Entry, ...]:
-    """The common words with a short definition that does not have the word in it, each word and meaning once.
+    """The common words with a short definition that no word of their family is in, each word and meaning once.
 
     Common are those that were met in the texts that WordNet's authors have read for it.
 
@@ -166,11 +167,17 @@ def entries(folder: Path = WORDNET) -> tuple[Entry, ...]:
         for word, meaning in _first_meanings(part, folder):
             definition = meaning.definition
             plain = word.isalpha() and word.islower() and len(word) >= SHORT and meaning.words[0] == word
-            fits = SHORT <= len(definition.split()) <= LONG and word not in definition.lower()
+            fits = SHORT <= len(definition.split()) <= LONG and not _tells(definition, word)
             if plain and fits and word not in found and definition not in told:
                 found[word] = Entry(word, meaning)
                 told.add(definition)
     return tuple(found.values())
+
+
+def _tells(definition: str, word: str) -> bool:
+    """Whether a definition has the word in it, or one of its family: of `cleverly` one that begins with `clev`."""
+    stem = word[: max(4, len(word) - 4)]
+    return any(other.startswith(stem) for other in re.findall(r"[a-z]+", definition.lower()))
 
 
 def _first_meanings(part: str, folder: Path) -> Iterator[tuple[str, Meaning]]:

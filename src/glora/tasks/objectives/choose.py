@@ -22,8 +22,8 @@ class Choose(Objective):
     """One of several choices. Outputs are log-likelihoods of the choices `(n, c)`, targets `Choices`.
 
     Where a question has fewer than c choices the others have minus infinity. `acc` is the share of questions whose
-    likeliest choice is the right one, `acc_norm` the same for the log-likelihood per character, as lm-evaluation-harness
-    has both (`multiple_choice`). The loss is the cross-entropy of the choices, their log-likelihoods taken for logits.
+    likeliest choice is the right one, `acc_norm` the same for the log-likelihood per character, as lm-eval has both
+    (`multiple_choice`). The loss is the cross-entropy of the choices, their log-likelihoods taken for logits.
     """
 
     metrics = (
@@ -57,7 +57,7 @@ class Choose(Objective):
         return "one of several choices"
 
     def forward(self, model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
-        return choice_scores(model, batch)
+        return choice_scores(model, batch, train=train)
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         scores = normalised(output, batch.targets.sizes, self.normalise)

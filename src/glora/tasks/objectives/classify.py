@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from glora.errors import DataError, listed, nearest
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
@@ -30,7 +31,7 @@ class Classes(Objective):
         0.0, ge=0, lt=1, description="Label smoothing: the share of a training target that is spread over all classes."
     )
 
-    def named(self, targets: Targets) -> Classify:
+    def named(self, targets: Targets) -> Self:
         every = targets.single(self.name)
         if empty := [row for row, value in enumerate(every) if value is None or not str(value).strip()]:
             raise DataError(f"{targets.where(empty[0])} has no class.", remedy="Fill it, or leave the example out.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from glora.errors import DataError, listed, nearest
 from glora.tasks.likelihood import choice_scores
@@ -48,9 +49,8 @@ class Verbalize(Classes):
             raise ValueError(f"{prompt!r} has no place for the text: write {{text}} there")
         return prompt
 
-    def named(self, targets: Targets) -> Verbalize:
+    def named(self, targets: Targets) -> Self:
         named = super().named(targets)
-        assert isinstance(named, Verbalize)
         for name, _ in self.words:
             if name not in named.classes:
                 near = nearest(name, named.classes, n=1)
@@ -97,7 +97,7 @@ class Verbalize(Classes):
         return found
 
     def forward(self, model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
-        return normalised(choice_scores(model, batch), batch.targets.sizes, self.normalise)
+        return normalised(choice_scores(model, batch, train=train), batch.targets.sizes, self.normalise)
 
     def tempered(self, output: Tensor, t: float) -> Any:
         return None
