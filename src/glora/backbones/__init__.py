@@ -26,6 +26,12 @@ __all__ = [
     "load_backbone",
     "names",
     "preprocess_of",
+<<<<<<< HEAD
+=======
+    "read_tokenizer",
+    "text_preprocess",
+    "text_preprocess_of",
+>>>>>>> w-lm
     "unknown_name",
 ]
 
@@ -191,6 +197,38 @@ def _load(name: str, given: Mapping[str, Any], loading: Loading, cache_dir: Path
     return backbone
 
 
+<<<<<<< HEAD
+=======
+def text_preprocess(
+    name: str, *, num_classes: int | None, trust_remote_code: bool = False, cache_dir: Path | None = None
+) -> TextPreprocess:
+    """How a model reads texts; its weights are not loaded.
+
+    Args:
+        name: As of `load_backbone`.
+        num_classes: Outputs of its head; None: the model's own, a text.
+        trust_remote_code: Whether to run Python code that comes with the model.
+        cache_dir: Where converted packaged weights are kept; None is `~/.cache/glora`.
+
+    Raises:
+        BackboneError: It reads no texts, is of another kind, or out of reach.
+        MissingExtraError: transformers is not installed.
+    """
+    found: Preprocess | TextPreprocess | None = None
+    if _is_of_transformers(name):
+        folder = registry.load(PACKAGED_TEXT[name])(cache_dir) if name in PACKAGED_TEXT else None
+        loading = Loading(trust_remote_code=trust_remote_code)
+        found = registry.load(f"{_TRANSFORMERS}:reading_of")(
+            name, num_classes=num_classes, loading=loading, folder=folder
+        )
+    if not isinstance(found, TextPreprocess):
+        raise BackboneError(
+            f"The model {name!r} reads images, not texts.", remedy="Name a model of texts, such as smollm2_135m."
+        )
+    return found
+
+
+>>>>>>> w-lm
 def _is_of_transformers(name: str) -> bool:
     """Whether transformers has the model: a packaged one of texts, a folder, or an `owner/name` that is not timm's.
 
@@ -255,6 +293,31 @@ def preprocess_of(model: nn.Module) -> Preprocess | None:
         return None
     preprocess: Preprocess = registry.load(f"{_TIMM}:preprocess_of")(model)
     return preprocess
+
+
+def text_preprocess_of(
+    model: nn.Module, tokenizer: Any, *, num_classes: int | None
+) -> tuple[TextPreprocess, list[str]]:
+    """How a model of transformers that a program has built reads texts with a tokenizer, and what to say of it.
+
+    Raises:
+        BackboneError: The model is none of transformers, or has fewer embeddings than the tokenizer has tokens.
+    """
+    if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+        raise BackboneError(
+            f"A tokenizer is given, and {type(model).__name__} is no model of transformers.",
+            allowed="Language models, encoder-decoders and sequence classifiers of transformers.",
+            remedy="Give a dataset of what your model takes, without a tokenizer.",
+        )
+    found: tuple[TextPreprocess, list[str]] = registry.load(f"{_TRANSFORMERS}:reading_with")(
+        model, tokenizer, num_classes=num_classes
+    )
+    return found
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of transformers that a folder holds."""
+    return registry.load(f"{_TRANSFORMERS}:read_tokenizer")(folder)
 
 
 def names() -> list[str]:

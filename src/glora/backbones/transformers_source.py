@@ -18,7 +18,11 @@ from glora.errors import BackboneError, GloraError, listed
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 
+<<<<<<< HEAD
 __all__ = ["load"]
+=======
+__all__ = ["load", "read_tokenizer", "reading_of", "reading_with"]
+>>>>>>> w-lm
 
 _PURPOSE = "A model of transformers"
 _POOL = "pool"  # in the name of what makes one vector of a text's, and which checkpoints often lack
@@ -107,6 +111,26 @@ def load(
     return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
+<<<<<<< HEAD
+=======
+def reading_of(
+    name: str, *, num_classes: int | None, loading: Loading, folder: Path | None = None
+) -> Preprocess | TextPreprocess:
+    """How the model of a folder or a hub's `owner/name` reads what it is given; its weights are not loaded.
+
+    Raises:
+        BackboneError: The model is of another kind, or out of reach.
+        MissingExtraError: transformers is not installed.
+    """
+    given = Path(name).expanduser()
+    own = folder or (given.resolve() if given.is_dir() else None)
+    wanted = _Wanted(name, str(own or name), num_classes, None, 0, 0.0, loading)
+    with _quiet(), without_waiting("text"):
+        config = _config(wanted)
+        return _reading(wanted, config, _kind(wanted, config))[0]
+
+
+>>>>>>> w-lm
 def _transformers(module: str = "transformers") -> Any:
     return registry.optional_import(module, extra="text", purpose=_PURPOSE)
 
@@ -513,3 +537,33 @@ def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(wanted)}
         return {"quantization_config": config(load_in_4bit=True, **four)}
     return {}
+<<<<<<< HEAD
+=======
+
+
+# Of a program's own model
+
+
+def reading_with(model: Any, tokenizer: Any, *, num_classes: int | None) -> tuple[TextPreprocess, list[str]]:
+    """How a model that a program has built reads texts, and what to say of it.
+
+    Args:
+        model: A model of transformers; a classifier's configuration gets the number of the padding token.
+        tokenizer: Its tokenizer; it gets a token to pad with where it has none.
+        num_classes: Outputs of its head; None: it generates.
+    """
+    config, name = model.config, type(model).__name__
+    form = "encoder_decoder" if getattr(config, "is_encoder_decoder", False) else "causal"
+    kind = next(each for each in _KINDS if each.form == (form if num_classes is None else "encoder"))
+    wanted = _Wanted(name, name, num_classes, None, 0, 0.0, Loading())
+    notes = _pad(wanted, tokenizer, config, kind)
+    preprocess = TextPreprocess(tokenizer, name, cast(Any, kind.form), _max_length(tokenizer, config))
+    _check_vocabulary(wanted, model, preprocess)
+    return preprocess, notes
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer that a folder holds."""
+    with _quiet():
+        return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+>>>>>>> w-lm

@@ -233,15 +233,45 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Other examples with the same classes, labels or columns.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness, or YAML files of such: openllm,mine.yaml"),
+    ] = None,
+    tasks_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --tasks: your own tasks, and data sets as the hub has them."),
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="With --tasks: another run of the same base (repeat it)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --tasks: the first N questions of each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="With --tasks: requests per forward pass.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Test the winner, merged, once; later calls print that result. With --data: how good it is on other examples.
 
+    With --tasks: base, other runs and winner of a language model in lm-evaluation-harness, with the same settings.
+
     Example: glora eval run
     """
+    if tasks is not None:
+        _evaluate_tasks(run, tasks, tasks_dir, others or [], limit, batch_size, as_json=as_json)
+        return
+    if given_with := [
+        name for name, value in (("--tasks-dir", tasks_dir), ("--with", others), ("--limit", limit)) if value
+    ]:
+        raise typer.BadParameter(f"{given_with[0]} is for --tasks")
     if data is not None:
         _evaluate_on(run, data, as_json=as_json)
-        return
+    else:
+        _evaluate_once(run, as_json=as_json)
+
+
+def _evaluate_once(run: Path, *, as_json: bool) -> None:
+    """The result on test, made now or before."""
     with _reporting() as reporter:
         from glora.runs.folder import RunFolder
         from glora.runs.run import Run
@@ -257,6 +287,25 @@ def evaluate(
             result = None
     if result is not None:
         _print_results(result, as_json=as_json)
+
+
+def _evaluate_tasks(
+    run: Path, tasks: str, folder: Path | None, others: list[Path], limit: int | None, size: int, *, as_json: bool
+) -> None:
+    """What lm-evaluation-harness measures, as a table or as JSON."""
+    with _reporting() as reporter:
+        from glora.cli.paper import print_table
+        from glora.runs.lm_eval import Asked, evaluate_run
+
+        names = tuple(filter(None, map(str.strip, tasks.split(","))))
+        if not names:
+            raise typer.BadParameter("--tasks names no task")
+        others = [other.expanduser() for other in others]
+        found = evaluate_run(run, Asked(names, folder, limit, size), reporter, others=others)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        print_table("language", [str(run)], "text")
 
 
 def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
@@ -280,55 +329,108 @@ def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
 def predict(
     run: RunPath,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES", help="Images, or folders: all images anywhere in them.")
+        list[str],
+        typer.Argument(
+            metavar="FILES", help="Images, or folders of them. Of a model of texts: texts, or files of such."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with all probabilities.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a header and a line per image, for a table.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Images per forward pass; the run's if not given.")
+        int | None, typer.Option(metavar="N", min=1, help="Examples per forward pass; the run's if not given.")
     ] = None,
     on_bad_image: Annotated[
-        str, typer.Option(metavar="error|skip", help="What to do with unreadable images.")
+        str,
+        typer.Option("--on-bad-image", "--on-bad-row", metavar="error|skip", help="What to do with unreadable ones."),
     ] = "error",
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Most tokens of a language model's answer; 0: none.")
+    ] = 128,
 ) -> None:
-    """Print what the winner predicts for new images: classes with probabilities, labels, or values.
+    """Print what the winner predicts for new images or texts: classes with probabilities, labels, values, or answers.
 
     Example: glora predict run photos/ new.jpg --json
     """
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
     with _reporting() as reporter:
-        from glora.cli import predictions
+        from glora.cli import predictions, text_predictions
         from glora.runs.loaded import load_run
 
         loaded = load_run(run)
-        chosen, notes = predictions.readable(predictions.images(files), on_bad_image)
-        for note in notes:
+        read = text_predictions.readable if loaded.reads_texts else predictions.named
+        given = read(files, on_bad_image)
+        for note in given.notes:
             reporter.say(note)
-        records = loaded.predict(chosen, batch_size=batch_size)
+        records = loaded.predict(given.items, batch_size=batch_size, max_tokens=max_tokens)
     if as_json or as_csv:
-        typer.echo((predictions.as_json if as_json else predictions.as_csv)(chosen, records))
+        typer.echo((predictions.as_json if as_json else predictions.as_csv)(given.called, records, given.what))
         return
-    for line in predictions.as_lines(chosen, records):
+    lines = text_predictions.as_lines if loaded.reads_texts else predictions.as_lines
+    for line in lines(given.called, records):
         typer.echo(line)
 
 
 @app.command()
 def merge(
     run: RunPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", callback=_expanded)] = Path(
-        "merged.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The file to write, merged.safetensors if not given; of a model of transformers a folder, merged.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the winner's plain model as safetensors: the backbone's own state-dict keys, no extra cost.
+    """Write the winner's plain model: the backbone's own state-dict keys, no extra cost.
+
+    Of a model of transformers it is a folder with configuration, weights and tokenizer, which from_pretrained
+    loads; a name that ends in .safetensors is a file with the weights alone.
 
     Example: glora merge run --out merged.safetensors
     """
     with _reporting() as reporter:
         from glora.runs.loaded import load_run
 
-        reporter.say(load_run(run).save(out))
-    typer.echo(out)
+        loaded = load_run(run)
+        path = _expanded(out or Path("merged" if loaded.saves_folder else "merged.safetensors"))
+        for line in loaded.save(path).splitlines():
+            reporter.say(line)
+    typer.echo(path)
+
+
+@app.command()
+def chat(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run, a folder that `glora merge` wrote, or any base.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answer this alone; without it, what is typed, line by line.")
+    ] = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="What the model is told before all.")] = "",
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0, help="0: the likeliest tokens; more: drawn, the more freely.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
+) -> None:
+    """Talk with the merged language model: it answers as it was trained, by its chat template or Alpaca's prompt.
+
+    Ctrl-C stops an answer, /reset forgets what was said, /exit or Ctrl-D leaves.
+
+    Example: glora chat run --prompt "What is water?"
+    """
+    with _reporting():
+        from glora.cli.chat import one_answer, talk
+        from glora.runs.chat import Reply
+        from glora.runs.open_chat import open_chat
+
+        reply = Reply(max_tokens, temperature, seed)
+        found = open_chat(run, system=system, reply=reply)
+    if prompt is None:
+        talk(found)
+    else:
+        one_answer(found, prompt)
 
 
 @app.command()
@@ -355,39 +457,52 @@ def ls(
 @app.command()
 def data(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders or tables of images.")
+        list[str], typer.Argument(metavar="SOURCE...", help="Packaged data sets, folders, tables, files of texts.")
     ],
     objective: Annotated[
-        str, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`.")
-    ] = "classify",
+        str | None, typer.Option(metavar="NAME", help="What is learned: `glora ls objectives`; the data's usual one.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of texts: count the tokens of this model, and mark the learned.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the data: on_bad_row=skip.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw some training images of each: .png, .svg or .pdf.")
     ] = None,
-    number: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="How many of each.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which images are drawn.")] = 0,
+    number: Annotated[
+        int | None, typer.Option("--samples", metavar="N", min=1, help="Pictures of each, 8; or rows of texts, 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split, and of which examples are shown.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what is in data: examples by split and class, and a picture of some.
+    """Tell what is in data: examples by split and class, and some of them: a picture; texts, the learned part marked.
 
     Example: glora data digits dsprites_ori --picture samples.png
     """
-    from glora.cli import samples
-    from glora.registry import lookup
-    from glora.tasks.objectives import OBJECTIVES
-    from glora.tasks.task import load_task
+    from glora.cli import samples, texts
 
-    kind = lookup(OBJECTIVES, objective, kind="objective", remedy="List them: glora ls objectives")
-    tasks = [load_task(source, objective=kind(), seed=seed) for source in sources]
+    tasks = [samples.task_of(source, objective, overrides or (), model=model, seed=seed) for source in sources]
     if picture is not None:
         from glora.report.plots import samples_plot
 
-        samples_plot([samples.samples(task, number, seed=seed) for task in tasks], picture)
+        samples_plot([samples.samples(task, number or 8, seed=seed) for task in tasks], picture)
     if as_json:
-        typer.echo(json.dumps([samples.counts(task) for task in tasks]))
+        typer.echo(json.dumps([texts.with_lengths(samples.counts(task), task) for task in tasks]))
         return
     for task in tasks:
-        for line in samples.lines(task):
+        for line in (*samples.lines(task), *texts.lines(task)):
             typer.echo(line)
+        for line in texts.rows(task, number or 1, seed=seed, mark=_learned):
+            typer.echo(line)
+
+
+def _learned(text: str) -> str:
+    """Text that is learned: green in a terminal, else in brackets."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return f"[[{text}]]"
+    return "\n".join(typer.style(line, fg="green", bold=True) for line in text.split("\n"))
 
 
 @app.command()
@@ -408,7 +523,8 @@ def table(
         typer.Argument(
             metavar="[NAME] RUN...",
             help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
-            "inference for the paper's table with its printed rows. Or params, and vit_b or swin_b.",
+            "inference for the paper's table with its printed rows, or tasks for a table of each task with differences "
+            "in pairs, or language for what eval --tasks has measured. Or params, and vit_b or swin_b.",
         ),
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -521,22 +637,38 @@ def bench(
 
 @app.command()
 def demo(
-    out: Out = Path("demo"),
+    what: Annotated[str, typer.Argument(metavar="[images|language]", help="Which demo.")] = "images",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="The demo's folder, demo or demo-language if not given; an unfinished one is continued."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The main job on packaged weights and images, without a network: linear probe, LoRA, searched GLoRA.
+    """The main job on packaged weights and data, without a network: images, or a language model.
+
+    images compares a linear probe, LoRA and the searched GLoRA; language the model as it is, LoRA and the searched
+    GLoRA on what words mean, and shows three answers before and after.
 
     Example: glora demo --quick --out demo-quick
     """
-    with _reporting() as reporter:
-        from glora.runs.demo import run_demo, verdict
+    from glora.cli.demos import DEMOS
+    from glora.registry import lookup
 
-        results = run_demo(out, reporter, quick=quick, seed=seed)
+    show = lookup(DEMOS, what, kind="demo")
+    folder = (out or Path("demo" if what == "images" else f"demo-{what}")).expanduser()
+    with _reporting() as reporter:
+        results, told, shown = show(folder, reporter, quick=quick, seed=seed)
     _print_results(*results, as_json=as_json)
-    typer.echo(verdict(results), err=True)
-    typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
+    if shown is not None and not as_json:
+        from rich.console import Console
+
+        Console().print(shown)
+    for line in told:
+        typer.echo(line, err=True)
 
 
 def _print_results(*results: Any, as_json: bool) -> None:

@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
 
 OPTIONS = {
-    "data": Setting("data.source", "FOLDER", str, "Labelled images, or a name of `glora ls data`."),
+    "data": Setting("data.source", "FOLDER", str, "Labelled images, texts, or a name of `glora ls data`."),
     "model": Setting("model.name", "NAME"),
     "method": Setting("method", "NAME"),
     "objective": Setting("objective", "NAME"),
@@ -55,6 +55,7 @@ OPTIONS = {
     "train_size": Setting("data.train", "N", int, "Training examples of the seeded split."),
     "val_size": Setting("data.val", "N", int, "Validation examples of the seeded split."),
     "on_bad_image": Setting("data.on_bad_image", "error|skip", str, "What to do with unreadable images."),
+    "on_bad_row": Setting("data.on_bad_row", "error|skip", str, "What to do with rows of text that cannot be used."),
     "control": Setting("search.control", "none|retrain"),
     "preset": Setting("preset", "NAME"),
     "seed": Setting("seed", "N", int),

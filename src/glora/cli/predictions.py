@@ -7,11 +7,11 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glora.errors import DataError
 
-__all__ = ["as_csv", "as_json", "as_lines", "images", "readable"]
+__all__ = ["Given", "as_csv", "as_json", "as_lines", "images", "named", "readable"]
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -54,7 +54,29 @@ def readable(files: Sequence[Path], on_bad_image: str) -> tuple[list[Path], list
     return kept, notes
 
 
-def as_lines(files: Sequence[Path], records: Records) -> Iterator[str]:
+class Given(NamedTuple):
+    """What is to be predicted of.
+
+    Attributes:
+        what: What each is: `file` or `text`.
+        called: What each is called.
+        items: They themselves.
+        notes: What a user should be told.
+    """
+
+    what: str
+    called: Sequence[Any]
+    items: Sequence[Any]
+    notes: Sequence[str]
+
+
+def named(files: Sequence[str], on_bad_image: str) -> Given:
+    """The readable images that files and folders name; raises DataError as `images` and `readable`."""
+    kept, notes = readable(images([Path(file) for file in files]), on_bad_image)
+    return Given("file", kept, kept, notes)
+
+
+def as_lines(files: Sequence[Any], records: Records) -> Iterator[str]:
     """A line for each file: what is predicted, with its probability."""
     for file, record in zip(files, records, strict=True):
         yield "  ".join([str(file), *_cells(record)])
@@ -80,17 +102,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def as_json(files: Sequence[Path], records: Records) -> str:
-    """A list with a record for each file: all that the run predicts of it."""
-    return json.dumps([{"file": str(file), **record} for file, record in zip(files, records, strict=True)])
+def as_json(files: Sequence[Any], records: Records, what: str = "file") -> str:
+    """A list with a record for each file, or whatever it is: all that the run predicts of it."""
+    return json.dumps([{what: str(file), **record} for file, record in zip(files, records, strict=True)])
 
 
-def as_csv(files: Sequence[Path], records: Records) -> str:
-    """A header and a line for each file; probabilities are in a column for each class or label."""
+def as_csv(files: Sequence[Any], records: Records, what: str = "file") -> str:
+    """A header and a line for each file, or whatever it is; probabilities are in a column for each class or label."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     rows = [dict(_columns(record)) for record in records]
-    writer.writerow(["file", *(name for _, name in rows[0])])
+    writer.writerow([what, *(name for _, name in rows[0])])
     for file, row in zip(files, rows, strict=True):
         writer.writerow([file, *row.values()])
     return text.getvalue().removesuffix("\n")

@@ -7,15 +7,48 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glora.errors import DataError
+from glora.errors import ConfigError, DataError
+from glora.settings import parse_value, put
 
 if TYPE_CHECKING:
     from glora.report.plots.samples import Samples
     from glora.tasks.task import Task
 
-__all__ = ["counts", "lines", "samples"]
+__all__ = ["counts", "lines", "samples", "task_of"]
 
 SHOWN = 20  # classes that are named one by one
+
+
+def task_of(source: str, objective: str | None, overrides: Sequence[str], *, model: str | None, seed: int) -> Task:
+    """The task that a source holds, its texts as tokens of a model where one is named; its weights are not loaded.
+
+    Args:
+        source: A name in `SOURCES`, or a path.
+        objective: What is learned; None: what is usual for the data.
+        overrides: Settings of the data as `key=value`.
+        model: The model whose tokens are counted.
+        seed: Seed of the split.
+
+    Raises:
+        ConfigError: A setting is unknown, or wrong.
+        DataError: The data is missing, damaged or cannot be split; or it is no texts, and a model is named.
+    """
+    from glora.backbones import text_preprocess
+    from glora.registry import lookup
+    from glora.tasks.objectives import OBJECTIVES
+    from glora.tasks.task import load_task, source_class
+
+    given: dict[str, Any] = {"source": source}
+    for override in overrides:
+        key, equals, text = override.removeprefix("data.").partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is no setting.", allowed="A setting of the data: on_bad_row=skip.")
+        put(given, key, parse_value(text))
+    name = objective or source_class(given).usual_objective(given)
+    kind = lookup(OBJECTIVES, name, kind="objective", remedy="List them: glora ls objectives")
+    settings = {key: value for key, value in given.items() if key != "source"}
+    task = load_task(source, objective=kind(), **{"seed": seed, **settings})
+    return task if model is None else task.prepared(text_preprocess(model, num_classes=task.objective.outputs))
 
 
 def counts(task: Task) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,21 +14,24 @@ from torch import Tensor, nn
 
 from glora.adapt.head import find_head
 from glora.adapt.sites import refuse_unmade
-from glora.backbones import Backbone, preprocess_of
+from glora.backbones import Backbone, preprocess_of, text_preprocess_of
 from glora.config import Experiment, build_experiment, group_fields
 from glora.errors import ConfigError, DataError, RunError, TargetError, nearest, need
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.console import ConsoleReporter
 from glora.runs.folder import RunFolder
-from glora.runs.loaded import FROM_PYTHON, LoadedRun, copied, load_run, model_output
+from glora.runs.loaded import FROM_PYTHON, TEXT_FROM_PYTHON, LoadedRun, copied, load_run, model_output
 from glora.runs.reporter import Reporter, Silent
 from glora.runs.run import Run
+from glora.runs.text_predictions import MOST
 from glora.settings import merged, put
-from glora.tasks.data.from_python import DatasetExamples, task_of
+from glora.tasks.data.from_python import DatasetExamples, FromPython, task_of
+from glora.tasks.data.text_from_python import TextFromPython
 from glora.tasks.images import ImageSet, is_image
 from glora.tasks.objective import Batch, Objective
-from glora.tasks.task import DataSettings, Task
+from glora.tasks.rows import TextPreprocess
+from glora.tasks.task import Task
 
 __all__ = ["FitResult", "fit", "load"]
 
@@ -67,9 +71,9 @@ class FitResult:
         """How good the model is, how it was chosen, and what it beats, in words."""
         return self.record.verdict
 
-    def predict(self, inputs: Any) -> list[dict[str, Any]]:
+    def predict(self, inputs: Any, *, max_tokens: int = MOST) -> list[dict[str, Any]]:
         """What the model predicts for new inputs; see `LoadedRun.predict`."""
-        return self.run.predict(inputs)
+        return self.run.predict(inputs, max_tokens=max_tokens)
 
 
 def fit(
@@ -78,7 +82,8 @@ def fit(
     train: Any,
     val: Any = None,
     test: Any = None,
-    objective: str | Mapping[str, Any] = "classify",
+    tokenizer: Any = None,
+    objective: str | Mapping[str, Any] | None = None,
     budget: int | str | None = None,
     out: str | Path = "run",
     seed: int = 0,
@@ -100,7 +105,11 @@ def fit(
             DataFrame whose first column names image files. Whole numbers as classes are places of outputs.
         val: The same; None cuts it from train, and says so.
         test: The same, read once at the end; None: nothing is tested, and the result says so.
-        objective: `"classify"`, `"multilabel"` or `"regress"`, or its settings with the name.
+        tokenizer: Of a language model or a text classifier of transformers, whose data is then rows of texts: mappings
+            such as `{"messages": [...]}`, `{"instruction": ..., "output": ...}` or `{"text": ..., "label": ...}`, pairs
+            of a text and a label, texts, or a Hugging Face dataset.
+        objective: `"classify"`, `"multilabel"`, `"regress"`, `"language"`, `"choose"` or `"verbalize"`, or its settings
+            with the name; None: what the rows of texts say, and `"classify"` without a tokenizer.
         budget: Most trainable numbers, without the head: `300_000` or `"0.3M"`; None for no limit.
         out: The run folder.
         seed: Of everything random.
@@ -119,12 +128,18 @@ def fit(
         RunError: The folder holds a run of another model, other data or other settings.
     """
     need(model, nn.Module, ConfigError, "model", "a torch.nn.Module")
-    experiment = _experiment(objective, method, budget, seed, settings or {}, more)
+    source = FROM_PYTHON if tokenizer is None else TEXT_FROM_PYTHON
+    experiment = _experiment(objective or "classify", source, method, budget, seed, settings or {}, more)
+    if tokenizer is not None and objective is None:
+        usual = cast(TextFromPython, experiment.data).usual(train)
+        experiment = _experiment(usual, source, method, budget, seed, settings or {}, more)
     folder = RunFolder(out)
     task = _task(experiment, Path(out).resolve().name, train=train, val=val, test=test)
-    backbone = _backbone(model, head, task)
+    backbone = _backbone(model, head, task) if tokenizer is None else _text_backbone(model, tokenizer, head, task)
     with _reporting(progress) as reporter:
         run = Run(experiment, folder.path, reporter, backbone=backbone, task=task)
+        if isinstance(backbone.preprocess, TextPreprocess) and run.alone:
+            backbone.preprocess.tokenizer.save_pretrained(folder.tokenizer)
         record = run.fit()
     if record is None:
         raise RunError(
@@ -150,6 +165,7 @@ def load(run: str | Path, *, model: nn.Module | None = None) -> LoadedRun:
 
 def _experiment(
     objective: str | Mapping[str, Any],
+    source: str,
     method: str | Mapping[str, Any],
     budget: int | str | None,
     seed: int,
@@ -159,7 +175,7 @@ def _experiment(
     data: dict[str, Any] = {
         "method": method,
         "model": {"name": FROM_PYTHON},
-        "data": {"source": FROM_PYTHON},
+        "data": {"source": source},
         "objective": objective,
         "search": {"budget": budget},
         "seed": seed,
@@ -173,12 +189,12 @@ def _experiment(
             data = merged(data, {dotted: value})
         else:
             problems += put(data, dotted, value)
-    for group, given in (("model", "model"), ("data", "train")):
+    for group, given, key, place in (("model", "model", "name", FROM_PYTHON), ("data", "train", "source", source)):
         inner = data[group] if isinstance(data[group], Mapping) else {"source": data[group]}
         own = {"name", "source"} | (group_fields(data)["data"] if group == "data" else set())
-        if inner.get("name", inner.get("source")) != FROM_PYTHON or inner.keys() - own:
+        if inner.get("name", inner.get("source")) != place or inner.keys() - own:
             problems.append(f"{group}: it is given as an object, {given}=..., and is not loaded by these settings.")
-            data[group] = {"name" if group == "model" else "source": FROM_PYTHON}
+            data[group] = {key: place}
     return build_experiment(data, source="the arguments of glora.fit", problems=problems)
 
 
@@ -209,7 +225,26 @@ def _reporting(progress: bool | Reporter) -> Iterator[Reporter]:
 
 def _task(experiment: Experiment, name: str, **splits: Any) -> Task:
     objective = cast(Objective, experiment.objective)
-    return task_of(name, objective, settings=cast(DataSettings, experiment.data), **splits)
+    return task_of(name, objective, settings=cast(FromPython, experiment.data), **splits)
+
+
+def _text_backbone(model: nn.Module, tokenizer: Any, head: str | Sequence[str] | None, task: Task) -> Backbone:
+    """A copy of a model of texts with its head and its tokenizer, tried on some rows.
+
+    Raises:
+        BackboneError: It is none of transformers, or does not fit the tokenizer.
+        ConfigError: The model cannot be copied.
+        DataError: It does not take the data, or has not as many outputs as the objective.
+        TargetError: There is no such head.
+    """
+    base, name, objective = copied(model).cpu(), type(model).__name__, task.objective
+    preprocess, told = text_preprocess_of(base, copy.deepcopy(tokenizer), num_classes=objective.outputs)
+    heads, notes = find_head(base, head)
+    train = task.train.prepared(preprocess)
+    output = model_output(base.eval(), objective, train.batch(range(min(PROBE, len(train)))))
+    if objective.outputs is not None:
+        _check_outputs(name, output, task)
+    return Backbone(name, base, preprocess, heads, None, (*told, *notes))
 
 
 def _backbone(model: nn.Module, head: str | Sequence[str] | None, task: Task) -> Backbone:

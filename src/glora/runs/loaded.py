@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from glora.adapt.adapter_file import save_merged
-from glora.backbones import load_backbone
+from glora.backbones import load_backbone, read_tokenizer
+from glora.backbones.transformers_folder import is_transformers
 from glora.config import Experiment
 from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, StateError, whole
 from glora.files import read_metadata
@@ -24,21 +25,27 @@ from glora.methods.method import Method
 from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
+from glora.runs.chat import Reply
 from glora.runs.folder import RunFolder
+from glora.runs.merged_folder import Merged, merged_folder
+from glora.runs.reading import naming_of, reading_of
 from glora.runs.session import evaluator_of
+from glora.runs.text_predictions import MOST, TextPredictor, are_texts
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
 from glora.tasks.evaluation import Evaluation
 from glora.tasks.images import ImageSet, Preprocess, is_image, pixels_of
-from glora.tasks.objective import Batch, Objective
+from glora.tasks.objective import Batch, Measured, Objective
 from glora.tasks.objectives import OBJECTIVES
 from glora.tasks.task import DataSettings, source_class
 from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
+from glora.version import __version__
 
-__all__ = ["FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
+__all__ = ["FROM_PYTHON", "TEXT_FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
 
 FROM_PYTHON = "from_python"  # the name of a model or of data that a program gave
+TEXT_FROM_PYTHON = "text_from_python"
 
 
 @dataclass(frozen=True)
@@ -93,38 +100,79 @@ class LoadedRun:
             )
         return self.model
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the model is given texts."""
+        return isinstance(self.preprocess, TextPreprocess)
+
+    @property
+    def saves_folder(self) -> bool:
+        """Whether `save` writes a folder unless it is told a file's name: of models of transformers."""
+        return is_transformers(self.model)
+
     def save(self, path: str | Path) -> str:
-        """Writes the plain state dict as safetensors; says how to load it.
+        """Writes the plain model; says how to load it.
+
+        Args:
+            path: A file for the plain state dict as safetensors. Of a model of transformers a folder, which its
+                `from_pretrained` loads, unless the name ends in `.safetensors`.
 
         Raises:
             StateError: What was learned cannot be merged.
+            BackboneError: The model's class cannot hold the new biases; nothing is written then.
+            RunError: The folder holds something else.
         """
         self.merge()
+        if self.saves_folder and Path(path).suffix != ".safetensors":
+            return merged_folder(self._merged(), Path(path).expanduser())
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
         config = getattr(self.model, "pretrained_cfg", None) or {}
         backbone = self.info["backbone"]
         keys = f", with new keys: {', '.join(self.new_keys)}" if self.new_keys else ""
-        if backbone is None:
-            return f"{path}: the state dict of your {type(self.model).__name__}{keys}"
+        if backbone is None or self.saves_folder:
+            whose = "your" if backbone is None else "the"
+            return f"{path}: the state dict of {whose} {type(self.model).__name__}{keys}"
         name, size = config.get("architecture", backbone["name"]), self.info["preprocess"]["size"][0]
         return f"{path}: the state dict of timm's {name} for {size} px images and {self.objective.summary}{keys}"
 
-    def predict(self, inputs: Any, *, batch_size: int | None = None) -> list[dict[str, Any]]:
+    def _merged(self) -> Merged:
+        said = {
+            "glora": __version__,
+            "run": self.folder.path.resolve().name,
+            "method": self.experiment.method.title,  # type: ignore[attr-defined]
+            "new_keys": list(self.new_keys),
+            "data": self.experiment.data.model_dump(mode="json"),
+            **self.info,
+        }
+        base = (self.info["backbone"] or {}).get("name", "")
+        return Merged(self.model, self.objective, self.preprocess, self.new_keys, base, said)
+
+    def predict(self, inputs: Any, *, batch_size: int | None = None, max_tokens: int = MOST) -> list[dict[str, Any]]:
         """What the model predicts for new inputs, one record each: a class with probabilities, labels, or values.
+
+        Of questions with choices it is the likeliest one. Of a language model it is what it answers (`reply`), and of a
+        row with an answer how well it expects that (`loss`, `perplexity`).
 
         Args:
             inputs: Image files, PIL images or arrays `(h, w, 3)` uint8, read as the run read its own; a tensor, or a
                 tuple or mapping of tensors, examples first, as the model takes them; or a dataset of such, with or
-                without targets.
+                without targets. Of a model of texts: texts, pairs of them, or rows as its data has them, such as
+                `{"instruction": ...}`, `{"messages": [...]}` or `{"question": ..., "choices": [...]}`.
             batch_size: Examples per forward pass; by default the run's.
+            max_tokens: Most tokens of a language model's answer; 0: it does not answer.
 
         Raises:
             DataError: An image cannot be read, or the inputs are none of the model's.
         """
         size = self.experiment.search.batch_size if batch_size is None else batch_size
         whole(size, "batch_size", least=1)
+        whole(max_tokens, "max_tokens", least=0)
         accelerator = new_accelerator(self.experiment.train.precision)
         model = self.model.to(accelerator.device).eval()
+        if isinstance(self.preprocess, TextPreprocess) and are_texts(inputs):
+            reply = Reply(max_tokens) if max_tokens else None
+            tokens = self.experiment.search.batch_tokens
+            return self._texts(model, accelerator).predict(inputs, size=size, tokens=tokens, reply=reply)
         found: list[dict[str, Any]] = []
         images = self.preprocess if isinstance(self.preprocess, Preprocess) else None
         for batch in _batches(inputs, size, images):
@@ -132,6 +180,16 @@ class LoadedRun:
                 output = model_output(model, self.objective, send_to_device(batch, accelerator.device))
             found += self.objective.predictions(output)
         return found
+
+    def _texts(self, model: nn.Module, accelerator: Any) -> TextPredictor:
+        def output(batch: Batch) -> Any:
+            with accelerator.autocast():
+                return model_output(model, self.objective, send_to_device(batch, accelerator.device))
+
+        assert isinstance(self.preprocess, TextPreprocess)
+        reading, raw = reading_of(self.info)
+        naming = naming_of(self.experiment.data)
+        return TextPredictor(model, self.objective, self.preprocess, reading, naming, raw, output)
 
     def evaluate_on(self, source: str | Path) -> tuple[Evaluation, list[str]]:
         """What the model does on all labelled examples of another folder, and what a user should be told.
@@ -152,6 +210,8 @@ class LoadedRun:
         examples, notes = settings.load_all(self.objective)
         accelerator = new_accelerator(self.experiment.train.precision)
         examples = examples.prepared(self.preprocess)
+        if isinstance(examples, Measured):
+            notes = [*notes, *examples.notes]
         evaluator = evaluator_of(self.experiment, self.objective, accelerator)
         return evaluator.evaluate(self.model.to(accelerator.device), examples), notes
 
@@ -169,14 +229,14 @@ def _tupled(value: Any) -> Any:
 
 
 @torch.no_grad()
-def model_output(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
+def model_output(model: nn.Module, objective: Objective, batch: Batch) -> Any:
     """The model's outputs for a batch.
 
     Raises:
         DataError: It does not take such inputs; says what they are, and what the model said.
     """
     try:
-        output: Tensor = objective.forward(model, batch, train=False)
+        output = objective.forward(model, batch, train=False)
     except GloraError:
         raise
     except Exception as error:  # whatever the model's own forward refuses
@@ -353,6 +413,10 @@ def _base(
         RunError: It came from Python, and is not given.
     """
     if model is not None:
+        said = info["preprocess"] or {}
+        if preprocess is None and said.get("kind") == "text":
+            tokenizer = read_tokenizer(folder.tokenizer)
+            preprocess = TextPreprocess(tokenizer, said["tokenizer"], said["form"], said["max_length"])
         return model, preprocess
     if info["backbone"] is None:
         raise RunError(

@@ -21,6 +21,7 @@ from glora.errors import DataError, listed, shown
 from glora.files import sha256
 from glora.tasks.augment import Augmentation, drawing, mixing, transform
 from glora.tasks.objective import Batch, Mixed
+from glora.tasks.rows import TextPreprocess
 
 __all__ = [
     "NORMALISATIONS",
@@ -246,8 +247,17 @@ class ImageSet:
         self._cache.update(list(fresh.items())[: max(room, 0)])
         return [fresh[place] if place in fresh else self._cache[place] for place in places]
 
-    def prepared(self, preprocess: Preprocess) -> ImageSet:
-        """The same images, read as `preprocess` says."""
+    def prepared(self, preprocess: Any) -> ImageSet:
+        """The same images, read as `preprocess` says.
+
+        Raises:
+            DataError: It is of a model that reads texts.
+        """
+        if isinstance(preprocess, TextPreprocess):
+            raise DataError(
+                f"The data is images, and the model {preprocess.name!r} reads texts.",
+                remedy="Choose a model of images, or data of texts.",
+            )
         return self._with(self.items, self.targets, self.strata, preprocess)
 
     def augmented(self, augmentation: Augmentation) -> ImageSet:

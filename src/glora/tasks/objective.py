@@ -19,7 +19,18 @@ from typing_extensions import Self
 from glora.errors import DataError, listed
 from glora.settings import Settings
 
-__all__ = ["Batch", "Examples", "Measured", "Metric", "Mixed", "Objective", "Targets", "Varied", "logits_of"]
+__all__ = [
+    "Batch",
+    "Examples",
+    "Grouped",
+    "Measured",
+    "Metric",
+    "Mixed",
+    "Objective",
+    "Targets",
+    "Varied",
+    "logits_of",
+]
 
 
 class Metric(NamedTuple):
@@ -148,6 +159,16 @@ class Measured(Examples, Protocol):
         ...
 
 
+@runtime_checkable
+class Grouped(Examples, Protocol):
+    """Examples some of which belong together, such as texts that ask the same."""
+
+    @property
+    def groups(self) -> Sequence[Hashable] | None:
+        """The group of each: no two splits share one. None: each is for itself."""
+        ...
+
+
 @dataclass(frozen=True)
 class Targets:
     """What is to be predicted, as the data has it.
@@ -158,6 +179,7 @@ class Targets:
         names: Names of the whole numbers in a single column, where the data knows them.
         what: Where they stand, for messages: a file, or `"train"`.
         lines: The line of each row, where it is a file.
+        places: Where each row stands, where that is in several files.
     """
 
     columns: tuple[str, ...]
@@ -165,12 +187,20 @@ class Targets:
     names: tuple[str, ...] = ()
     what: str = ""
     lines: Sequence[int] = ()
+    places: Sequence[str] = ()
 
     def where(self, row: int) -> str:
         """How a message names a row, at the beginning of its sentence."""
+        if self.places:
+            return f"{self.places[row]},"
         if self.lines:
             return f"{self.what}, line {self.lines[row]},"
         return f"Example {row} of {self.what}" if self.what else f"Example {row}"
+
+    @property
+    def in_files(self) -> bool:
+        """Whether the rows stand in files, whose columns have names."""
+        return bool(self.lines or self.places)
 
     def single(self, objective: str) -> list[Any]:
         """The values of the only column.
@@ -182,7 +212,7 @@ class Targets:
             raise DataError(
                 f"The objective {objective!r} got {len(self.columns)} columns: {', '.join(self.columns)}.",
                 allowed="It takes one column.",
-                remedy="Name one: --set data.columns=[NAME]" if self.lines else "Give one value per example.",
+                remedy="Name one: --set data.columns=[NAME]" if self.in_files else "Give one value per example.",
             )
         return [row[0] for row in self.rows]
 
@@ -195,12 +225,12 @@ class Targets:
             DataError: A column is missing, or there are others.
         """
         if sorted(self.columns) != sorted(names):
-            if not self.lines and len(self.columns) == len(names):
+            if not self.in_files and len(self.columns) == len(names):
                 return self.rows
             raise DataError(
                 f"{self.what or 'The data'} has the columns {listed(self.columns, n=20)}.",
                 allowed=f"To be predicted are {listed(names, n=20)}.",
-                remedy="Name the columns: --set data.columns=[NAME,NAME]" if self.lines else "",
+                remedy="Name the columns: --set data.columns=[NAME,NAME]" if self.in_files else "",
             )
         places = [self.columns.index(name) for name in names]
         return [tuple(row[place] for place in places) for row in self.rows]

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
 
 from glora.errors import DataError
-from glora.tasks.objective import Examples
+from glora.tasks.objective import Examples, Grouped
 
-__all__ = ["carve_val", "sampled", "split_in_three", "strata_of", "stratified_split"]
+__all__ = ["carve_val", "groups_of", "sampled", "split_in_three", "strata_of", "stratified_split"]
 
 Split = TypeVar("Split", bound=Examples)
 
@@ -18,7 +18,13 @@ _TRAIN, _VAL = 800, 200  # VTAB-1k
 _SMALL = 1250  # below it those 1,000 leave less than a fifth for the test
 
 
-def stratified_split(strata: Sequence[Hashable], sizes: Sequence[int], rng: random.Random) -> list[list[int]]:
+def stratified_split(
+    strata: Sequence[Hashable],
+    sizes: Sequence[int],
+    rng: random.Random,
+    *,
+    groups: Sequence[Hashable] | None = None,
+) -> list[list[int]]:
     """Disjoint index lists of exactly these sizes, each with every stratum, such as a class, in its share.
 
     Shares are rounded by largest remainder, ties in an order drawn from `rng`. A split with room for it
@@ -28,6 +34,8 @@ def stratified_split(strata: Sequence[Hashable], sizes: Sequence[int], rng: rand
         strata: Stratum of each example, `(n,)`.
         sizes: Examples of each split; together at most `n`.
         rng: Draws the examples; the same seed gives the same lists.
+        groups: The group of each example, where no two lists may share one; the sizes and shares are then as near as
+            that allows. None: each is for itself.
 
     Returns:
         One ascending list of indices for each size.
@@ -40,6 +48,8 @@ def stratified_split(strata: Sequence[Hashable], sizes: Sequence[int], rng: rand
             f"Splits of {', '.join(map(str, sizes))} examples cannot be cut from {len(strata)}.",
             allowed=f"Sizes are at least 0 and together at most {len(strata)}.",
         )
+    if groups is not None:
+        return _grouped_split(strata, sizes, groups, rng)
     members: dict[Hashable, list[int]] = {each: [] for each in sorted(set(strata), key=_order)}
     for index, each in enumerate(strata):
         members[each].append(index)
@@ -58,6 +68,36 @@ def stratified_split(strata: Sequence[Hashable], sizes: Sequence[int], rng: rand
     return splits
 
 
+def _grouped_split(
+    strata: Sequence[Hashable], sizes: Sequence[int], groups: Sequence[Hashable], rng: random.Random
+) -> list[list[int]]:
+    """Whole groups, the largest first: each goes where it has room and where most of its stratum is lacking.
+
+    What is left over is the last part, which is not given back.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    units = list(members.values())
+    rng.shuffle(units)
+    units.sort(key=len, reverse=True)
+    n, counts = len(strata), Counter(strata)
+    rooms = [*sizes, n - sum(sizes)]
+    lacking = [{each: room * count / n for each, count in counts.items()} for room in rooms]
+    splits: list[list[int]] = [[] for _ in rooms]
+    without = [set(counts) if size >= len(counts) else set() for size in sizes] + [set()]
+    for unit in units:
+        stratum = strata[unit[0]]
+        fits = [part for part, room in enumerate(rooms) if room >= len(unit)]
+        fits = fits or [max(range(len(rooms)), key=rooms.__getitem__)]
+        chosen = max(fits, key=lambda part: (stratum in without[part], lacking[part][stratum]))
+        splits[chosen] += unit
+        rooms[chosen] -= len(unit)
+        lacking[chosen][stratum] -= len(unit)
+        without[chosen].discard(stratum)
+    return [sorted(split) for split in splits[:-1]]
+
+
 def _order(stratum: Any) -> tuple[str, Any]:
     return ("", stratum) if isinstance(stratum, int) else (type(stratum).__name__, stratum)
 
@@ -65,6 +105,11 @@ def _order(stratum: Any) -> tuple[str, Any]:
 def strata_of(examples: Examples) -> Sequence[Hashable]:
     """The strata of the examples; all are of one where there is nothing to keep in proportion."""
     return [0] * len(examples) if examples.strata is None else examples.strata
+
+
+def groups_of(examples: Examples) -> Sequence[Hashable] | None:
+    """The groups of the examples that no two splits share; None where each is for itself."""
+    return examples.groups if isinstance(examples, Grouped) else None
 
 
 def _shares(size: int, counts: list[int], left: list[int], *, keep: int, rng: random.Random) -> list[int]:
@@ -114,9 +159,11 @@ def split_in_three(
             remedy="Ask for fewer, or give the splits yourself.",
         )
     _sizes(n_train, n_val, names, unit)
-    parts = stratified_split(strata_of(examples), (n_train, n_val, n_test), random.Random(seed))
+    rng, groups = random.Random(seed), groups_of(examples)
+    parts = stratified_split(strata_of(examples), (n_train, n_val, n_test), rng, groups=groups)
+    _none_empty(parts, unit)
     first, second, third = (examples.subset(part) for part in parts)
-    cut = f"{n_train} train, {n_val} val and {n_test} test {unit}, {_how(names)}seed {seed}"
+    cut = f"{len(first)} train, {len(second)} val and {len(third)} test {unit}, {_how(names)}seed {seed}"
     default = train is None and val is None and small
     why = f"Fewer than {_SMALL:,} {unit}, so split 64 / 16 / 20%: " if default else "Split: "
     return (first, second, third), f"{why}{cut}."  # type: ignore[return-value]
@@ -153,9 +200,10 @@ def carve_val(
             remedy="Ask for fewer.",
         )
     _sizes(n_train, n_val, names, unit)
-    parts = stratified_split(strata_of(examples), (n_train, n_val), random.Random(seed))
+    parts = stratified_split(strata_of(examples), (n_train, n_val), random.Random(seed), groups=groups_of(examples))
+    _none_empty(parts, unit)
     first, second = (examples.subset(part) for part in parts)
-    cut = f"{n_val} val {unit} cut from the training {unit}, {n_train} left to train on"
+    cut = f"{len(second)} val {unit} cut from the training {unit}, {len(first)} left to train on"
     return (first, second), f"{cut}, {_how(names)}seed {seed}."  # type: ignore[return-value]
 
 
@@ -194,6 +242,16 @@ def _enough(examples: Examples, names: Sequence[str], *, least: int, need: str) 
                 allowed=f"A class needs at least {least}, {need}.",
                 remedy=f"Add {examples.unit}, or leave the class out.",
             )
+
+
+def _none_empty(parts: Sequence[Sequence[int]], unit: str) -> None:
+    """Nothing where every split has an example: groups that belong together may be too large for that."""
+    if not all(parts):
+        raise DataError(
+            f"There are too few groups of {unit} that no two splits may share.",
+            allowed=f"{unit.capitalize()} that ask the same, or are parts of one conversation, are in one split.",
+            remedy=f"Add other {unit}, or give the splits yourself.",
+        )
 
 
 def _sizes(train: int, val: int, names: Sequence[str], unit: str) -> None:

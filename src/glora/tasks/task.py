@@ -174,8 +174,10 @@ def assemble(
         DataError: The targets are none of the objective's, or the splits cannot be made.
     """
     every = [pool.targets for pool in pools.values()]
-    rows, lines = ([each for targets in every for each in getattr(targets, name)] for name in ("rows", "lines"))
-    objective = objective.named(replace(every[0], rows=rows, lines=lines))
+    rows, lines, places = (
+        [each for targets in every for each in getattr(targets, name)] for name in ("rows", "lines", "places")
+    )
+    objective = objective.named(replace(every[0], rows=rows, lines=lines, places=places))
     found, further = (
         {split: _examples(pool, objective, make) for split, pool in some.items()} for some in (pools, others or {})
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from glora.errors import DataError
 from glora.tasks.objective import Examples, Objective
-from glora.tasks.splits import strata_of, stratified_split
+from glora.tasks.splits import groups_of, strata_of, stratified_split
 from glora.tasks.task import Task
 
 __all__ = ["VisibleData", "visible"]
@@ -82,20 +81,21 @@ def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
             remedy=f"Set fewer aside, or ask for more val {unit}.",
         )
     strata = strata_of(task.val)
-    chosen, kept = stratified_split(strata, (len(task.val) - aside, aside), random.Random(f"aside {seed}"))
+    sizes, rng = (len(task.val) - aside, aside), random.Random(f"aside {seed}")
+    chosen, kept = stratified_split(strata, sizes, rng, groups=groups_of(task.val))
     val, set_aside = task.val.subset(chosen) if aside else task.val, task.val.subset(kept)
-    notes = (f"{aside} of the {len(task.val)} val {unit} are set aside from the search.",) if aside else ()
+    notes = (f"{len(kept)} of the {len(task.val)} val {unit} are set aside from the search.",) if aside else ()
     if folds < 2:
         return VisibleData(task.name, task.objective, task.train, val, set_aside, (), notes, task.fingerprint)
     pool = task.train.joined(val)
     if folds > len(pool):
         raise DataError(f"folds={folds} is more than the {len(pool)} {unit}.", remedy="Ask for fewer folds.")
-    parts = _parts(strata_of(pool), folds, random.Random(f"folds {seed}"))
+    parts = _parts(pool, folds, random.Random(f"folds {seed}"))
     note = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
     return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, note), task.fingerprint)
 
 
-def _parts(strata: Sequence[Hashable], folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
+def _parts(pool: Examples, folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:
     """Stratified parts of about equal size that together are all the examples."""
-    sizes = [(len(strata) + part) // folds for part in range(folds)]
-    return tuple(map(tuple, stratified_split(strata, sizes, rng)))
+    sizes = [(len(pool) + part) // folds for part in range(folds)]
+    return tuple(map(tuple, stratified_split(strata_of(pool), sizes, rng, groups=groups_of(pool))))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -39,6 +39,16 @@ class FromPython(DataSettings):
     """Data that a Python program gave to `glora.fit`: it is not on disk, and must be given again."""
 
     source: Literal["from_python"] = Field("from_python", description="Examples from Python.")
+
+    def splits(self, given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:
+        """The splits as they were given, and what a user should be told.
+
+        Raises:
+            DataError: A split is of an unknown kind, or lacks files or values.
+        """
+        found = {key: _split(value, key) for key, value in given.items()}
+        named = _named_alike({key: split.targets for key, split in found.items()}, objective)
+        return {key: split._replace(targets=named[key]) for key, split in found.items()}, []
 
     def load(self, objective: Objective) -> Task:
         raise DataError(
@@ -344,7 +354,7 @@ def task_of(
     train: Any,
     val: Any = None,
     test: Any = None,
-    settings: DataSettings,
+    settings: Given,
 ) -> Task:
     """The task of datasets that a program gives.
 
@@ -360,21 +370,29 @@ def task_of(
         DataError: The data is none of the objective's, or too small to be cut.
     """
     given = {"train": train, "val": val, "test": test}
-    splits = {key: _split(value, key) for key, value in given.items() if value is not None or key == "train"}
-    targets = _named_alike({key: split.targets for key, split in splits.items()}, objective)
-    every = [row for each in targets.values() for row in each.rows]
-    objective = objective.named(replace(targets["train"], rows=every, what=""))
+    given = {key: value for key, value in given.items() if value is not None or key == "train"}
+    splits, told = settings.splits(given, objective)
+    every = [row for each in splits.values() for row in each.targets.rows]
+    objective = objective.named(replace(splits["train"].targets, rows=every, what="", places=()))
     made: dict[str, Examples] = {}
     for key, split in splits.items():
-        encoded = objective.encode(targets[key])
+        encoded = objective.encode(split.targets)
         made[key] = split.make(split.items, encoded, strata=objective.strata(encoded))
-    notes = _cut(made, objective, settings)
+    notes = (*told, *_cut(made, objective, settings))
     objective = objective.fitted(made["train"].targets)
-    train = augmented(made["train"], settings)
+    train = augmented(made["train"], cast(DataSettings, settings))
     return Task(name, objective, train, made["val"], made.get("test"), notes).stamped()
 
 
-def _cut(made: dict[str, Examples], objective: Objective, settings: DataSettings) -> tuple[str, ...]:
+class Given(Protocol):
+    """The settings of data that a program gives."""
+
+    def splits(self, given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:
+        """The splits as they were given, and what a user should be told."""
+        ...
+
+
+def _cut(made: dict[str, Examples], objective: Objective, settings: Any) -> tuple[str, ...]:
     """Train and val have the sizes asked for, val out of train where it was not given; says so."""
     names, seed = objective.strata_names, settings.split_seed
     if "val" not in made:

@@ -19,7 +19,7 @@ from glora.tasks.images import ImageSet, StoredImage, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["HuggingFace"]
+__all__ = ["MARKS", "HuggingFace", "class_names", "loaded", "named_splits"]
 
 MARKS = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_to_disk leaves
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -57,7 +57,7 @@ class HuggingFace(DataSettings):
 
     def _pools(self, objective: Objective) -> tuple[dict[str, Pool], list[str]]:
         """The images of each split that the data names; all of them under `""` where it has one alone."""
-        parts, notes = _named_splits(_loaded(self.source, self.config), self.source)
+        parts, notes = named_splits(loaded(self.source, self.config), self.source)
         separator = getattr(objective, "separator", "|")
         tables = {split: _Table(part, split, self) for split, part in parts.items()}
         pools = {}
@@ -138,7 +138,7 @@ class _Table:
 
     def _label(self) -> str:
         """The column of class labels; else one that is called so; else the only other one."""
-        kinds = [name for name, feature in self.features.items() if _names(feature)]
+        kinds = [name for name, feature in self.features.items() if class_names(feature)]
         called = [name for name in LABELS if name in self.features]
         others = [name for name in self.features if name != self.image]
         found = kinds or called or (others if len(others) == 1 else [])
@@ -149,7 +149,7 @@ class _Table:
         """The names of the classes, where a single column has one class a row."""
         feature = self.features[self.columns[0]]
         single = len(self.columns) == 1 and type(feature).__name__ == "ClassLabel"
-        return _names(feature) if single else ()
+        return class_names(feature) if single else ()
 
     def items(self) -> list[Path | StoredImage]:
         """An image of every row: its file where it is one, else where its bytes are."""
@@ -170,7 +170,7 @@ class _Table:
         return list(zip(*values, strict=True))
 
     def _values(self, name: str, separator: str) -> list[Any]:
-        feature, names = self.features[name], _names(self.features[name])
+        feature, names = self.features[name], class_names(self.features[name])
         values = list(self.targets[name])
         if type(feature).__name__ != "ClassLabel":
             return [_joined(value, names, separator) for value in values]
@@ -188,7 +188,7 @@ def _joined(value: Any, names: Sequence[str], separator: str) -> Any:
     return separator.join(str(names[each] if names and isinstance(each, int) else each) for each in value)
 
 
-def _names(feature: Any) -> tuple[str, ...]:
+def class_names(feature: Any) -> tuple[str, ...]:
     """The names of the classes in a column of one or several a row."""
     inner = getattr(feature, "feature", feature)
     return tuple(inner.names or ()) if type(inner).__name__ == "ClassLabel" else ()
@@ -198,7 +198,7 @@ def _datasets() -> Any:
     return registry.optional_import("datasets", extra="data", purpose="Reading Hugging Face's data sets")
 
 
-def _loaded(source: str, config: str | None) -> Any:
+def loaded(source: str, config: str | None) -> Any:
     """The data set in the folder, or of the name."""
     path, datasets = Path(source).expanduser(), _datasets()
     saved = HuggingFace.detects(path)
@@ -217,7 +217,7 @@ def _loaded(source: str, config: str | None) -> Any:
         ) from error
 
 
-def _named_splits(found: Any, source: str) -> tuple[dict[str, Any], list[str]]:
+def named_splits(found: Any, source: str) -> tuple[dict[str, Any], list[str]]:
     """The parts of a data set by our names, and what a user should be told of them."""
     if not isinstance(found, Mapping):
         return {"": found}, []

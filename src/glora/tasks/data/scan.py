@@ -11,7 +11,7 @@ from pathlib import Path
 from glora.errors import listed, shown
 from glora.tasks.images import is_image_file
 
-__all__ = ["Scan", "direct_images", "folders", "is_run_folder", "plain_name", "scan"]
+__all__ = ["SUFFIXES", "Scan", "direct_images", "folders", "is_run_folder", "plain_name", "scan"]
 
 SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()

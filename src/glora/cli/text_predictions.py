@@ -1,0 +1,64 @@
+"""`glora predict` of texts: what is meant by its words, and how answers are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glora.cli import predictions
+from glora.cli.predictions import Given
+from glora.errors import DataError
+
+__all__ = ["as_lines", "readable"]
+
+SHOWN = 60  # characters of a text that stand before its prediction
+
+
+def readable(words: Sequence[str], on_bad_row: str) -> Given:
+    """The texts, or the rows of texts, that words mean.
+
+    A word that is a file of texts means its rows, of plain text its lines; any other is itself a text.
+
+    Raises:
+        DataError: A file cannot be read, or a row is bad and not to be skipped.
+    """
+    from glora.tasks.data.text_files import Record, kind_of, read_records
+    from glora.tasks.rows import BadRow, told
+
+    called, found, bad = list[str](), list[Any](), list[BadRow]()
+    for word in words:
+        path = Path(word).expanduser()
+        is_name = len(word) < 256 and "\n" not in word
+        if not (is_name and path.is_file()):
+            if is_name and " " not in word and (kind_of(path) or path.is_dir()):
+                raise DataError(f"There is no file {word!r}.", allowed="A text, or a file of texts.")
+            called.append(_short(word))
+            found.append(word)
+            continue
+        for record in read_records(path, path.name):
+            if isinstance(record, Record):
+                called.append(record.where)
+                found.append(record.fields["text"] if kind_of(path) == ".txt" else record.fields)
+            else:
+                bad.append(record)
+    return Given("text", called, found, told(bad, len(bad) + len(found), on_bad_row))
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def as_lines(called: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each text: a class, a choice; or how well a known answer is expected, and what the model says."""
+    for name, record in zip(called, records, strict=True):
+        parts = [name]
+        if "answer" in record:
+            parts += [record["answer"], f"{100 * record['probability']:.1f} %"]
+        if "loss" in record:
+            parts.append(f"loss {record['loss']:.3f} in {record['tokens']:,} tokens")
+        if "reply" in record:
+            parts.append(json.dumps(record["reply"], ensure_ascii=False))
+        yield "  ".join(parts) if len(parts) > 1 else next(predictions.as_lines([name], [record]))
