@@ -818,11 +818,10 @@ def test_what_test_or_val_has_is_left_out_of_train(tmp_path):
     task = load_task(tmp_path, objective=Language())
     assert [len(split) for split in task.splits.values()] == [12, 3, 5]
     assert any(
-        note.startswith("Left out of train, as val and test ask the same") and note.endswith(": 8 rows.")
-        for note in task.notes
+        note.startswith("Left out of train, as the same is asked") and note.endswith(": 8 rows.") for note in task.notes
     )
     assert any(
-        note.startswith("Left out of val, as test ask the same") and note.endswith(": 2 rows.") for note in task.notes
+        note.startswith("Left out of val, as the same is asked") and note.endswith(": 2 rows.") for note in task.notes
     )
 
 

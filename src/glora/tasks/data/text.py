@@ -392,7 +392,7 @@ def _unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
         kept = [place for place, some in enumerate(of[split]) if not later & set(some)]
         if gone := len(pool.items) - len(kept):
             names = " and ".join(order[order.index(split) + 1 :])
-            what = f"Left out of {split}, as {names} ask the same or have parts of the same conversation"
+            what = f"Left out of {split}, as the same is asked or the same conversation goes on in {names}"
             notes.append(f"{what}: {counted(gone, 'rows')}.")
         later |= {key for some in of[split] for key in some}
         found[split] = _chosen(pool, kept)
