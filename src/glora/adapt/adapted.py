@@ -215,14 +215,11 @@ class Adapted:
         return self._state == "merged"
 
     @property
-<<<<<<< HEAD
     def attached(self) -> bool:
         """Whether the support tensors are in the model: it is neither merged nor detached."""
         return self._state == "attached"
 
     @property
-=======
->>>>>>> w-lm
     def quantized(self) -> bool:
         """Whether a weight that it adapts is quantised, which a merge would make floating-point."""
         adapters = (each for layer in self._layers.values() for each in attach.adapters_of(layer).values())

@@ -26,12 +26,9 @@ __all__ = [
     "load_backbone",
     "names",
     "preprocess_of",
-<<<<<<< HEAD
-=======
     "read_tokenizer",
     "text_preprocess",
     "text_preprocess_of",
->>>>>>> w-lm
     "unknown_name",
 ]
 
@@ -197,8 +194,6 @@ def _load(name: str, given: Mapping[str, Any], loading: Loading, cache_dir: Path
     return backbone
 
 
-<<<<<<< HEAD
-=======
 def text_preprocess(
     name: str, *, num_classes: int | None, trust_remote_code: bool = False, cache_dir: Path | None = None
 ) -> TextPreprocess:
@@ -228,7 +223,6 @@ def text_preprocess(
     return found
 
 
->>>>>>> w-lm
 def _is_of_transformers(name: str) -> bool:
     """Whether transformers has the model: a packaged one of texts, a folder, or an `owner/name` that is not timm's.
 

@@ -18,11 +18,7 @@ from glora.errors import BackboneError, GloraError, listed
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 
-<<<<<<< HEAD
-__all__ = ["load"]
-=======
 __all__ = ["load", "read_tokenizer", "reading_of", "reading_with"]
->>>>>>> w-lm
 
 _PURPOSE = "A model of transformers"
 _POOL = "pool"  # in the name of what makes one vector of a text's, and which checkpoints often lack
@@ -111,8 +107,6 @@ def load(
     return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
-<<<<<<< HEAD
-=======
 def reading_of(
     name: str, *, num_classes: int | None, loading: Loading, folder: Path | None = None
 ) -> Preprocess | TextPreprocess:
@@ -130,7 +124,6 @@ def reading_of(
         return _reading(wanted, config, _kind(wanted, config))[0]
 
 
->>>>>>> w-lm
 def _transformers(module: str = "transformers") -> Any:
     return registry.optional_import(module, extra="text", purpose=_PURPOSE)
 
@@ -537,8 +530,6 @@ def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(wanted)}
         return {"quantization_config": config(load_in_4bit=True, **four)}
     return {}
-<<<<<<< HEAD
-=======
 
 
 # Of a program's own model
@@ -566,4 +557,3 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer that a folder holds."""
     with _quiet():
         return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
->>>>>>> w-lm
