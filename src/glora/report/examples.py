@@ -15,13 +15,13 @@ from glora.files import write_text
 from glora.report.records import checked
 from glora.report.result import Result
 
-__all__ = ["TESTED", "TestedExamples", "beside"]
+__all__ = ["TESTED", "ByExample", "beside"]
 
 TESTED = "test_examples.json"  # in a run folder
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class TestedExamples:
+class ByExample:
     """The metrics of one model on every test example.
 
     Attributes:
@@ -41,7 +41,7 @@ class TestedExamples:
         write_text(path, json.dumps(asdict(self), separators=(",", ":")) + "\n")
 
 
-def beside(result: Result, file: Path) -> TestedExamples | None:
+def beside(result: Result, file: Path) -> ByExample | None:
     """The examples of a result; None where there are none, or those of another winner.
 
     Args:
@@ -55,7 +55,7 @@ def beside(result: Result, file: Path) -> TestedExamples | None:
     if not path.is_file():
         return None
     try:
-        found = checked(TestedExamples, json.loads(path.read_text(encoding="utf-8")), "record of test examples")
+        found = checked(ByExample, json.loads(path.read_text(encoding="utf-8")), "record of test examples")
     except (OSError, ValueError, RunError) as error:
         raise RunError(f"{path} cannot be read: {error}.", remedy="Delete it: nothing but pairs needs it.") from error
     return found if found.winner == result.winner else None

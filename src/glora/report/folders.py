@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glora.errors import RunError
-from glora.report.examples import TestedExamples, beside
+from glora.report.examples import ByExample, beside
 from glora.report.result import Result
 
 __all__ = ["read_results", "read_tested"]
@@ -25,7 +25,7 @@ def read_results(paths: Iterable[str | Path]) -> list[Result]:
     return [Result.read(file) for file in _every(paths)]
 
 
-def read_tested(paths: Iterable[str | Path]) -> list[tuple[Result, TestedExamples | None]]:
+def read_tested(paths: Iterable[str | Path]) -> list[tuple[Result, ByExample | None]]:
     """As `read_results`, each with what its model does on every test example, where that is kept.
 
     Raises:

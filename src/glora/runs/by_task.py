@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glora.errors import RunError
-from glora.report.examples import TestedExamples
+from glora.report.examples import ByExample
 from glora.report.metrics import MetricInfo
 from glora.report.paper.rows import OurRow, our_rows
 from glora.report.result import Result
@@ -41,7 +41,7 @@ class Pairs:
     error: float
 
     @classmethod
-    def of(cls, first: Sequence[TestedExamples], second: Sequence[TestedExamples], name: str) -> Pairs | None:
+    def of(cls, first: Sequence[ByExample], second: Sequence[ByExample], name: str) -> Pairs | None:
         """The mean difference in a metric over examples, of the means over runs; None where it is not known.
 
         Args:
@@ -70,7 +70,7 @@ def _means(runs: Sequence[Sequence[float | None]]) -> Tensor:
     return torch.tensor(runs, dtype=torch.float64).mean(0)
 
 
-Tested = tuple[Result, TestedExamples | None]
+Tested = tuple[Result, ByExample | None]
 
 
 def by_task(tested: Iterable[Tested]) -> list[Sheet]:
@@ -121,7 +121,7 @@ def _reference(rows: Sequence[OurRow]) -> OurRow | None:
 
 
 def _pairs(
-    reference: OurRow, row: OurRow, metrics: Sequence[MetricInfo], examples: Mapping[int, TestedExamples | None]
+    reference: OurRow, row: OurRow, metrics: Sequence[MetricInfo], examples: Mapping[int, ByExample | None]
 ) -> dict[str, Pairs]:
     """Metric -> how far the reference is from a row."""
     of = [{run.seed: examples[id(run)] for run in each.every()} for each in (reference, row)]

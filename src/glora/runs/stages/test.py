@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from glora.report.examples import TestedExamples
+from glora.report.examples import ByExample
 from glora.report.outcome import Outcome, Row
 from glora.runs.comparison import Contender, compare
 from glora.runs.session import Session
@@ -27,7 +27,7 @@ def earlier_tests(before: Sequence[Path]) -> tuple[str, ...]:
     return (f"Not the first look at the test examples: other winners were tested before ({names}).",) if before else ()
 
 
-def tested_examples(found: Evaluation, *, winner: str, data: str) -> TestedExamples:
+def tested_examples(found: Evaluation, *, winner: str, data: str) -> ByExample:
     """What a model does on test as a record; the other arguments are the record's."""
     values = {
         metric.name: tuple(_finite(each) for each in found.values[metric.name].tolist())
@@ -35,7 +35,7 @@ def tested_examples(found: Evaluation, *, winner: str, data: str) -> TestedExamp
         if metric.per_example
     }
     weights = None if found.weights is None else tuple(found.weights.tolist())
-    return TestedExamples(winner=winner, data=data, values=values, weights=weights)
+    return ByExample(winner=winner, data=data, values=values, weights=weights)
 
 
 def _finite(value: float) -> float | None:
