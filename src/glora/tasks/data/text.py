@@ -15,8 +15,8 @@ from pydantic import Field
 from glora.errors import ConfigError, DataError, listed
 from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
-from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import Columns
+from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.data.text_files import (
     LAYOUT,
     Record,
