@@ -26,6 +26,8 @@ from glora.tasks.objective import Batch, Objective, Targets
 from glora.tasks.objectives.choose import Choose
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.objectives.language import Language
+from glora.tasks.objectives.multilabel import MultiLabel
+from glora.tasks.objectives.regress import Regress
 from glora.tasks.objectives.verbalize import Verbalize
 from glora.tasks.texts import IGNORED, Choices
 from glora.training.trainer import Trainer
@@ -431,15 +433,26 @@ def test_an_adapted_last_layer_keeps_the_rows_apart(folders):
 # -- classes of texts
 
 
-@torch.no_grad()
-def test_a_sequence_classifier_classifies_texts(folders):
+BERT = (
+    (Classify(classes=("a", "b", "c")), torch.tensor([0, 1, 2, 0, 1])),
+    (MultiLabel(labels=("a", "b", "c")), torch.eye(3)[[0, 1, 2, 0, 1]]),
+    (Regress(columns=("x", "y", "z"), mean=(0.0,) * 3, std=(1.0,) * 3), torch.arange(15.0).view(5, 3)),
+)
+
+
+@pytest.mark.parametrize(("objective", "targets"), BERT, ids=lambda each: getattr(each, "name", ""))
+def test_a_sequence_classifier_learns_of_texts_what_others_learn_of_images(folders, objective, targets):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folders["bert"], num_labels=3).eval()
     inputs = random_rows(5).batch(range(5)).inputs
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-    objective, batch = Classify(classes=("a", "b", "c")), Batch(inputs, torch.tensor([0, 1, 2, 0, 1]))
-    output = objective.forward(model, batch, train=False)
+    batch = Batch(inputs, targets)
+    output = objective.forward(model, batch, train=True)
     torch.testing.assert_close(output, model(**inputs).logits)
-    assert objective.values(output, batch)["loss"].shape == (5,)
+    losses = objective.losses(output, batch)
+    assert losses.shape == (5,)
+    losses.mean().backward()
+    assert model.classifier.weight.grad.abs().max() > 0
+    assert len(objective.predictions(output.detach())) == 5
 
 
 CLASSES = Targets(("class",), [("pos",), ("neg",), ("pos",)])

@@ -59,6 +59,10 @@ class TestRepAdapter(OnBlocks, MethodSuite):
     method, settings = "repadapter", {"hidden": 4, "scale": 2.0}
 
 
+class TestHiRA(MethodSuite):
+    method, settings = "hira", {"rank": 2}
+
+
 class TestBiases(MethodSuite):
     method = "biases"
 

@@ -97,7 +97,7 @@ def test_a_run_folder_holds_what_was_promised(fitted: tuple[Run, Result, Recorde
     names = {entry.name for entry in folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.jsonl", "supernet.safetensors", "search.jsonl", "adapter.safetensors", "result.json",
-        "plots", "examples.jsonl", "winner.json", "calibration.json", "state.json",
+        "plots", "examples.jsonl", "winner.json", "calibration.json", "state.json", "test_examples.json",
     }  # fmt: skip
     assert {"search.svg", "layers.svg", "parameters.svg"} <= {entry.name for entry in (folder / "plots").iterdir()}
     assert RunFolder(folder).experiment() == run.experiment

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +22,7 @@ from glora.cli.app import app
 from glora.errors import ConfigError, DataError
 from glora.tasks.batching import lengths_of, weights_of
 from glora.tasks.data.text import Text
+from glora.tasks.images import ImageSet
 from glora.tasks.objective import Measured, Objective
 from glora.tasks.objectives.choose import Choose
 from glora.tasks.objectives.classify import Classify
@@ -27,6 +30,7 @@ from glora.tasks.objectives.language import Language
 from glora.tasks.objectives.multilabel import MultiLabel
 from glora.tasks.objectives.regress import Regress
 from glora.tasks.objectives.verbalize import Verbalize
+from glora.tasks.splits import stratified_split
 from glora.tasks.task import Task, load_task, source_class
 from glora.tasks.texts import (
     IGNORED,
@@ -179,6 +183,33 @@ def test_an_answer_may_be_left_out_of_what_is_learned(tokenizer):
     assert read(causal(tokenizer), Dialog(talk))[1] == [f"Paris{STOP}"]
 
 
+def test_an_opening_turn_of_the_assistant_answers_nothing(tokenizer):
+    split = DialogSet([Dialog((Message("system", "Be kind."), TALK[1], *TALK[2:]))]).prepared(causal(tokenizer))
+    targets = split.batch([0]).targets[0]
+    assert tokenizer.decode(targets[targets != IGNORED]) == f"Paris{STOP}"
+    assert any("opening turn of the assistant" in note for note in split.notes)
+    with pytest.raises(DataError, match="no turn of an assistant"):
+        DialogSet([Dialog(TALK[1:3])]).prepared(causal(tokenizer))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tokenizers_that_mark_spaces(name):
+    """As SentencePiece's: a space is part of the next word, and one is put before the first."""
+    import tokenizers
+    import transformers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", language.STARTS, STOP]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator([*language.SENTENCES, "[INST] [/INST] [user] [model] \n Red, of course. Paris"], trainer)
+    names = {"unk_token": "<unk>", "bos_token": language.STARTS, "eos_token": STOP, "pad_token": STOP}
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, chat_template=TEMPLATES[name], **names)
+    _, learned = read(TextPreprocess(found, "tiny", "causal", 256), Dialog(TALK))
+    assert learned[0].replace(" ", "") == f"Red,ofcourse.{STOP}Paris{STOP}"
+
+
 def test_without_a_chat_template_it_is_alpacas_prompt(tokenizer):
     bare = causal(tokenizer, "")
     whole, learned = read(bare, Dialog((Message("user", "Say it.", "blue"), Message("assistant", "It is."))))
@@ -316,7 +347,7 @@ def test_long_rows_are_told_cut_or_left_out(tokenizer):
     ):
         read(causal(tokenizer, most=64), long, Dialog(TALK[:2]))
     cut = DialogSet([long], reading=TextReading(on_long_row="cut")).prepared(causal(tokenizer, most=64))
-    assert cut.lengths == [64] and "1 rows were cut to 64 tokens." in cut.notes
+    assert cut.lengths == [64] and "Cut to 64 tokens: 1 row." in cut.notes
     asks = Dialog((Message("user", "one two three four " * 30), TALK[1]), "a.json, line 4")
     with pytest.raises(DataError, match="none of the first is learned"):
         read(causal(tokenizer, most=64), asks, on_long_row="cut")
@@ -354,7 +385,7 @@ def test_an_encoder_decoder_reads_the_prompt_and_learns_each_answer(pairs):
     inputs = [pairs.decode(row[row != pairs.pad_token_id]) for row in batch.inputs["input_ids"]]
     assert inputs == ["Name a colour.</s>", "Name a colour.\nRed, of course.\nAnd the capital of France?</s>"]
     assert [pairs.decode(row[row != IGNORED]) for row in batch.targets] == ["Red, of course.</s>", "Paris</s>"]
-    assert "1 conversations are read as 2 rows." in split.notes
+    assert "Read as 2 rows: 1 conversation." in split.notes
     with pytest.raises(DataError, match="train_on_prompt"):
         DialogSet([Dialog(TALK)], reading=TextReading(train_on_prompt=True)).prepared(reads)
 
@@ -374,9 +405,11 @@ def test_questions_are_scored_after_their_prompts(tokenizer):
 
 
 def test_long_questions_are_cut_at_the_beginning_and_empty_ones_begin_with_a_token(tokenizer):
-    split = QuestionSet([Question("one two three " * 40 + "four", ("red", "blue"), 1)]).prepared(causal(tokenizer, most=32))
+    split = QuestionSet([Question("one two three " * 40 + "four", ("red", "blue"), 1)]).prepared(
+        causal(tokenizer, most=32)
+    )
     batch = split.batch([0])
-    assert batch.inputs["input_ids"].shape == (2, 32) and "1 rows were cut to 32 tokens." in split.notes
+    assert batch.inputs["input_ids"].shape == (2, 32) and "Cut to 32 tokens: 1 row." in split.notes
     assert tokenizer.decode(batch.targets.tokens[1][batch.targets.tokens[1] != IGNORED]) == " blue"
     batch = QuestionSet([Question("", ("red", "blue"), 1)]).prepared(causal(tokenizer)).batch([0])
     assert (batch.inputs["input_ids"][:, 0] == tokenizer.bos_token_id).all()
@@ -392,13 +425,15 @@ def test_labelled_texts_are_read_as_the_tokenizer_reads_them_and_long_ones_cut(e
     for name, values in own.items():
         assert batch.inputs[name][0, : len(values)].tolist() == values
         assert name == "input_ids" or not batch.inputs[name][0, len(values) :].any()
-    assert split.lengths[1] == 32 and "1 rows were cut to 32 tokens." in split.notes
+    assert split.lengths[1] == 32 and "Cut to 32 tokens: 1 row." in split.notes
     assert batch.targets.tolist() == [1, 0]
 
 
 def test_texts_need_a_model_that_reads_them(tokenizer):
     with pytest.raises(DataError, match="the model reads no texts"):
         DialogSet([Dialog(TALK)]).prepared(None)
+    with pytest.raises(DataError, match="The data is images, and the model 'tiny' reads texts"):
+        ImageSet([np.zeros((2, 2), np.uint8)], [0]).prepared(causal(tokenizer))
     with pytest.raises(DataError, match="no tokens yet"):
         DialogSet([Dialog(TALK)]).batch([0])
 
@@ -580,7 +615,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no field": ({"turns_": []}, "has its turns as nothing"),
     "no turns": ({"conversations": []}, "has no turns"),
     "turns of another type": ({"conversations": {"from": "human"}}, "has its turns as an object"),
-    "a turn of another type": ({"conversations": ["Who?", "He."]}, "has a str as turn 1"),
+    "a turn of another type": ({"conversations": ["Who?", "He."]}, "has a text as turn 1"),
     "an unknown role": ({"conversations": [{"from": "alien", "value": "x"}]}, "has the unknown role 'alien' in turn 1"),
     "no role": ({"conversations": [{"value": "x"}]}, "has no role in turn 1"),
     "an empty turn": ({"conversations": [TURNS[0], {"from": "gpt", "value": " "}]}, "has an empty turn 2"),
@@ -619,7 +654,7 @@ QUESTION_FAULTS = {
     "a number too high": ({**QUESTIONS["mmlu"], "answer": 3}, "has the answer 3"),
     "one choice": ({**QUESTIONS["mmlu"], "choices": ["he"]}, "has 1 choices"),
     "an empty choice": ({**QUESTIONS["mmlu"], "choices": ["he", ""]}, "has an empty choice"),
-    "no list": ({**QUESTIONS["mmlu"], "choices": "he, she"}, "has a str for choices"),
+    "no list": ({**QUESTIONS["mmlu"], "choices": "he, she"}, "has a text for choices"),
 }
 
 
@@ -726,6 +761,21 @@ def test_equal_prompts_and_parts_of_one_conversation_are_in_one_split(tmp_path):
     assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
 
 
+@settings(max_examples=60, deadline=None)
+@given(groups=st.lists(st.integers(0, 12), min_size=20, max_size=40), seed=st.integers(0, 3))
+def test_no_group_is_in_two_splits_and_sizes_are_near(groups, seed):
+    single = [100 + k for k in range(40)]
+    every = groups + single
+    strata = [k % 3 for k in range(len(every))]
+    sizes = (len(every) // 2, len(every) // 4)
+    parts = stratified_split(strata, sizes, random.Random(seed), groups=every)
+    assert parts == stratified_split(strata, sizes, random.Random(seed), groups=every)
+    assert not {every[k] for k in parts[0]} & {every[k] for k in parts[1]}
+    assert not set(parts[0]) & set(parts[1])
+    assert [len(part) for part in parts] == list(sizes)  # what stands alone fills the gaps
+    assert all({strata[k] for k in part} == {0, 1, 2} for part in parts)
+
+
 def test_one_prompt_for_all_keeps_nothing_together(tmp_path):
     task = load_task(
         write(tmp_path / "a.jsonl", [talk("Tell a joke", f"Joke {k}") for k in range(50)]), objective=Language()
@@ -767,8 +817,12 @@ def test_what_test_or_val_has_is_left_out_of_train(tmp_path):
     write(tmp_path / "test.jsonl", [talk(f"Question {k}", "No") for k in range(5)])
     task = load_task(tmp_path, objective=Language())
     assert [len(split) for split in task.splits.values()] == [12, 3, 5]
-    assert any("8 rows of train ask what rows of val and test ask" in note for note in task.notes)
-    assert any("2 rows of val ask what rows of test ask" in note for note in task.notes)
+    assert any(
+        note.startswith("Left out of train, as the same is asked") and note.endswith(": 8 rows.") for note in task.notes
+    )
+    assert any(
+        note.startswith("Left out of val, as the same is asked") and note.endswith(": 2 rows.") for note in task.notes
+    )
 
 
 def test_a_column_of_splits(tmp_path):
@@ -868,6 +922,9 @@ def test_tables_and_folders_of_images_are_none_of_texts(tmp_path):
         (tmp_path / "folder" / name / "1.jpg").write_bytes(b"")
     (tmp_path / "folder" / "labels.json").write_text("[]")
     assert source_class({"source": str(tmp_path / "folder")}).__name__ == "ImageFolder"
+    write(tmp_path / "folder" / "a.jsonl", [talk("Who?", "He.")] * 9)
+    assert source_class({"source": str(tmp_path / "folder")}).__name__ == "ImageFolder"
+    assert len(rows_of(tmp_path / "folder" / "a.jsonl")[0]) == 9
     (tmp_path / "own.csv").write_text("titel,sorte\nein Buch und mehr davon,x\n")
     assert source_class({"source": str(tmp_path / "own.csv")}) is Text
 

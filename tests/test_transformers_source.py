@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 import glora
 from glora.backbones import Loading, load_backbone, unknown_name
-from glora.errors import BackboneError, MissingExtraError
+from glora.errors import BackboneError, ConfigError, MissingExtraError, StateError
+from glora.runs.resolve import resolve
+from glora.runs.run import Run
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 from language import CAUSAL, POSITIONS, tiny_causal, tiny_encoder, tiny_t5, tiny_vision
 from suites.layer_suite import randomize
+from suites.toy import Recorder, tiny
 
 transformers = pytest.importorskip("transformers")
 
@@ -501,3 +504,56 @@ def test_a_copy_of_a_checkpointed_model_can_be_adapted(folders: dict[str, Path])
     model(x, labels=x, use_cache=False).loss.backward()
     assert any(value.grad is not None for value in adapted.parameters())
     assert not re.search("cache", " ".join(backbone.notes))
+
+
+# Whole runs
+
+
+def finished(folders: dict[str, Path], out: Path, photos: Path, **changes: Any) -> Run:
+    """A run on images with the tiny ViT, trained, searched and tested."""
+    model = {"name": str(folders["vit"]), "pretrained": True, "image_size": None, **changes.pop("model", {})}
+    given = {"method": {"name": "glora", "targets": "linear"}, "model": model, "train": {"epochs": 1}}
+    run = Run(tiny(photos, **{**given, **changes}), out, Recorder())
+    run.fit()
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_searches_alike(folders: dict[str, Path], tmp_path: Path, photos: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        run = finished(folders, tmp_path / str(workers), photos, search={"workers": workers})
+        result = run.folder.current_result()
+        assert result is not None
+        results.append((result.winner, result.metrics))
+    assert results[0] == results[1]
+    again = glora.load(tmp_path / "0")
+    assert (
+        again.model.state_dict().keys() == load_backbone(str(folders["vit"]), num_classes=2).model.state_dict().keys()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_on_a_quantised_base_is_played_unmerged(folders: dict[str, Path], tmp_path: Path, photos: Path) -> None:
+    pytest.importorskip("torchao")
+    finished(folders, tmp_path / "run", photos, model={"quantize": "int8"})
+    run = glora.load(tmp_path / "run")
+    assert "quantised" in run.no_merge
+    with pytest.raises(StateError, match=r"cannot be merged.*check_base=False"):
+        run.merge()
+    assert run.predict([photos / "dark" / "0.png"])
+    base = load_backbone(str(folders["vit"]), num_classes=2).model
+    glora.load_adapter(base, tmp_path / "run" / "adapter.safetensors", check_base=False).merge()
+
+
+def test_a_quantised_base_is_not_shared_with_workers(folders: dict[str, Path], photos: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.workers=2.*model\.quantize=int8"):
+        tiny(photos, model={"name": str(folders["vit"]), "quantize": "int8"}, search={"workers": 2})
+
+
+def test_a_folder_is_kept_by_its_absolute_path(
+    folders: dict[str, Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["vit"].parent)
+    experiment = tiny(photos, model={"name": f"./{folders['vit'].name}"})
+    assert resolve(experiment).model.name == str(folders["vit"])

@@ -102,11 +102,9 @@ def load(
         checkpoint=None if checkpoint is None else str(checkpoint),
         pretrained=pretrained,
         seed=seed,
-        **loading.changed,
     )
-    if drop_path:
-        spec["drop_path"] = drop_path
-    return Backbone(name, model, preprocess, head, spec, (*notes, *more))
+    changed = {**loading.changed, **({"drop_path": drop_path} if drop_path else {})}
+    return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
 def reading_of(
@@ -286,7 +284,8 @@ def _image_reading(wanted: _Wanted, config: Any) -> tuple[Preprocess, list[str]]
         config.drop_path_rate = wanted.drop_path
     side = wanted.image_size
     size = (side, side) if side else _size(told.get("crop_size") or told.get("size"), config)
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if told.get("do_normalize", True) and told.get("image_mean") is not None:
         mean, std = (tuple(map(float, told[key])) for key in ("image_mean", "image_std"))
     if len(mean) != len("RGB") or getattr(config, "num_channels", 3) != len("RGB"):
@@ -493,7 +492,7 @@ def _quantized(model: Any, how: str, head: tuple[str, ...]) -> list[str]:
         if how == "int8":
             ao.quantize_(model, ao.Int8WeightOnlyConfig(), lambda module, _: module in chosen)
             break
-        config = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.granularity.PerGroup(group))
+        config = ao.IntxWeightOnlyConfig(weight_dtype=cast(Any, torch).int4, granularity=ao.granularity.PerGroup(group))
         ao.quantize_(model, config, lambda module, _, some=some: module in some)
     if not chosen:
         raise BackboneError(

@@ -233,15 +233,45 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Other examples with the same classes, labels or columns.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness, or YAML files of such: openllm,mine.yaml"),
+    ] = None,
+    tasks_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --tasks: your own tasks, and data sets as the hub has them."),
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="With --tasks: another run of the same base (repeat it)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --tasks: the first N questions of each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="With --tasks: requests per forward pass.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Test the winner, merged, once; later calls print that result. With --data: how good it is on other examples.
 
+    With --tasks: base, other runs and winner of a language model in lm-evaluation-harness, with the same settings.
+
     Example: glora eval run
     """
+    if tasks is not None:
+        _evaluate_tasks(run, tasks, tasks_dir, others or [], limit, batch_size, as_json=as_json)
+        return
+    if given_with := [
+        name for name, value in (("--tasks-dir", tasks_dir), ("--with", others), ("--limit", limit)) if value
+    ]:
+        raise typer.BadParameter(f"{given_with[0]} is for --tasks")
     if data is not None:
         _evaluate_on(run, data, as_json=as_json)
-        return
+    else:
+        _evaluate_once(run, as_json=as_json)
+
+
+def _evaluate_once(run: Path, *, as_json: bool) -> None:
+    """The result on test, made now or before."""
     with _reporting() as reporter:
         from glora.runs.folder import RunFolder
         from glora.runs.run import Run
@@ -257,6 +287,25 @@ def evaluate(
             result = None
     if result is not None:
         _print_results(result, as_json=as_json)
+
+
+def _evaluate_tasks(
+    run: Path, tasks: str, folder: Path | None, others: list[Path], limit: int | None, size: int, *, as_json: bool
+) -> None:
+    """What lm-evaluation-harness measures, as a table or as JSON."""
+    with _reporting() as reporter:
+        from glora.cli.paper import print_table
+        from glora.runs.lm_eval import Asked, evaluate_run
+
+        names = tuple(filter(None, map(str.strip, tasks.split(","))))
+        if not names:
+            raise typer.BadParameter("--tasks names no task")
+        others = [other.expanduser() for other in others]
+        found = evaluate_run(run, Asked(names, folder, limit, size), reporter, others=others)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        print_table("language", [str(run)], "text")
 
 
 def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
@@ -474,7 +523,8 @@ def table(
         typer.Argument(
             metavar="[NAME] RUN...",
             help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
-            "inference for the paper's table with its printed rows. Or params, and vit_b or swin_b.",
+            "inference for the paper's table with its printed rows, or tasks for a table of each task with differences "
+            "in pairs, or language for what eval --tasks has measured. Or params, and vit_b or swin_b.",
         ),
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -587,22 +637,38 @@ def bench(
 
 @app.command()
 def demo(
-    out: Out = Path("demo"),
+    what: Annotated[str, typer.Argument(metavar="[images|language]", help="Which demo.")] = "images",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="The demo's folder, demo or demo-language if not given; an unfinished one is continued."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only, to see that all works.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The main job on packaged weights and images, without a network: linear probe, LoRA, searched GLoRA.
+    """The main job on packaged weights and data, without a network: images, or a language model.
+
+    images compares a linear probe, LoRA and the searched GLoRA; language the model as it is, LoRA and the searched
+    GLoRA on what words mean, and shows three answers before and after.
 
     Example: glora demo --quick --out demo-quick
     """
-    with _reporting() as reporter:
-        from glora.runs.demo import run_demo, verdict
+    from glora.cli.demos import DEMOS
+    from glora.registry import lookup
 
-        results = run_demo(out, reporter, quick=quick, seed=seed)
+    show = lookup(DEMOS, what, kind="demo")
+    folder = (out or Path("demo" if what == "images" else f"demo-{what}")).expanduser()
+    with _reporting() as reporter:
+        results, told, shown = show(folder, reporter, quick=quick, seed=seed)
     _print_results(*results, as_json=as_json)
-    typer.echo(verdict(results), err=True)
-    typer.echo(f"Pictures: {out / 'glora' / 'plots'}", err=True)
+    if shown is not None and not as_json:
+        from rich.console import Console
+
+        Console().print(shown)
+    for line in told:
+        typer.echo(line, err=True)
 
 
 def _print_results(*results: Any, as_json: bool) -> None:

@@ -5,6 +5,7 @@ __all__ = ["METHODS"]
 METHODS = {
     "glora": "glora.methods.glora:GLoRA",  # the supernet
     "lora": "glora.methods.lora:LoRA",
+    "hira": "glora.methods.hira:HiRA",
     "biases": "glora.methods.lora:Biases",
     "fact": "glora.methods.fact:FacT",
     "ssf": "glora.methods.ssf:SSF",

@@ -47,6 +47,8 @@ class TunedAdapter(Tuned):
         self.model = adapted.model
         self.head = adapted.head
         self.notes = adapted.notes
+        if adapted.quantized:
+            self.no_merge = "its base is quantised; load_adapter(..., check_base=False) merges it into the float base"
 
     @property
     def space(self) -> BoundSpace | None:
@@ -87,7 +89,7 @@ class TunedAdapter(Tuned):
         load_supernet(self.adapted, path, base_fingerprint=base_fingerprint)
 
     def merged(self) -> nn.Module:
-        return self.adapted.merge(keep_base=False)
+        return self.model if self.no_merge else self.adapted.merge(keep_base=False)
 
     @property
     def new_keys(self) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from glora.errors import RunError
+from glora.report.examples import ByExample, beside
 from glora.report.result import Result
 
-__all__ = ["read_results"]
+__all__ = ["read_results", "read_tested"]
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Result]:
@@ -21,8 +22,23 @@ def read_results(paths: Iterable[str | Path]) -> list[Result]:
     Raises:
         RunError: A path leads to none, or a file is no result.
     """
+    return [Result.read(file) for file in _every(paths)]
+
+
+def read_tested(paths: Iterable[str | Path]) -> list[tuple[Result, ByExample | None]]:
+    """As `read_results`, each with what its model does on every test example, where that is kept.
+
+    Raises:
+        RunError: A path leads to no result, or a file is none.
+    """
+    found = [(Result.read(file), file) for file in _every(paths)]
+    return [(result, beside(result, file)) for result, file in found]
+
+
+def _every(paths: Iterable[str | Path]) -> list[Path]:
+    """The files of results that the paths lead to, each once."""
     files = {file.absolute(): file for path in paths for file in _files(Path(path).expanduser())}
-    return [Result.read(file) for file in files.values()]
+    return list(files.values())
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ FORMAT = 2
 Row = Mapping[str, float | None]
 TITLES = {  # name of a row -> what it is
     "winner": "winner",
+    "base": "base",
     "random_mean": "mean of {:,.0f} random",
     "random_best": "best of {:,.0f} random",
     "largest": "largest subnet",

@@ -2,10 +2,10 @@
 
 It holds `config.yaml` (resolved), `state.json` (the stages that are done), `metrics.jsonl`, `supernet.safetensors`,
 `search.jsonl` (the journal), `calibration.json` (how strongly subnets play in it), `examples.jsonl` (what winner and
-controls do example by example), `winner.json`, `adapter.safetensors`, `result.json` and `plots/`; while training runs
-also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`; in `tested/` the results of
-winners that were tested before. A model is known by `Outcome.key`, which its adapter and its result carry: what a stop
-has left is never taken for what it is not.
+controls do example by example), `winner.json`, `adapter.safetensors`, `result.json`, `test_examples.json` (what the
+finished model does on every test example) and `plots/`; while training runs also `training.safetensors`, with folds a
+folder for each, `retrained/` and `polished/`; in `tested/` the results of winners that were tested before. A model is
+known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what it is not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import yaml
 from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import RunError, listed
 from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, write_text
+from glora.report.examples import TESTED
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
 
@@ -55,6 +56,7 @@ class RunFolder:
         self.values = self.path / "examples.jsonl"
         self.stages = self.path / "state.json"
         self.result = self.path / "result.json"
+        self.tested_examples = self.path / TESTED
         self.others = self.path / "tested"
         self.plots = self.path / "plots"
 
@@ -288,6 +290,11 @@ class RunFolder:
                 allowed="A layer that starts at random needs the same seed every time, unless it is the head.",
                 remedy="Bring back the model of then, or start anew with another --out.",
             )
+
+    @property
+    def base(self) -> str:
+        """Fingerprint of the base that the run began with; empty where it is not known."""
+        return str(self._begun.get("base", ""))
 
     @property
     def _begun(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,21 +18,23 @@ from glora.errors import ConfigError, GloraError, RunError
 from glora.methods.method import Method, Tuned
 from glora.report.outcome import Outcome, Row
 from glora.report.result import Result
+from glora.runs.cost import planned, search_cost
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
 from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
-from glora.runs.resolve import plan_search, resolve
+from glora.runs.resolve import resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
-from glora.runs.stages.test import Testing, earlier_tests
+from glora.runs.stages.test import Testing, earlier_tests, tested_examples
 from glora.runs.stages.train import train
 from glora.settings import merged
+from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
 from glora.tasks.images import Preprocess
-from glora.tasks.objective import Objective
+from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
 from glora.training.device import device_name, new_accelerator
@@ -83,6 +86,7 @@ class Run:
         model = copy.deepcopy(backbone.model)
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
         self.searches = self.tuned.space is not None
+        self._told = False  # whether the user knows what the search costs
         self.session = Session(
             experiment,
             method,
@@ -98,7 +102,7 @@ class Run:
             check_pace(self.tuned)
         model.to(accelerator.device)
         if self.tuned.space is not None:
-            search = plan_search(experiment.search, self.tuned.space, least=method.least)
+            search = planned(experiment, self.session.data, self.tuned.space)
             search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
             self._check_processes()
 
@@ -168,8 +172,11 @@ class Run:
         if trained:
             session.reporter.say("The training is done already.")
         else:
-            for line in plan(self.experiment, self.task, session.data, session.backbone, self.tuned, lr=session.lr):
-                session.reporter.say(line)
+            _say(
+                session.reporter,
+                plan(self.experiment, self.task, session.data, session.backbone, self.tuned, lr=session.lr),
+            )
+            self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
         train(session, self.tuned)
@@ -188,6 +195,8 @@ class Run:
         search = self._searching()
         if not self.folder.begun:  # a search anew
             self.folder.forget_search()
+            if not self._told:
+                _say(self.reporter, search_cost(search.plan, self.experiment, self.session.data)[1])
         self.folder.write_config(self.experiment)
         return self._finished(search, search.run())
 
@@ -258,8 +267,9 @@ class Run:
         model = loaded.model.to(session.accelerator.device)
         latency = self._latency(model)
         start = time.perf_counter()
-        rows, outcome = self._tested(model, search, outcome)
-        others = Testing(self.session, self.task.test).others(model, self.task)
+        testing = Testing(self.session, self.task.test)
+        rows, outcome = self._tested(testing, model, search, outcome)
+        others = testing.others(model, self.task)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
         work = {"train": self.folder.example_steps()}
         if outcome is not None and outcome.polish:
@@ -268,13 +278,15 @@ class Run:
         measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others}
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
+        if testing.finished is not None:
+            kept = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
+            kept.write(self.folder.tested_examples)
         result.write(self.folder.result)
         return result
 
     def _tested(
-        self, model: nn.Module, search: Search | None, outcome: Outcome | None
+        self, testing: Testing, model: nn.Module, search: Search | None, outcome: Outcome | None
     ) -> tuple[dict[str, Row], Outcome | None]:
-        testing = Testing(self.session, self.task.test)
         if search is None or outcome is None:
             return testing.alone(model, parameters=self.tuned.count()), None
         retrained = retrain(search, outcome) if self.experiment.search.control == "retrain" else None
@@ -316,8 +328,21 @@ class Run:
     def _latency(self, model: nn.Module) -> dict[str, float]:
         session = self.session
         base = session.base().to(session.accelerator.device)
-        batch = session.data.val.batch(range(min(32, len(session.data.val))))
+        batch = session.data.val.batch(range(_timed(session.data.val)))
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
+
+
+def _say(reporter: Reporter, lines: Sequence[str]) -> None:
+    for line in lines:
+        reporter.say(line)
+
+
+def _timed(examples: Examples) -> int:
+    """How many examples a forward pass has whose time is taken: 32, and of texts no more than have 256 tokens."""
+    most, lengths = min(32, len(examples)), lengths_of(examples)
+    if lengths is None:
+        return most
+    return max(1, sum(total <= 256 for total in itertools.accumulate(lengths[:most])))
 
 
 def changed_search(experiment: Experiment, changes: Mapping[str, Any]) -> dict[str, Any]:

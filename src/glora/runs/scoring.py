@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from glora.adapt.layers.quantized import is_quantized
 from glora.backbones import Backbone, load_backbone
+from glora.errors import ConfigError, listed
 from glora.methods.method import Method, Tuned
 from glora.runs.calibration import apply_calibration
 from glora.runs.session import Session
@@ -213,7 +215,16 @@ def recipe_of(session: Session, tuned: Tuned, parts: Sequence[Part]) -> Recipe:
 
 
 def _shared_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and buffers by name, moved to memory that other processes can read."""
+    """The model's parameters and buffers by name, moved to memory that other processes can read.
+
+    Raises:
+        ConfigError: One is quantised.
+    """
+    if odd := [name for name, tensor in _weights(model).items() if is_quantized(tensor)]:
+        raise ConfigError(
+            f"The weights of a quantised base cannot be shared with workers: {listed(odd)}.",
+            remedy="Search without workers: --workers 0",
+        )
     shared = {name: tensor.detach().cpu() for name, tensor in _weights(model).items()}
     for tensor in shared.values():
         tensor.share_memory_()  # type: ignore[no-untyped-call]

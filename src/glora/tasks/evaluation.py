@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glora.tasks.batching import lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Metric, Objective
 
-__all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "selection_bias"]
+__all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "mean_and_error", "selection_bias"]
 
 Numbers = dict[str, float | None]
 

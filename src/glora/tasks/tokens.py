@@ -24,6 +24,7 @@ from glora.tasks.rows import (
     TextPreprocess,
     TextReading,
     as_template_reads,
+    counted,
     system_moved,
 )
 
@@ -109,6 +110,7 @@ class Tokens:
         self.special = np.array([place for place, token in added if token.special], dtype=np.int32)
         self.eos: str = self.tokenizer.eos_token or ""
         self.unstopped, self.shortened = 0, 0  # rows whose template ended no turn, and rows that were cut
+        self.unasked = 0  # rows that begin with an answer
         self.style = self._style()
 
     def _style(self) -> str:
@@ -131,8 +133,12 @@ class Tokens:
         found = []
         if self.unstopped:
             found.append(f"The chat template of {self.name} ends no turn: {self.eos!r} is put at the end of each row.")
+        if self.unasked:
+            found.append(
+                f"An opening turn of the assistant is read and not learned: {counted(self.unasked, 'conversations')}."
+            )
         if self.shortened:
-            found.append(f"{self.shortened:,} rows were cut to {self.limit:,} tokens.")
+            found.append(f"Cut to {self.limit:,} tokens: {counted(self.shortened, 'rows')}.")
         return found
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
@@ -169,6 +175,11 @@ class Tokens:
         return part.learned.removesuffix(self.eos) if self.eos else part.learned
 
     def _sequences(self, row: Dialog) -> list[_Sequence]:
+        opens = next((place for place, each in enumerate(row.messages) if each.role != "system"), 0)
+        if row.messages[opens : opens + 1] and row.messages[opens].role == "assistant":  # it answers nothing
+            self.unasked += 1
+            opening = row.messages[opens]._replace(learned=False)
+            row = row._replace(messages=(*row.messages[:opens], opening, *row.messages[opens + 1 :]))
         if not any(message.answers for message in row.messages):
             raise BadRow("without an answer", "has no turn of an assistant", remedy="Add one")
         apart = self.reading.turns == "apart" or self.form == "encoder_decoder"
@@ -230,7 +241,8 @@ class Tokens:
         for place, message in enumerate(messages):
             if not message.answers:
                 continue
-            before, through = self._render(plain[:place], tools, prompt=True), self._render(plain[: place + 1], tools)
+            before = self._render(plain[:place], tools, prompt=True)
+            through = whole if place + 1 == len(plain) else self._render(plain[: place + 1], tools)
             if not (whole.startswith(through) and through.startswith(before)):
                 raise BadRow(
                     "changed by the chat template",
@@ -323,7 +335,7 @@ class Tokens:
         if not len(places):
             return None
         after: int = start + int(places[-1]) + 1
-        return None if self.tokenizer.decode(ids[after:end].tolist()).strip() else after
+        return None if after < end and self.tokenizer.decode(ids[after:end].tolist()).strip() else after
 
     def _pair(self, sequence: _Sequence) -> Encoded:
         """What an encoder reads, and the response that the decoder learns."""

@@ -1,8 +1,8 @@
 """The folder of a benchmark: what its files are called, which cells are finished, and whose they are.
 
-It holds `benchmark.yaml` (the file), `results/` (a Result for each finished cell), `failed/` (why a cell has none),
-`rates.json` (the learning rates chosen, and from what), `cells/TASK/LABEL/seedK/` (the run folders), and while rates
-are chosen `rates/`.
+It holds `benchmark.yaml` (the file), `results/` (a Result for each finished cell), `examples/` (what its model does on
+every test example), `failed/` (why a cell has none), `rates.json` (the learning rates chosen, and from what),
+`cells/TASK/LABEL/seedK/` (the run folders), and while rates are chosen `rates/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from glora.config import Experiment, build_experiment
 from glora.errors import GloraError, RunError
-from glora.files import write_json
+from glora.files import write_json, write_text
+from glora.report.examples import TESTED
 from glora.report.result import Result
 from glora.runs.benchmark.settings import Cell
 from glora.runs.folder import ANY_TIME, RunFolder, flat
@@ -38,6 +39,7 @@ class BenchmarkFolder:
         self.rates = self.path / "rates.json"
         self.tries = self.path / "rates"
         self.results = self.path / "results"
+        self.examples = self.path / "examples"
         self.failed = self.path / "failed"
 
     def run(self, cell: Cell) -> Path:
@@ -59,6 +61,9 @@ class BenchmarkFolder:
 
     def write_result(self, cell: Cell, result: Result) -> None:
         """The cell is finished."""
+        examples = self.run(cell) / TESTED
+        if examples.is_file():
+            write_text(self.examples / f"{cell.name}.json", examples.read_text(encoding="utf-8"))
         result.write(self.result(cell))
         (self.failed / f"{cell.name}.json").unlink(missing_ok=True)
 

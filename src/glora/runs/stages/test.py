@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
+from glora.report.examples import ByExample
 from glora.report.outcome import Outcome, Row
 from glora.runs.comparison import Contender, compare
 from glora.runs.session import Session
 from glora.runs.stages.search import Search
+from glora.tasks.evaluation import Evaluation
 from glora.tasks.objective import Examples
 from glora.tasks.task import Task
 
-__all__ = ["Testing", "earlier_tests"]
+__all__ = ["Testing", "earlier_tests", "tested_examples"]
 
 
 def earlier_tests(before: Sequence[Path]) -> tuple[str, ...]:
@@ -24,23 +27,59 @@ def earlier_tests(before: Sequence[Path]) -> tuple[str, ...]:
     return (f"Not the first look at the test examples: other winners were tested before ({names}).",) if before else ()
 
 
+def tested_examples(found: Evaluation, *, winner: str, data: str) -> ByExample:
+    """What a model does on test as a record; the other arguments are the record's."""
+    values = {
+        metric.name: tuple(_finite(each) for each in found.values[metric.name].tolist())
+        for metric in found.objective.metrics
+        if metric.per_example
+    }
+    weights = None if found.weights is None else tuple(found.weights.tolist())
+    return ByExample(winner=winner, data=data, values=values, weights=weights)
+
+
+def _finite(value: float) -> float | None:
+    """Seven digits are as many as float32 has."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
 class Testing:
     """Measures finished models on test, and on what else they have not seen.
 
     Args:
         session: The run.
         test: The test examples; None where there are none, and nothing is tested.
+
+    Attributes:
+        finished: What the finished model does on test, example by example; None before, and where there is no test.
     """
 
     def __init__(self, session: Session, test: Examples | None) -> None:
         self.session = session
         self.test = test
+        self.finished: Evaluation | None = None
 
     def alone(self, model: nn.Module, *, parameters: int) -> dict[str, Row]:
-        """The row of a model that nothing was searched for."""
+        """The row of a model that nothing was searched for, and that of its base where that can do the task."""
         self._say("the model")
         contender = Contender(parameters, {"val": self.session.evaluator.evaluate(model, self.session.data.val)})
-        return compare(self._with_test(contender, model), {}, self.session.objective)
+        return self._compared(contender, model, {})
+
+    def _compared(self, winner: Contender, model: nn.Module, others: dict[str, Contender]) -> dict[str, Row]:
+        """The rows of the finished model, of its base where that can do the task, and of what else was measured."""
+        if (
+            self.session.objective.outputs is None and not self.session.backbone.head
+        ):  # a language model has no new head
+            others = {"base": self._base(), **others}
+        winner = self._with_test(winner, model)
+        self.finished = winner.splits.get("test")
+        return compare(winner, others, self.session.objective)
+
+    def _base(self) -> Contender:
+        """The pretrained model as it is, on test; where there is none on val."""
+        model = self.session.base().to(self.session.accelerator.device)
+        val = {} if self.test is not None else {"val": self.session.evaluator.evaluate(model, self.session.data.val)}
+        return self._with_test(Contender(0, val), model)
 
     def searched(
         self,
@@ -66,7 +105,7 @@ class Testing:
         if retrained is not None:
             unseen = self.session.data.unseen
             splits = {split: self.session.evaluator.evaluate(retrained, examples) for split, examples in unseen.items()}
-            calibrated = not search.settings.calibrate or "val" in splits
+            calibrated = not search.plan.extent.calibrate or "val" in splits
             others["retrained"] = Contender(outcome.parameters, splits, calibrated=calibrated)
         winner = search.contender(outcome.genome)
         if polished is not None:
@@ -78,7 +117,7 @@ class Testing:
                     others[name] = self._with_test(other, held)
             elif name == "retrained" and retrained is not None:
                 others[name] = self._with_test(other, retrained)
-        return compare(self._with_test(winner, model), others, self.session.objective)
+        return self._compared(winner, model, others)
 
     def others(self, model: nn.Module, task: Task) -> dict[str, dict[str, float | None]]:
         """Name of a further test set -> the finished model's metrics on it, and `examples`; each is read once.

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from glora.errors import ConfigError, DataError, listed
+from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
-from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import Columns
+from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.data.text_files import (
     LAYOUT,
     Record,
@@ -28,11 +29,11 @@ from glora.tasks.data.text_files import (
 )
 from glora.tasks.data.text_layouts import LAYOUTS, Kind, Naming, columns_of, layout_of, row_of, values_of
 from glora.tasks.objective import Examples, Objective, Targets
-from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, groups, keys, told
+from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, groups, keys, told
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["Text", "TextFile", "unshared"]
+__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "unshared"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
@@ -49,12 +50,8 @@ class Text(DataSettings):
     layout: Literal["auto", "alpaca", "sharegpt", "messages", "completion", "plain", "question", "label"] = Field(
         "auto", description="What a row is; auto is told by the names of its fields."
     )
-    fields: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of fields: {instruction: frage, output: antwort}."
-    )
-    roles: dict[str, str] = Field(
-        default_factory=dict, description="Your own names of who speaks: {kunde: user, wir: assistant}."
-    )
+    fields: dict[str, str] = Field({}, description="Your own names of fields: {instruction: frage, output: antwort}.")
+    roles: dict[str, str] = Field({}, description="Your own names of who speaks: {kunde: user, wir: assistant}.")
     columns: Columns = Field((), description="Columns to predict of labelled texts; the label if not given.")
     prompt: str | None = Field(
         None, description="What stands before the choices of a question: 'Question: {question}\\nAnswer:'."
@@ -87,7 +84,7 @@ class Text(DataSettings):
             return _is_text(path)
         if any((path / mark).is_file() for mark in MARKS):
             return _saved_texts(path)
-        files = text_files(path)
+        files = text_files(path, beside_images=False)
         return bool(files) and _is_text(files[0])
 
     @classmethod
@@ -96,7 +93,7 @@ class Text(DataSettings):
         if layout in LAYOUTS:
             return USUAL[LAYOUTS[layout].kind]
         known = {name: given[name] for name in ("fields", "columns", "config") if given.get(name)}
-        settings = cls.model_validate({"source": str(given.get("source", "")), **known})
+        settings = build(cls, {"source": str(given.get("source", "")), **known}, "the data")
         record = settings._first()
         if record is None:
             return "language"
@@ -139,7 +136,7 @@ class Text(DataSettings):
     def _make(self, objective: Objective, kind: Kind) -> Any:
         """Makes a split of rows and encoded targets."""
         if isinstance(objective, Asks) and kind == "labelled":
-            return partial(_asked, objective, self.reading)
+            return partial(asked, objective, self.reading)
         return partial(SETS[kind], reading=self.reading)
 
     def _naming(self, objective: Objective | None) -> Naming:
@@ -155,7 +152,7 @@ class Text(DataSettings):
         if path.is_file():
             return first_record(path)
         if path.is_dir() and not any((path / mark).is_file() for mark in MARKS):
-            return first_record(text_files(path)[0])
+            return next(map(first_record, text_files(path)), None)
         parts, _ = named_splits(loaded(self.source, self.config), self.source)
         return next((dict(row) for part in parts.values() for row in part.select(range(min(1, len(part))))), None)
 
@@ -359,7 +356,7 @@ def _check_kind(kind: Kind, objective: Objective, name: str, layout: str) -> Non
     )
 
 
-def _asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
+def asked(objective: Asks, reading: TextReading, rows: Sequence[Any], targets: Any, *, strata: Any = None) -> TextSet:
     """Labelled texts as questions, each class a choice."""
     choices = objective.choices
     asked = [
@@ -395,7 +392,8 @@ def unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
         kept = [place for place, some in enumerate(of[split]) if not later & set(some)]
         if gone := len(pool.items) - len(kept):
             names = " and ".join(order[order.index(split) + 1 :])
-            notes.append(f"{gone:,} rows of {split} ask what rows of {names} ask, or are parts of them: left out.")
+            what = f"Left out of {split}, as the same is asked or the same conversation goes on in {names}"
+            notes.append(f"{what}: {counted(gone, 'rows')}.")
         later |= {key for some in of[split] for key in some}
         found[split] = _chosen(pool, kept)
     return {split: found[split] for split in order}, notes

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,21 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glora import registry
 from glora.errors import DataError
-from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import OTHERS
+from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.rows import BadRow
 
-__all__ = ["SUFFIXES", "Record", "SampleBy", "first_record", "kind_of", "named_labels", "read_records", "text_files"]
+__all__ = [
+    "SUFFIXES",
+    "Record",
+    "SampleBy",
+    "called",
+    "first_record",
+    "kind_of",
+    "named_labels",
+    "read_records",
+    "text_files",
+]
 
 SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
@@ -28,7 +39,6 @@ NO_DATA |= {"readme.txt", "license.txt", "licence.txt", "requirements.txt", "not
 HOLDS = {"data", "rows", "examples", "instances", "train"}  # what a list of rows is called in an object
 LAYOUT = f"Text data is in files that end in {', '.join(SUFFIXES)}; also packed with gzip."
 PEEK = 1 << 20  # characters in which the first record is looked for
-LOOKED = 2000  # files of a folder that are looked at to tell what it holds
 
 
 class Record(NamedTuple):
@@ -52,19 +62,21 @@ def kind_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
-def text_files(path: Path) -> list[Path]:
-    """The files of text data anywhere in a folder, sorted; those of plain text only where there are no others.
+def text_files(path: Path, *, beside_images: bool = True) -> list[Path]:
+    """The files of text data anywhere in a folder, in order; those of plain text only where there are no others.
 
-    A folder that holds images has none: what lies beside them belongs to them.
+    Args:
+        path: The folder.
+        beside_images: Whether there may be images too; else nothing is found where one is, and the search stops there.
     """
     found = []
-    for file in islice(sorted(path.rglob("*")), LOOKED):
-        if any(part.startswith((".", "__")) for part in file.relative_to(path).parts) or not file.is_file():
-            continue
-        if file.suffix.lower() in IMAGES:
-            return []
-        if kind_of(file) and file.name.lower() not in NO_DATA:
-            found.append(file)
+    for folder, inner, names in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
+        for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            if file.suffix.lower() in IMAGES and not beside_images:
+                return []
+            if kind_of(file) and file.name.lower() not in NO_DATA:
+                found.append(file)
     return [file for file in found if kind_of(file) != ".txt"] or found
 
 
@@ -86,8 +98,7 @@ def first_record(path: Path) -> Mapping[str, Any] | None:
         value = next((each for each in inside if isinstance(each, dict)), None) if inside else value
         return value if isinstance(value, dict) else None
     except (DataError, OSError, UnicodeDecodeError, ValueError):
-        if kind != ".json":
-            return None
+        pass  # it is longer, or damaged
     return next((each.fields for each in _safely(path) if isinstance(each, Record)), None)
 
 
@@ -169,7 +180,13 @@ def _as_record(value: Any, where: str) -> Found:
         value = {"text": value}
     if isinstance(value, dict):
         return Record(where, value)
-    return BadRow("of another kind", f"is a {type(value).__name__}, where an object is needed", where=where)
+    return BadRow("of another kind", f"is {called(value)}, where an object is needed", where=where)
+
+
+def called(value: Any) -> str:
+    """What a value is, in words."""
+    names = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
+    return {**names, str: "a text", type(None): "nothing"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _objects(text: str, place: int, name: str) -> Iterator[Found]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glora.errors import ConfigError, DataError, listed, nearest
-from glora.tasks.data.text_files import Record
+from glora.tasks.data.text_files import Record, called
 from glora.tasks.rows import BadRow, Dialog, Labelled, Message, Question, Row
 
 __all__ = ["FIELDS", "LAYOUTS", "ROLES", "Kind", "Layout", "Naming", "columns_of", "layout_of", "row_of", "values_of"]
@@ -182,15 +182,10 @@ def _text(record: Mapping[str, Any], naming: Naming, name: str, *, least: int = 
     if value is None:
         raise BadRow("without a field", f"has no {naming.fields.get(name, name)!r}")
     if not isinstance(value, str):
-        raise BadRow("of a wrong type", f"has {naming.place(record, name)!r} as {_called(value)}, not as a text")
+        raise BadRow("of a wrong type", f"has {naming.place(record, name)!r} as {called(value)}, not as a text")
     if least and not value.strip():
         raise BadRow("empty", f"has an empty {naming.place(record, name)!r}")
     return value
-
-
-def _called(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}") if value is not None else "nothing"
 
 
 def _group(record: Record, naming: Naming) -> str:
@@ -253,7 +248,7 @@ def _messages(record: Record, naming: Naming) -> Row:
 def _turns(value: Any, naming: Naming) -> list[Message]:
     value = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
     if not isinstance(value, list):
-        raise BadRow("of a wrong type", f"has its turns as {_called(value)}, not as a list")
+        raise BadRow("of a wrong type", f"has its turns as {called(value)}, not as a list")
     if not value:
         raise BadRow("empty", "has no turns")
     found = [_turn(turn, place, naming) for place, turn in enumerate(value, 1)]
@@ -267,7 +262,7 @@ def _turn(turn: Any, place: int, naming: Naming) -> Message:
         BadRow: It has no role, an unknown one, or nothing is said.
     """
     if not isinstance(turn, Mapping):
-        raise BadRow("of a wrong type", f"has {_called(turn)} as turn {place}")
+        raise BadRow("of a wrong type", f"has {called(turn)} as turn {place}")
     speaker = next((turn[name] for name in SPEAKERS if name in turn), None)
     roles = {**ROLES, **naming.roles}
     known = str(speaker) if str(speaker) in roles else str(speaker).strip().lower()
@@ -295,7 +290,7 @@ def _said(value: Any, place: int, *, silent: bool) -> str:
             raise BadRow("with more than text", f"has {other[0]!r} in turn {place}: texts alone are read")
         value = "".join(str(part.get("text", "")) for part in value)
     if not isinstance(value, str):
-        raise BadRow("of a wrong type", f"has {_called(value)} in turn {place}, not a text")
+        raise BadRow("of a wrong type", f"has {called(value)} in turn {place}, not a text")
     return value
 
 
@@ -354,7 +349,7 @@ def _choices(record: Record, naming: Naming) -> tuple[tuple[str, ...], list[str]
     if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
         labels, value = [str(each.get("label", "")) for each in value], [each.get("text") for each in value]
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise BadRow("of a wrong type", f"has {_called(value)} for choices, not a list of texts")
+        raise BadRow("of a wrong type", f"has {called(value)} for choices, not a list of texts")
     if len(value) < 2 or not all(each.strip() for each in value):
         raise BadRow("without choices", f"has {len(value)} choices" if len(value) < 2 else "has an empty choice")
     return tuple(value), labels
@@ -368,7 +363,7 @@ def _answer(value: Any, choices: Sequence[str], labels: Sequence[str]) -> int:
     """
     text = str(value).strip()
     if isinstance(value, bool) or value is None or not text:
-        raise BadRow("without an answer", f"has {_called(value)} for an answer")
+        raise BadRow("without an answer", f"has {called(value)} for an answer")
     if text in labels:
         return labels.index(text)
     if isinstance(value, str) and value in choices:
@@ -421,7 +416,7 @@ def values_of(record: Record, columns: Sequence[str], naming: Naming) -> tuple[A
         value = record.fields.get(column)
         empty = value is None or (isinstance(value, str) and not value.strip() and naming.separator is None)
         if empty or isinstance(value, Mapping):
-            raise BadRow("without a label", f"has {_called(value) if value else 'nothing'} for {column!r}")
+            raise BadRow("without a label", f"has {called(value) if value else 'nothing'} for {column!r}")
         if isinstance(value, list):
             value = (naming.separator or "|").join(map(str, value))
         found.append(value.strip() if isinstance(value, str) else value)
