@@ -17,7 +17,7 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
     "tasks": 2,
     "searchers": 3, "report": 3, "config": 3, "backbones": 3,
     "adapt": 4,
-    "methods": 5,
+    "methods": 5, "integrations": 5,
     "training": 6,
     "runs": 7,
     "cli": 8,
@@ -26,8 +26,11 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
 NO_TORCH = ("version", "errors", "registry", "files", "settings", "genes", "genotype", "space", "searchers", "report",
             "config")  # fmt: skip
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
-                 "bitsandbytes", "pandas", "datasets", "gguf")  # fmt: skip
-ALSO = {"timm": {"tasks.augment"}}  # its transforms of training images, two floors below its models
+                 "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval")  # fmt: skip
+ALSO = {
+    "timm": {"tasks.augment"},  # its transforms of training images, two floors below its models
+    "transformers": {"integrations.transformers_callback"},  # the callbacks of its trainer
+}
 LATE = {("config", "methods")}  # the table of methods, whose settings an experiment has; bound by name when asked
 
 FILES = sorted(SRC.rglob("*.py"))

@@ -187,7 +187,7 @@ def test_an_opening_turn_of_the_assistant_answers_nothing(tokenizer):
     split = DialogSet([Dialog((Message("system", "Be kind."), TALK[1], *TALK[2:]))]).prepared(causal(tokenizer))
     targets = split.batch([0]).targets[0]
     assert tokenizer.decode(targets[targets != IGNORED]) == f"Paris{STOP}"
-    assert any("begin with the assistant" in note for note in split.notes)
+    assert any("opening turn of the assistant" in note for note in split.notes)
     with pytest.raises(DataError, match="no turn of an assistant"):
         DialogSet([Dialog(TALK[1:3])]).prepared(causal(tokenizer))
 
@@ -347,7 +347,7 @@ def test_long_rows_are_told_cut_or_left_out(tokenizer):
     ):
         read(causal(tokenizer, most=64), long, Dialog(TALK[:2]))
     cut = DialogSet([long], reading=TextReading(on_long_row="cut")).prepared(causal(tokenizer, most=64))
-    assert cut.lengths == [64] and "1 rows were cut to 64 tokens." in cut.notes
+    assert cut.lengths == [64] and "Cut to 64 tokens: 1 row." in cut.notes
     asks = Dialog((Message("user", "one two three four " * 30), TALK[1]), "a.json, line 4")
     with pytest.raises(DataError, match="none of the first is learned"):
         read(causal(tokenizer, most=64), asks, on_long_row="cut")
@@ -385,7 +385,7 @@ def test_an_encoder_decoder_reads_the_prompt_and_learns_each_answer(pairs):
     inputs = [pairs.decode(row[row != pairs.pad_token_id]) for row in batch.inputs["input_ids"]]
     assert inputs == ["Name a colour.</s>", "Name a colour.\nRed, of course.\nAnd the capital of France?</s>"]
     assert [pairs.decode(row[row != IGNORED]) for row in batch.targets] == ["Red, of course.</s>", "Paris</s>"]
-    assert "1 conversations are read as 2 rows." in split.notes
+    assert "Read as 2 rows: 1 conversation." in split.notes
     with pytest.raises(DataError, match="train_on_prompt"):
         DialogSet([Dialog(TALK)], reading=TextReading(train_on_prompt=True)).prepared(reads)
 
@@ -409,7 +409,7 @@ def test_long_questions_are_cut_at_the_beginning_and_empty_ones_begin_with_a_tok
         causal(tokenizer, most=32)
     )
     batch = split.batch([0])
-    assert batch.inputs["input_ids"].shape == (2, 32) and "1 rows were cut to 32 tokens." in split.notes
+    assert batch.inputs["input_ids"].shape == (2, 32) and "Cut to 32 tokens: 1 row." in split.notes
     assert tokenizer.decode(batch.targets.tokens[1][batch.targets.tokens[1] != IGNORED]) == " blue"
     batch = QuestionSet([Question("", ("red", "blue"), 1)]).prepared(causal(tokenizer)).batch([0])
     assert (batch.inputs["input_ids"][:, 0] == tokenizer.bos_token_id).all()
@@ -425,7 +425,7 @@ def test_labelled_texts_are_read_as_the_tokenizer_reads_them_and_long_ones_cut(e
     for name, values in own.items():
         assert batch.inputs[name][0, : len(values)].tolist() == values
         assert name == "input_ids" or not batch.inputs[name][0, len(values) :].any()
-    assert split.lengths[1] == 32 and "1 rows were cut to 32 tokens." in split.notes
+    assert split.lengths[1] == 32 and "Cut to 32 tokens: 1 row." in split.notes
     assert batch.targets.tolist() == [1, 0]
 
 
@@ -817,8 +817,12 @@ def test_what_test_or_val_has_is_left_out_of_train(tmp_path):
     write(tmp_path / "test.jsonl", [talk(f"Question {k}", "No") for k in range(5)])
     task = load_task(tmp_path, objective=Language())
     assert [len(split) for split in task.splits.values()] == [12, 3, 5]
-    assert any("8 rows of train ask what rows of val and test ask" in note for note in task.notes)
-    assert any("2 rows of val ask what rows of test ask" in note for note in task.notes)
+    assert any(
+        note.startswith("Left out of train, as the same is asked") and note.endswith(": 8 rows.") for note in task.notes
+    )
+    assert any(
+        note.startswith("Left out of val, as the same is asked") and note.endswith(": 2 rows.") for note in task.notes
+    )
 
 
 def test_a_column_of_splits(tmp_path):

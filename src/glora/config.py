@@ -158,6 +158,9 @@ class SearchSettings(Settings):
     batch_tokens: Count | None = Field(
         16384, ge=1, description="Of texts: most tokens per forward pass of scoring, padding included."
     )
+    share: Annotated[float, Field(gt=0)] | Literal["auto", "any"] = Field(
+        "auto", description="Most that the search costs, of the training's passes; auto: 0.5 of texts, else any."
+    )
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
     controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")

@@ -24,6 +24,7 @@ __all__ = [
     "nearest",
     "need",
     "several",
+    "shown",
     "whole",
     "within",
 ]
@@ -39,6 +40,7 @@ class GloraError(Exception):
     """
 
     def __init__(self, cause: str, *, allowed: str = "", remedy: str = "") -> None:
+        cause, allowed, remedy = shown(cause), shown(allowed), shown(remedy)
         super().__init__(" ".join(part for part in (cause, allowed, remedy) if part))
         self.cause = cause
         self.allowed = allowed
@@ -122,6 +124,15 @@ def several(value: Any, kind: Any, error: type[GloraError], name: str, allowed: 
 def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     """The `n` names most like `name`, best first; empty when none is similar."""
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
+
+
+def shown(text: str) -> str:
+    """Text that can be printed and written: of a file's name the bytes that are no UTF-8 as `\\xe9`."""
+    try:
+        found = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates of another origin
+        found = text.encode("utf-8", "backslashreplace")
+    return found.decode("utf-8", "backslashreplace")
 
 
 def listed(names: Iterable[str], *, n: int = 3) -> str:

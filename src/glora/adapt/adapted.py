@@ -215,6 +215,11 @@ class Adapted:
         return self._state == "merged"
 
     @property
+    def attached(self) -> bool:
+        """Whether the support tensors are in the model: it is neither merged nor detached."""
+        return self._state == "attached"
+
+    @property
     def quantized(self) -> bool:
         """Whether a weight that it adapts is quantised, which a merge would make floating-point."""
         adapters = (each for layer in self._layers.values() for each in attach.adapters_of(layer).values())
@@ -640,6 +645,8 @@ class Adapted:
 
     def _guard_batch(self, *, several: bool) -> None:
         """Checks the batch while several genotypes play, at the cost of torch's fast path of encoder layers."""
+        if several and self._batch_guards:
+            return  # the same hook: what plays may change within another hook of the model
         for hook in self._batch_guards:
             hook.remove()
         self._batch_guards = [guard_batch(self.model)] if several else []

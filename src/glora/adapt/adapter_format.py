@@ -36,6 +36,7 @@ __all__ = [
     "read_method",
     "read_numbers",
     "read_state",
+    "state_from",
     "write_numbers",
     "write_state",
 ]
@@ -67,6 +68,7 @@ def write_state(
     *,
     info: Mapping[str, Any] | None = None,
     base_fingerprint: str | None = None,
+    marks: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes an adapter file.
 
@@ -76,6 +78,7 @@ def write_state(
         path: The file; it appears whole or not at all.
         info: Plain JSON that travels with it.
         base_fingerprint: What `fingerprint` gives for this base, where it is known; otherwise it is computed.
+        marks: Tensors of the writer's own, which whoever reads the adapter leaves unread.
     """
     header = {
         "format": FORMAT,
@@ -89,8 +92,8 @@ def write_state(
         "head": list(state.head_modules),
         "statistics": list(state.statistics),
         "info": dict(info or {}),
-    }
-    tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()}
+    } | ({"marks": list(marks)} if marks else {})
+    tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()} | dict(marks or {})
     tensors |= {STATISTICS + name: value for name, value in state.statistics.items()}
     whole = _apart({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     with atomic(path) as temporary:
@@ -161,10 +164,11 @@ def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
             raise SpaceError("sites, scales and genotype differ")
         shapes = state.shapes()
         statistics = [STATISTICS + name for name in ([] if header["version"] == 1 else header["statistics"])]
+        marks = {str(name) for name in header.get("marks", ())}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterFileError(f"The header of {path} is damaged: {error}.", remedy="Copy it again.") from error
     with safe_open(Path(path), framework="pt") as file:
-        names = [name for name in file.keys() if not name.startswith(HEAD)]
+        names = [name for name in file.keys() if not name.startswith(HEAD) and name not in marks]
         _same_names(path, [*shapes, *statistics], names)
         for name, shape in shapes.items():
             found = file.get_slice(name)
@@ -179,6 +183,33 @@ def _read(path: str | Path) -> tuple[AdapterState, dict[str, Any]]:
         heads = (name for name in file.keys() if name.startswith(HEAD))
         state.head.update({name.removeprefix(HEAD): file.get_tensor(name) for name in heads})
     return state, header
+
+
+def state_from(tensors: Mapping[str, Tensor], like: AdapterState, path: str | Path) -> AdapterState:
+    """The state of an adapter file's tensors, where they were read without its header.
+
+    Args:
+        tensors: All that the file has, but its marks.
+        like: A state of the same kind, which says what else the header does.
+        path: The file, in the words of an error.
+
+    Raises:
+        AdapterFileError: It has other tensors than the state, or a tensor of another shape.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"": {}, HEAD: {}, STATISTICS: {}}
+    wanted = like.tensors | {HEAD + name: value for name, value in like.head.items()}
+    wanted |= {STATISTICS + name: value for name, value in like.statistics.items()}
+    _same_names(path, wanted, list(tensors))
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape:
+            raise AdapterFileError(
+                f"{path}: {name} is of shape {tuple(value.shape)}.",
+                allowed=f"The model here asks for {tuple(wanted[name].shape)}.",
+                remedy="Inject with the settings that it was trained with.",
+            )
+        prefix = next((each for each in (HEAD, STATISTICS) if name.startswith(each)), "")
+        parts[prefix][name.removeprefix(prefix)] = value
+    return replace(like, tensors=parts[""], head=parts[HEAD], statistics=parts[STATISTICS])
 
 
 def _same_names(path: str | Path, wanted: Iterable[str], names: Sequence[str]) -> None:

@@ -41,7 +41,9 @@ def guard_batch(model: nn.Module) -> RemovableHandle:
     return model.register_forward_pre_hook(_guard, with_kwargs=True)
 
 
-def _guard(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _guard(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    if kwargs is None:
+        return  # torch calls, without keywords, a hook that another hook of the same pass has removed
     adapters = [inner for inner in model.modules() if isinstance(inner, Adapter)]
     active = len(adapters[0].plays)
     given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)

@@ -101,14 +101,18 @@ class Supernet:
             batch_size: Samples of the batch, over all processes.
             done: Share of the training that is done, 0 to 1.
         """
+        drawn = self.drawn(rng, batch_size, done)
+        self.adapted.activate(drawn[0] if self.sampling == "batch" else [drawn[position] for position in positions])
+
+    def drawn(self, rng: random.Random, batch_size: int, done: float) -> list[Genotype]:
+        """What `sample` draws, and nothing activated: the genotype of every sample, or the one of the whole batch."""
         space, share = self.adapted.space, self.largest * (1 - done)
         if self.sampling == "batch":
-            self.adapted.activate(space.largest if rng.random() < share else space.sample(rng))
-            return
+            return [space.largest if rng.random() < share else space.sample(rng)]
         large = round(share * batch_size)
         drawn = [space.largest] * large + [space.sample(rng) for _ in range(batch_size - large)]
         rng.shuffle(drawn)  # a process may have every second sample
-        self.adapted.activate([drawn[position] for position in positions])
+        return drawn
 
     def scale(self, strength: float) -> None:
         """Multiplies the change that every support tensor makes, by its left factors, in place: 1 changes nothing."""

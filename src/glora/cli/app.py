@@ -233,15 +233,45 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Other examples with the same classes, labels or columns.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness, or YAML files of such: openllm,mine.yaml"),
+    ] = None,
+    tasks_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --tasks: your own tasks, and data sets as the hub has them."),
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="With --tasks: another run of the same base (repeat it)."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --tasks: the first N questions of each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="With --tasks: requests per forward pass.")] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Test the winner, merged, once; later calls print that result. With --data: how good it is on other examples.
 
+    With --tasks: base, other runs and winner of a language model in lm-evaluation-harness, with the same settings.
+
     Example: glora eval run
     """
+    if tasks is not None:
+        _evaluate_tasks(run, tasks, tasks_dir, others or [], limit, batch_size, as_json=as_json)
+        return
+    if given_with := [
+        name for name, value in (("--tasks-dir", tasks_dir), ("--with", others), ("--limit", limit)) if value
+    ]:
+        raise typer.BadParameter(f"{given_with[0]} is for --tasks")
     if data is not None:
         _evaluate_on(run, data, as_json=as_json)
-        return
+    else:
+        _evaluate_once(run, as_json=as_json)
+
+
+def _evaluate_once(run: Path, *, as_json: bool) -> None:
+    """The result on test, made now or before."""
     with _reporting() as reporter:
         from glora.runs.folder import RunFolder
         from glora.runs.run import Run
@@ -257,6 +287,25 @@ def evaluate(
             result = None
     if result is not None:
         _print_results(result, as_json=as_json)
+
+
+def _evaluate_tasks(
+    run: Path, tasks: str, folder: Path | None, others: list[Path], limit: int | None, size: int, *, as_json: bool
+) -> None:
+    """What lm-evaluation-harness measures, as a table or as JSON."""
+    with _reporting() as reporter:
+        from glora.cli.paper import print_table
+        from glora.runs.lm_eval import Asked, evaluate_run
+
+        names = tuple(filter(None, map(str.strip, tasks.split(","))))
+        if not names:
+            raise typer.BadParameter("--tasks names no task")
+        others = [other.expanduser() for other in others]
+        found = evaluate_run(run, Asked(names, folder, limit, size), reporter, others=others)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        print_table("language", [str(run)], "text")
 
 
 def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
@@ -475,7 +524,7 @@ def table(
             metavar="[NAME] RUN...",
             help="Run folders, result files, or folders of either; before them vtab, fewshot, generalization or "
             "inference for the paper's table with its printed rows, or tasks for a table of each task with differences "
-            "in pairs. Or params, and vit_b or swin_b.",
+            "in pairs, or language for what eval --tasks has measured. Or params, and vit_b or swin_b.",
         ),
     ],
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,

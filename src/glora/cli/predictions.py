@@ -22,13 +22,13 @@ def images(paths: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: There is no such file, or a folder has no images.
     """
-    from glora.tasks.data.image_folder import image_files
+    from glora.tasks.data.scan import scan
 
     found: list[Path] = []
     for path in (path.expanduser() for path in paths):
         if not path.exists():
             raise DataError(f"There is no file and no folder {str(path)!r}.", remedy="Check the path.")
-        inside = image_files(path) if path.is_dir() else [path]
+        inside = scan(path).images if path.is_dir() else [path]
         if not inside:
             raise DataError(f"There are no images in {str(path)!r}.", remedy="Name the files themselves.")
         found += inside

@@ -15,6 +15,7 @@ __all__ = [
     "FEWSHOT",
     "GENERALIZATION",
     "INFERENCE",
+    "LANGUAGE",
     "SHOTS",
     "VTAB",
     "VTAB_SWIN",
@@ -159,6 +160,22 @@ INFERENCE = (
     _speed("AdaptFormer", 0.16, "0.03 71.4 309.9 508.1"),
     _speed("NOAH", 0.12, "0.02 72.1 312.7 492.9"),
     _speed("GLoRA", 0.29, "0 91.5 375.7 539.5"),
+)
+
+AUTHORS = "the table in the authors' README, June 2023"
+
+
+def _language(name: str, average: float, figures: str) -> PublishedRow:
+    return PublishedRow(
+        name, _plain(("arc", "hellaswag", "mmlu", "truthfulqa"), figures), average=average, source=AUTHORS
+    )
+
+
+# LLaMA-7B tuned on Alpaca, on the tasks of the Open LLM Leaderboard of then; neither code nor settings were published.
+LANGUAGE = (
+    _language("LLaMA-7B", 47.6, "46.6 75.6 34.2 34.1"),
+    _language("Alpaca-LoRA", 48.4, "45.5 75.2 34.4 38.7"),
+    _language("Alpaca-GLoRA", 50.7, "52.9 76.8 34.2 38.9"),
 )
 
 _CURVES = {  # method -> data set, in the order of FEW_SHOT -> accuracy at 1, 2, 4, 8 and 16 shots

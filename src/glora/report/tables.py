@@ -131,16 +131,17 @@ def comparison_table(compared: Mapping[str, Row], metrics_info: Sequence[MetricI
 
     Args:
         compared: `winner` and every control -> its metrics: the rows of an `Outcome` or a `Result`.
-        metrics_info: Their metrics; the first is shown.
+        metrics_info: Their metrics; the first is shown on every split, the others but for the loss on test.
     """
     from rich.table import Table
 
     table = Table(caption=COMPARED, caption_justify="left")
     columns = [
         (f"{split}_{metric.name}", f"{SPLITS[split]} {metric.title}", metric)
-        for metric in metrics_info[:1]
+        for place, metric in enumerate(metrics_info)
         for split in ("val", "aside", "test")
         if any(f"{split}_{metric.name}" in row for row in compared.values())
+        and (place == 0 or (split == "test" and metric.name != "loss"))
     ]
     for title in ("", "trainable", *(title for _, title, _ in columns)):
         table.add_column(title, justify="right" if title else "left")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glora.files import append_jsonl, plain_json, read_jsonl
 from glora.genes import GenotypeSpace
@@ -34,15 +35,23 @@ class ExampleValues:
         header: What the values depend on, plain data; a file with another header is begun anew.
         objective: What the values are made of.
         measure: Genome -> its evaluation on each split.
+        weights: Split -> how much each of its examples counts, `(n,)`; one that is not there: all the same. The file
+            has none: they are the data's.
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], objective: Objective, measure: Callable[[Genome], Splits]
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        objective: Objective,
+        measure: Callable[[Genome], Splits],
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.path = path
         self.header = plain_json(header)
         self.objective = objective
         self.measure = measure
+        self.weights = weights or {}
         records = read_jsonl(path)
         mine = records[1:] if records[:1] == [self.header] else []
         self._found = {tuple(record["genome"]): self._read(record) for record in mine}
@@ -68,7 +77,11 @@ class ExampleValues:
 
     def _read(self, record: Mapping[str, Any]) -> dict[str, Evaluation]:
         return {
-            split: Evaluation(self.objective, {name: torch.tensor(_nan(value)) for name, value in values.items()})
+            split: Evaluation(
+                self.objective,
+                {name: torch.tensor(_nan(value)) for name, value in values.items()},
+                weights=self.weights.get(split),
+            )
             for split, values in record["splits"].items()
         }
 

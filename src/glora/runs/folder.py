@@ -292,6 +292,11 @@ class RunFolder:
             )
 
     @property
+    def base(self) -> str:
+        """Fingerprint of the base that the run began with; empty where it is not known."""
+        return str(self._begun.get("base", ""))
+
+    @property
     def _begun(self) -> dict[str, Any]:
         """What the run began with; empty before."""
         return next((record for record in read_jsonl(self.metrics) if record["stage"] == "begun"), {})

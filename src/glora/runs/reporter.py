@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from glora.methods.method import Tuned
 from glora.report.metrics import MetricInfo
-from glora.runs.resolve import plan_search
+from glora.runs.cost import planned, search_cost
 from glora.searchers import Trial
 from glora.tasks.task import Task
 from glora.tasks.visible import VisibleData
@@ -73,14 +73,15 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
         return [*lines, what, training]
-    bounds = plan_search(search, tuned.space, least=experiment.method.least)
+    bounds = planned(experiment, data, tuned.space)
     high = tuned.space.count(tuned.space.largest)
+    candidates = bounds.settings.candidates if search.racing else bounds.full_scores
     most = high if bounds.budget is None else min(high, bounds.budget)
-    candidates = cast(Any, search.searcher).candidates
     return [
         *lines,
         f"{what}; searched from {bounds.min_budget:,} to {most:,}",
         training,
         f"Search: up to {candidates:,} genotypes on {len(data.val):,} {unit}"
         + ("; then one look at the test examples" if task.test is not None else ""),
+        *search_cost(bounds, experiment, data)[1],
     ]

@@ -15,7 +15,7 @@ from glora.methods.method import Method, Polish
 from glora.searchers.operators import Budget, GenomeSampler
 from glora.tasks.data import SOURCES
 
-__all__ = ["SearchPlan", "plan_search", "polish_info", "resolve"]
+__all__ = ["Extent", "SearchPlan", "plan_search", "polish_info", "resolve"]
 
 POLISH = Polish().rate  # of the training's learning rate, from the supernet's weights
 AFRESH = 1.0  # the same from the pretrained weights
@@ -51,18 +51,42 @@ def _polish(experiment: Experiment, lr: float) -> dict[str, Any]:
     return {"polish": epochs, "polish_from": start, "polish_lr": rate}
 
 
+class Extent(NamedTuple):
+    """How much a search does.
+
+    Attributes:
+        most: Full scores that it may spend; None: as many as its searcher asks for.
+        calibrate: Whether it is calibrated before.
+        rescore: Best genotypes scored again on the examples set aside.
+        controls: Random genotypes to compare with; 0: nothing is compared.
+    """
+
+    most: int | None
+    calibrate: bool
+    rescore: int
+    controls: int
+
+
 class SearchPlan(NamedTuple):
     """What a search is called with.
 
     Attributes:
         searcher: Its name. settings: Its own settings.
         budget: Most trainable numbers; None for no limit. min_budget: Fewest.
+        extent: How much it does.
     """
 
     searcher: str
     settings: Any
     budget: int | None
     min_budget: int
+    extent: Extent
+
+    @property
+    def full_scores(self) -> int:
+        """Genotypes scored at most, on all examples."""
+        asked = int(self.settings.candidates)
+        return asked if self.extent.most is None else min(asked, self.extent.most)
 
     def new_searcher(self, space: GenotypeSpace, *, seed: int, raced: bool = False) -> searchers.Searcher:
         """A fresh searcher; making one checks settings and budget.
@@ -82,21 +106,26 @@ class SearchPlan(NamedTuple):
         )
 
 
-def plan_search(settings: SearchSettings, space: GenotypeSpace, *, least: float = Method.least) -> SearchPlan:
+def plan_search(
+    settings: SearchSettings, space: GenotypeSpace, *, least: float = Method.least, extent: Extent | None = None
+) -> SearchPlan:
     """The searcher and the budget of a search; where the fewest numbers are left open they are decided here.
 
     Args:
         settings: The search's.
         space: What is searched.
         least: The method's share of the most numbers, which are the fewest where they are left open.
+        extent: How much it may do; None: all that the settings ask for.
 
     Raises:
         BudgetError: No genotype keeps the budget.
     """
     searcher: Any = settings.searcher
-    plan = SearchPlan(searcher.name, searcher, settings.budget, settings.min_budget or 0)
+    extent = extent or Extent(None, settings.calibrate, settings.rescore, settings.controls or 0)
+    shaped = searcher if extent.most is None else searcher.shaped(extent.most)
+    plan = SearchPlan(searcher.name, shaped, settings.budget, settings.min_budget or 0, extent)
     if settings.min_budget is None and _wants_one_size(plan, space):
-        plan = plan._replace(min_budget=_near(settings, space, least))
+        plan = plan._replace(min_budget=_near(settings, space, least, plan.full_scores))
     return plan
 
 
@@ -106,7 +135,7 @@ def _wants_one_size(plan: SearchPlan, space: GenotypeSpace) -> bool:
     return not as_published and plan.new_searcher(space, seed=0).top_k is not None
 
 
-def _near(settings: SearchSettings, space: GenotypeSpace, share: float) -> int:
+def _near(settings: SearchSettings, space: GenotypeSpace, share: float, candidates: int) -> int:
     """This share of the most trainable numbers that there may be; 0 where too few genotypes are so near."""
     budget = Budget(space.costs, settings.budget)
     least = math.floor(share * min(budget.high, budget.largest))
@@ -114,7 +143,7 @@ def _near(settings: SearchSettings, space: GenotypeSpace, share: float) -> int:
         sampler = GenomeSampler(space.costs, settings.budget, least, random.Random(0))
     except BudgetError:
         return 0
-    return least if sampler.can_sample(cast(Any, settings.searcher).candidates) else 0
+    return least if sampler.can_sample(candidates) else 0
 
 
 def polish_info(settings: SearchSettings) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +18,13 @@ from glora.errors import ConfigError, GloraError, RunError
 from glora.methods.method import Method, Tuned
 from glora.report.outcome import Outcome, Row
 from glora.report.result import Result
+from glora.runs.cost import planned, search_cost
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
 from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
-from glora.runs.resolve import plan_search, resolve
+from glora.runs.resolve import resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
@@ -85,6 +86,7 @@ class Run:
         model = copy.deepcopy(backbone.model)
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
         self.searches = self.tuned.space is not None
+        self._told = False  # whether the user knows what the search costs
         self.session = Session(
             experiment,
             method,
@@ -100,7 +102,7 @@ class Run:
             check_pace(self.tuned)
         model.to(accelerator.device)
         if self.tuned.space is not None:
-            search = plan_search(experiment.search, self.tuned.space, least=method.least)
+            search = planned(experiment, self.session.data, self.tuned.space)
             search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
             self._check_processes()
 
@@ -170,8 +172,11 @@ class Run:
         if trained:
             session.reporter.say("The training is done already.")
         else:
-            for line in plan(self.experiment, self.task, session.data, session.backbone, self.tuned, lr=session.lr):
-                session.reporter.say(line)
+            _say(
+                session.reporter,
+                plan(self.experiment, self.task, session.data, session.backbone, self.tuned, lr=session.lr),
+            )
+            self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
         train(session, self.tuned)
@@ -190,6 +195,8 @@ class Run:
         search = self._searching()
         if not self.folder.begun:  # a search anew
             self.folder.forget_search()
+            if not self._told:
+                _say(self.reporter, search_cost(search.plan, self.experiment, self.session.data)[1])
         self.folder.write_config(self.experiment)
         return self._finished(search, search.run())
 
@@ -323,6 +330,11 @@ class Run:
         base = session.base().to(session.accelerator.device)
         batch = session.data.val.batch(range(_timed(session.data.val)))
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
+
+
+def _say(reporter: Reporter, lines: Sequence[str]) -> None:
+    for line in lines:
+        reporter.say(line)
 
 
 def _timed(examples: Examples) -> int:

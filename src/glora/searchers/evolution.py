@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from glora.searchers.operators import Genome, GenomeSampler, crossover, mutate
-from glora.searchers.searcher import Candidate, SearcherSettings
+from glora.searchers.searcher import Candidate, SearcherSettings, small_generation
 from glora.searchers.trials import Origin, Trial
 
 __all__ = ["Evolution", "EvolutionSettings"]
@@ -52,6 +52,15 @@ class EvolutionSettings(SearcherSettings):
     def candidates(self) -> int:
         """How many genotypes are scored at most."""
         return self.population * (1 + self.generations)
+
+    def shaped(self, most: int) -> EvolutionSettings:
+        """Smaller generations, so that there are several; of their genotypes at most half are parents."""
+        population = small_generation(self.population, self.candidates, most)
+        if population == self.population:
+            return self
+        parents = max(1, min(self.parents, population // 2))
+        changes = {"population": population, "parents": parents, "mutations": None, "crossovers": None}
+        return self.model_copy(update=changes)
 
     def resolved(self) -> dict[str, Any]:
         """The values in force; mutations and crossovers are numbers."""

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from glora.searchers.operators import GenomeSampler, crossover, mutate
-from glora.searchers.searcher import Candidate, SearcherSettings
+from glora.searchers.searcher import Candidate, SearcherSettings, small_generation
 from glora.searchers.trials import Trial
 
 __all__ = ["NSGA2", "NSGA2Settings", "crowding_distances", "nondominated_fronts"]
@@ -42,6 +42,10 @@ class NSGA2Settings(SearcherSettings):
     def candidates(self) -> int:
         """How many genotypes are scored at most."""
         return self.population * (1 + self.generations)
+
+    def shaped(self, most: int) -> NSGA2Settings:
+        """Smaller generations, so that there are several."""
+        return self.model_copy(update={"population": small_generation(self.population, self.candidates, most)})
 
 
 class _Member(NamedTuple):

@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from glora.errors import ConfigError, need, within
+from glora.errors import ConfigError, need, whole, within
 from glora.searchers.jobs import Executor, Job, OutOfTime, RunJobs, new_executor, run_jobs
 from glora.searchers.journal import Journal, genome_record
 from glora.searchers.racing import RULE, Race, Raced, Racing
-from glora.searchers.searcher import Searcher, SearcherSettings
+from glora.searchers.searcher import Candidate, Searcher, SearcherSettings
 from glora.searchers.space import Space, space_hash
 from glora.searchers.table import build_settings, new_searcher
 from glora.searchers.trials import Score, SearchResult, Trial, pareto_front
@@ -36,6 +36,7 @@ def search(
     cluster: str | None = None,
     limit: float = 600.0,
     time_limit: float | None = None,
+    most: int | None = None,
     journal: str | Path | None = None,
     context: Mapping[str, Any] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -58,6 +59,9 @@ def search(
         limit: Seconds that a worker may take to start or for one score; then it is replaced.
         time_limit: Seconds after which nothing more is scored: the result then has `finished=False` and the trials so
             far, at least one. With the same journal the next call goes on. None for no limit.
+        most: Full scores that may be spent at most, at least 1; a candidate that leaves a race counts as the share of
+            the examples that it has seen. A generation that does not fit is cut, and is the last one. None: as many
+            as the searcher asks for.
         journal: An append-only JSONL file. A search that was killed takes the scores it finds there and goes on to
             the same end.
         context: Plain data that the scores depend on, such as fingerprints of weights and images. It is kept in
@@ -69,10 +73,10 @@ def search(
         ConfigError: A setting is unknown or not allowed.
         RunError: The journal belongs to another search, or is damaged; or the workers fail.
     """
-    _check(racing, time_limit, context, on_trial)
+    _check(racing, time_limit, most, context, on_trial)
     chosen: dict[str, Any] = {"searcher": searcher, "budget": budget, "min_budget": min_budget, "seed": seed}
     asked = new_searcher(space, **chosen, settings=settings, raced=racing is not None)
-    header = chosen | _header(space, build_settings(searcher, settings), racing, context or {})
+    header = chosen | _header(space, build_settings(searcher, settings), racing, most, context or {})
     score_generation = _in_full if racing is None else _race(racing, asked, seed)
     end = math.inf if time_limit is None or score is None else time.monotonic() + time_limit
     trials: dict[int, Trial] = {}
@@ -87,7 +91,7 @@ def search(
         def scored(genotypes: Mapping[int, Any]) -> Iterator[Raced]:
             return score_generation(genotypes, lambda jobs: run_jobs(jobs, executor, lines, may_start))
 
-        finished = _run(asked, space, scored, trials, lines, on_trial)
+        finished = _run(asked, space, scored, trials, lines, on_trial, most)
     return _result(trials, finished)
 
 
@@ -96,16 +100,18 @@ def _result(trials: Mapping[int, Trial], finished: bool) -> SearchResult:
     return SearchResult(min(ordered, key=lambda trial: trial.rank), ordered, pareto_front(ordered), finished)
 
 
-def _check(racing: Any, time_limit: Any, context: Any, on_trial: Any) -> None:
+def _check(racing: Any, time_limit: Any, most: Any, context: Any, on_trial: Any) -> None:
     need(racing, Racing | None, ConfigError, "racing", "glora.Racing(examples=...), or None")
     if time_limit is not None:
         within(time_limit, "time_limit", 0, math.inf)
+    if most is not None:
+        whole(most, "most", least=1)
     need(context, Mapping | None, ConfigError, "context", "plain data by name, or None")
     need(on_trial, Callable | None, ConfigError, "on_trial", "a function of a Trial, or None")
 
 
 def _header(
-    space: Space, settings: SearcherSettings, racing: Racing | None, context: Mapping[str, Any]
+    space: Space, settings: SearcherSettings, racing: Racing | None, most: int | None, context: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a journal says of its search beside the searcher's name, budget and seed."""
     return {
@@ -113,6 +119,7 @@ def _header(
         "settings": settings.resolved(),
         "racing": None if racing is None else {**dataclasses.asdict(racing), "rule": RULE},
         "context": dict(context),
+        **({} if most is None else {"most": most}),
     }
 
 
@@ -134,6 +141,14 @@ def _in_full(genotypes: Mapping[int, Any], run_all: RunJobs) -> Iterator[Raced]:
         yield Raced(job.number, score, seconds)
 
 
+def _affordable(candidates: list[Candidate], trials: Mapping[int, Trial], most: int | None) -> list[Candidate]:
+    """The first candidates of a generation, as many as may be scored in full beside what was spent."""
+    if most is None:
+        return candidates
+    spent = math.fsum(trial.seen for trial in trials.values())
+    return candidates[: max(0, math.floor(most - spent))]
+
+
 def _run(
     searcher: Searcher,
     space: Space,
@@ -141,6 +156,7 @@ def _run(
     trials: dict[int, Trial],
     lines: Journal,
     on_trial: Callable[[Trial], None] | None,
+    most: int | None,
 ) -> bool:
     """Adds every trial as soon as it is scored; the searcher is told when a whole generation is.
 
@@ -148,7 +164,7 @@ def _run(
         Whether the search came to its end; False when its time was over.
     """
     generation = 0
-    while candidates := searcher.ask():
+    while candidates := _affordable(searcher.ask(), trials, most):
         asked = dict(enumerate(candidates, len(trials)))
         for number, (genome, parameters, origin, parent) in asked.items():
             facts = {"parameters": parameters, "generation": generation, "origin": origin, "parent": parent}

@@ -9,10 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from typing_extensions import Self
+
 from glora.searchers.trials import Origin, Trial
 from glora.settings import Settings
 
-__all__ = ["Candidate", "Searcher", "SearcherSettings"]
+__all__ = ["Candidate", "Searcher", "SearcherSettings", "small_generation"]
+
+GENERATIONS = 5  # a search that learns from its scores has at least so many, the first included
+
+
+def small_generation(population: int, candidates: int, most: int) -> int:
+    """The size of a generation where at most so many are scored: the population, or less, so that there are several.
+
+    Args:
+        population: Genotypes of a generation.
+        candidates: How many are scored in all, where nothing limits them.
+        most: How many may be.
+    """
+    return population if candidates <= most else max(1, min(population, most // GENERATIONS))
 
 
 class Candidate(NamedTuple):
@@ -43,6 +58,10 @@ class SearcherSettings(Settings, strict=True):
 
         @property
         def candidates(self) -> int: ...
+
+    def shaped(self, most: int) -> Self:
+        """Settings that suit a search of at most so many full scores: with generations that are small enough for it."""
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """The values in force by name, without `name`. A journal keeps them and refuses to go on with others."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, Union
 
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from glora import registry
-from glora.errors import DataError
+from glora.errors import DataError, listed, shown
+from glora.files import sha256
 from glora.tasks.augment import Augmentation, drawing, mixing, transform
 from glora.tasks.objective import Batch, Mixed
 from glora.tasks.rows import TextPreprocess
@@ -27,7 +30,9 @@ __all__ = [
     "Preprocess",
     "Resize",
     "StoredImage",
+    "checked",
     "is_image",
+    "is_image_file",
     "pixels_of",
     "read_image",
     "unreadable",
@@ -93,8 +98,10 @@ Item: TypeAlias = Union[Path, "npt.NDArray[np.uint8]", StoredImage]  # a file, p
 
 File = TypeVar("File", bound=Path | StoredImage)
 
+UPRIGHT = 1  # EXIF's orientation of an image that need not be turned
 _CACHE_BYTES = 2 * 1024**3
 _MARGIN = 8 / 7  # 256 pixels for a crop of 224
+_CONTENTS = frozenset("AVIF BMP DIB GIF JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split())  # Pillow's names of formats
 _FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
 
 
@@ -278,15 +285,23 @@ class ImageSet:
         return ImageSet(items, targets, strata=strata, preprocess=preprocess, **own)
 
     def identify(self, digest: Any, root: Path | None) -> None:
-        """Adds names, sizes, pixels and targets to a hash; file names count relative to `root`."""
-        for item, target in zip(self.items, self.targets.tolist(), strict=True):
+        """Adds names, contents and targets to a hash; file names count relative to `root`."""
+        for item, content, target in zip(self.items, self.contents, self.targets.tolist(), strict=True):
             if isinstance(item, Path):
                 name = item.relative_to(root) if root and item.is_relative_to(root) else item
-                digest.update(f"{name.as_posix()}\0{item.stat().st_size}\0{target}\n".encode())
-            elif isinstance(item, np.ndarray):
-                digest.update(f"{item.shape}\0{target}\n".encode() + item.tobytes())
-            else:
-                digest.update(f"stored\0{target}\n".encode() + item.identity())
+                digest.update(os.fsencode(name.as_posix()))
+            digest.update(f"\0{content}\0{target}\n".encode())
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """A hash of each image's file, or of its pixels where it is none: equal for equal images."""
+        return _in_threads(_content, self.items)
+
+    def names(self, places: Sequence[int]) -> list[str]:
+        """What some images are called in messages."""
+        files = [self.items[place] for place in places]
+        named = zip(places, files, strict=True)
+        return [f"image {place}" if isinstance(file, np.ndarray) else _short(file) for place, file in named]
 
 
 def is_image(value: Any) -> bool:
@@ -324,8 +339,40 @@ def unreadable(files: Sequence[File]) -> dict[File, str]:
 
     Every file is decoded, JPEG at an eighth of its size: Pillow's own `verify` passes a truncated JPEG.
     """
-    reasons = _in_threads(_complaint, list(files))
-    return {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
+    return checked(files)[0]
+
+
+def checked(files: Sequence[File]) -> tuple[dict[File, str], list[str]]:
+    """As `unreadable`; and what a user should be told of the others: that some are of a single colour."""
+    found = _in_threads(_check, list(files))
+    bad = {file: each for file, each in zip(files, found, strict=True) if isinstance(each, str)}
+    flat = [_short(file) for file, each in zip(files, found, strict=True) if each is True]
+    some = "images are" if len(flat) > 1 else "image is"
+    return bad, [f"{len(flat):,} {some} of a single colour: {listed(flat)}."] if flat else []
+
+
+def _content(item: Item) -> str:
+    if isinstance(item, Path):
+        try:
+            return sha256(item)
+        except OSError as error:
+            raise DataError(f"The image {shown(str(item))!r} cannot be read: {error.strerror}.") from error
+    if isinstance(item, np.ndarray):
+        return hashlib.sha256(f"{item.shape}".encode() + item.tobytes()).hexdigest()
+    return hashlib.sha256(item.identity()).hexdigest()
+
+
+def _short(file: Path | StoredImage) -> str:
+    return "/".join(shown(part) for part in file.parts[-2:]) if isinstance(file, Path) else str(file)
+
+
+def is_image_file(file: Path) -> bool:
+    """Whether the file's content is that of an image, whatever its name says; its pixels are not read."""
+    try:
+        with _pillow().open(file) as image:
+            return image.format in _CONTENTS
+    except Exception:  # as in _check
+        return False
 
 
 def _pillow() -> Any:
@@ -339,14 +386,14 @@ def _in_threads(work: Any, jobs: Sequence[Any]) -> list[Any]:
         return list(pool.map(work, jobs))
 
 
-def _complaint(file: Path | StoredImage) -> str:
+def _check(file: Path | StoredImage) -> str | bool:
+    """Why an image cannot be read; or whether it is of a single colour."""
     try:
         with _open(file) as image:
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
+            return all(low == high for low, high in _rgb(image).getextrema())
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         return str(error) or type(error).__name__
-    return ""
 
 
 def _open(item: Path | StoredImage) -> Any:
@@ -382,9 +429,40 @@ def _opened(item: Item) -> Any:
 
 
 def _rgb(image: Any) -> Any:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return _pillow().fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    """The image in RGB, turned as its camera was held.
+
+    Raises:
+        ValueError: It has numbers that are no colours, or a mode that has no RGB.
+    """
+    if _orientation(image) != UPRIGHT:
+        image = registry.optional_import("PIL.ImageOps", extra="vision", purpose="Reading images").exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips them at 255
+        return _pillow().fromarray(_grey(np.asarray(image), image.mode)).convert("RGB")
     if "transparency" in image.info:  # a palette's transparency must pass through RGBA
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(0x0112, UPRIGHT))
+    except Exception:  # damaged metadata is no damaged image
+        return UPRIGHT
+
+
+def _grey(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Grey values of more than 8 bits as 8 bits.
+
+    `I;16` goes to 65,535; whole numbers of 32 bits to 255 or, where one is larger, to 65,535; fractions to 1 or 255.
+
+    Raises:
+        ValueError: They are outside of that.
+    """
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
+    tops = (65535,) if mode.startswith("I;16") else (255, 65535) if mode == "I" else (1, 255)
+    top = next((top for top in tops if high <= top), None)
+    if not low >= 0 or top is None:  # NaN is neither
+        raise ValueError(f"its pixels go from {low:g} to {high:g}, and {mode!r} is read from 0 to {tops[-1]}")
+    scaled = values // 256 if top == 65535 else values * (255 / top)
+    return np.rint(scaled).astype(np.uint8)

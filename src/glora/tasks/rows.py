@@ -22,6 +22,7 @@ __all__ = [
     "TextPreprocess",
     "TextReading",
     "as_template_reads",
+    "counted",
     "groups",
     "keys",
     "system_moved",
@@ -240,6 +241,11 @@ def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
         remedy = ", or ".join(filter(None, (bad[0].remedy or "Mend the row", skip)))
         raise DataError(f"{bad[0]}.{others}", remedy=f"{remedy}.")
     return [f"Skipped {len(bad):,} of {total:,} rows: {each}."]
+
+
+def counted(number: int, things: str) -> str:
+    """`1,204 rows`, `1 row`."""
+    return f"{number:,} {things if number != 1 else things.removesuffix('s')}"
 
 
 def keys(rows: Sequence[Row]) -> list[list[Hashable]]:

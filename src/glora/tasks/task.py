@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 from pydantic import Field
 
@@ -184,9 +184,27 @@ def assemble(
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
     train = augmented(train, settings)
-    told = (*notes, *split_notes)
+    told = (*notes, *_repeated({"train": train, "val": val, "test": test}), *split_notes)
     task = Task(name, objective, train, val, test, told, group=group, others=further, among=among or {})
     return task.stamped(root)
+
+
+def _repeated(splits: Mapping[str, Examples]) -> list[str]:
+    """What a user should be told of images that are in two splits, by their content."""
+    notes, seen = [], dict[str, tuple[str, int]]()
+    for split, examples in splits.items():
+        if not isinstance(examples, ImageSet):
+            continue
+        twice = [(place, *seen[each]) for place, each in enumerate(examples.contents) if each in seen]
+        seen |= {each: (split, place) for place, each in enumerate(examples.contents) if each not in seen}
+        for other in dict.fromkeys(first for _, first, _ in twice):
+            pairs = [(place, its) for place, first, its in twice if first == other]
+            own, others = examples.names([pairs[0][0]]), cast(ImageSet, splits[other]).names([pairs[0][1]])
+            notes.append(
+                f"{len(pairs):,} of the {len(examples):,} {split} images are in {other} too, the same to the byte: "
+                f"{own[0]} is {others[0]}. What is measured on them flatters."
+            )
+    return notes
 
 
 def _examples(pool: Pool, objective: Objective, make: Callable[..., Examples]) -> Examples:

@@ -28,6 +28,7 @@ from glora.tasks.rows import (
     Question,
     TextPreprocess,
     TextReading,
+    counted,
     groups,
     told,
 )
@@ -163,7 +164,7 @@ class TextSet:
         rows = tuple(each for _, each in made)
         notes = (*told(bad, len(self), self.reading.on_bad_row), *tokens.notes)
         if len(rows) > (several := len({place for place, _ in made})):
-            notes = (*notes, f"{several:,} {self.unit} are read as {len(rows):,} rows.")
+            notes = (*notes, f"Read as {len(rows):,} rows: {counted(several, self.unit)}.")
         return self._with([place for place, _ in made], _Prepared(preprocess, rows, notes, self._most(rows)))
 
     def _made(self, tokens: Tokens) -> tuple[list[tuple[int, Any]], list[BadRow]]:

@@ -24,6 +24,7 @@ from glora.tasks.rows import (
     TextPreprocess,
     TextReading,
     as_template_reads,
+    counted,
     system_moved,
 )
 
@@ -134,10 +135,10 @@ class Tokens:
             found.append(f"The chat template of {self.name} ends no turn: {self.eos!r} is put at the end of each row.")
         if self.unasked:
             found.append(
-                f"{self.unasked:,} conversations begin with the assistant: that turn is read, and not learned."
+                f"An opening turn of the assistant is read and not learned: {counted(self.unasked, 'conversations')}."
             )
         if self.shortened:
-            found.append(f"{self.shortened:,} rows were cut to {self.limit:,} tokens.")
+            found.append(f"Cut to {self.limit:,} tokens: {counted(self.shortened, 'rows')}.")
         return found
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:

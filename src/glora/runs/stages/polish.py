@@ -65,13 +65,13 @@ class Polishing:
     @property
     def _val(self) -> Examples | None:
         """What the polished winner is calibrated on: training has made it surer again."""
-        return self.unseen.get("val") if self.search.settings.calibrate else None
+        return self.unseen.get("val") if self.search.plan.extent.calibrate else None
 
     def contender(self, model: nn.Module) -> Contender:
         """What the polished and merged winner does on the splits that it has not seen."""
         model = model.to(self.session.accelerator.device)
         splits = {split: self.session.evaluator.evaluate(model, examples) for split, examples in self.unseen.items()}
-        calibrated = not self.search.settings.calibrate or "val" in splits
+        calibrated = not self.search.plan.extent.calibrate or "val" in splits
         return Contender(self.outcome.parameters, splits, calibrated=calibrated)
 
 
@@ -108,5 +108,5 @@ def retrain(search: Search, outcome: Outcome) -> nn.Module:
     if folder.done("trained") is None:
         session.reporter.say("Control: the winner trained alone from the pretrained weights")
         train_into(session, afresh(search, outcome), folder, session.data.train)
-    val = session.data.unseen.get("val") if search.settings.calibrate else None
+    val = session.data.unseen.get("val") if search.plan.extent.calibrate else None
     return load_calibrated(session, folder.adapter, val).merged()

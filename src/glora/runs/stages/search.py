@@ -7,6 +7,9 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from glora.errors import BudgetError, MissingExtraError, RunError
 from glora.files import sha256
 from glora.genes import GenotypeSpace
@@ -25,15 +28,15 @@ from glora.runs.comparison import (
     controls,
     random_genomes,
 )
-from glora.runs.resolve import plan_search, polish_info
+from glora.runs.cost import planned
+from glora.runs.resolve import polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
+from glora.tasks.batching import weights_of
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
 __all__ = ["Search"]
-
-CONTROLS = 50  # random genotypes, where the searcher has no population
 
 
 class Search:
@@ -53,7 +56,7 @@ class Search:
         self.tuned = tuned
         self.space: GenotypeSpace = tuned.space
         self.settings = session.experiment.search
-        self.plan = plan_search(self.settings, self.space, least=session.method.least)
+        self.plan = planned(session.experiment, session.data, self.space)
         self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
         self.polish = polish_info(self.settings)
         self._snapshots = load_numbers(session, tuned)
@@ -72,7 +75,14 @@ class Search:
             self.context["calibration"] = asdict(calibration)
             self.weights = digest(self.weights, self.context["calibration"])
         header = {"event": "examples", **self.context, "winner": self.weights}
-        self.values = ExampleValues(folder.values, header, self.session.objective, self._measured)
+        self.values = ExampleValues(folder.values, header, self.session.objective, self._measured, self._weights())
+
+    def _weights(self) -> dict[str, Tensor]:
+        """How much each example of val, part after part, and of those set aside counts, where they have weights."""
+        parts = {"val": [part.examples for part in self.parts], "aside": [self.session.data.aside]}
+        found = {split: [weights_of(each) for each in some if len(each)] for split, some in parts.items()}
+        known = {split: [each for each in some if each is not None] for split, some in found.items()}
+        return {split: torch.cat(some) for split, some in known.items() if some}
 
     @property
     def _metrics(self) -> tuple[MetricInfo, ...]:
@@ -105,11 +115,11 @@ class Search:
     def run(self) -> Outcome:
         """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
         folder, reporter = self.session.folder, self.session.reporter
-        if self.settings.calibrate and not folder.begun:
+        if self.plan.extent.calibrate and not folder.begun:
             self.calibrate()
         best: list[Trial] = []
         seen: list[float] = []
-        total = self.plan.settings.candidates
+        total = self.plan.full_scores if not self.settings.racing else self.plan.settings.candidates
         reporter.search_begins(find_metric(self._metrics, self.settings.fitness))
 
         def report(trial: Trial) -> None:
@@ -175,14 +185,13 @@ class Search:
     def controls(self, *, budget: int | None, min_budget: int, picked: bool = False) -> dict[str, Contender]:
         """The controls that cost no training, chosen as the winner was; none where the settings want none."""
         settings, seed = self.settings, self.session.experiment.seed
-        population = getattr(settings.searcher, "population", CONTROLS)
-        wanted = population if settings.controls is None else settings.controls
+        wanted = self.plan.extent.controls
         if not wanted:
             return {}
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=seed)
         if any(genome not in self.values for genome in sizes):
             self.session.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
-        rescore = 0 if picked else settings.rescore
+        rescore = 0 if picked else self.plan.extent.rescore
         return controls(self.space, self.values, sizes, fitness=settings.fitness, rescore=rescore)
 
     @cached_property
@@ -232,6 +241,7 @@ class Search:
             workers=workers,
             cluster=settings.cluster if workers else None,
             limit=settings.limit,
+            most=self.plan.extent.most,
             journal=session.folder.journal,
             context=self.context,
             on_trial=report,
@@ -247,10 +257,10 @@ class Search:
     def _chosen(self, found: SearchResult) -> tuple[Trial, int]:
         """The winner, and how many of the best were scored again to find it."""
         aside = self.session.data.aside
-        if not (self.settings.rescore and len(aside)):
+        if not (self.plan.extent.rescore and len(aside)):
             return found.best, 0
         finished = [trial for trial in found.trials if trial.seen == 1]  # none that has left a race
-        best = sorted(finished, key=lambda trial: trial.rank)[: self.settings.rescore]
+        best = sorted(finished, key=lambda trial: trial.rank)[: self.plan.extent.rescore]
         self.session.reporter.say(f"The best {len(best)} once more, on {len(aside):,} {aside.unit} set aside")
         by_genome = {trial.genome: trial for trial in best}
         sizes = {genome: trial.parameters for genome, trial in by_genome.items()}

@@ -105,7 +105,7 @@ class Testing:
         if retrained is not None:
             unseen = self.session.data.unseen
             splits = {split: self.session.evaluator.evaluate(retrained, examples) for split, examples in unseen.items()}
-            calibrated = not search.settings.calibrate or "val" in splits
+            calibrated = not search.plan.extent.calibrate or "val" in splits
             others["retrained"] = Contender(outcome.parameters, splits, calibrated=calibrated)
         winner = search.contender(outcome.genome)
         if polished is not None:

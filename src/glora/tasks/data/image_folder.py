@@ -8,17 +8,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from glora.errors import DataError, listed
-from glora.tasks.images import ImageSet, unreadable
+from glora.errors import DataError, listed, shown
+from glora.tasks.data.scan import Scan, direct_images, folders, is_run_folder, plain_name, scan
+from glora.tasks.images import ImageSet, checked
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["SUFFIXES", "ImageFolder", "image_files", "skipped"]
+__all__ = ["ImageFolder", "skipped"]
 
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
+}
 _LAYOUT = "Put the images of each class in a folder of its own: cat/1.jpg, dog/1.jpg."
 
 
@@ -36,12 +38,13 @@ class ImageFolder(DataSettings):
 
     def load(self, objective: Objective) -> Task:
         path = _folder(self.source)
-        folders = _split_folders(path)
-        found = {name: _class_folders(folder, name) for name, folder in folders.items()}
-        notes = _strays(path, folders)
+        splits = _split_folders(path)
+        rest = Scan()
+        found = {name: _class_folders(folder, rest, name) for name, folder in splits.items()}
+        notes = [*_strays(path, splits), *rest.notes]
         classes = _agreed_classes(path, found)
-        bad = unreadable([file for pool in found.values() for files in pool.values() for file in files])
-        notes += skipped(bad, path, self.on_bad_image)
+        bad, flat = checked([file for pool in found.values() for files in pool.values() for file in files])
+        notes += [*skipped(bad, path, self.on_bad_image), *flat]
         pools = {name: _pool(pool, classes, bad) for name, pool in found.items()}
         for name in pools.keys() - {""}:
             _check_split(path, name, pools[name], classes)
@@ -49,15 +52,16 @@ class ImageFolder(DataSettings):
 
     def load_all(self, objective: Objective) -> tuple[ImageSet, list[str]]:
         path, classes = _folder(self.source), list(objective.strata_names)
-        found = {name: files for name, files in _class_folders(path).items() if files}
+        rest = Scan()
+        found = {name: files for name, files in _class_folders(path, rest).items() if files}
         if unknown := [name for name in found if name not in classes]:
             raise DataError(
                 f"{str(path)!r} has the class folders {listed(unknown)}, which the run does not know.",
                 allowed=f"Its classes are {listed(classes, n=20)}.",
                 remedy="Give the folder that holds class folders of these names.",
             )
-        bad = unreadable([file for files in found.values() for file in files])
-        notes = _strays(path, {"": path}) + skipped(bad, path, self.on_bad_image)
+        bad, flat = checked([file for files in found.values() for file in files])
+        notes = [*_strays(path, {"": path}), *rest.notes, *skipped(bad, path, self.on_bad_image), *flat]
         if missing := [name for name in classes if name not in found]:
             notes.append(f"There are no images of {listed(missing, n=20)}.")
         pool = _pool({name: found.get(name, []) for name in classes}, classes, bad)
@@ -78,7 +82,7 @@ def _folder(source: str) -> Path:
 def _split_folders(path: Path) -> dict[str, Path]:
     """Split name to folder; a folder without splits of its own is `{"": path}`."""
     found: dict[str, Path] = {}
-    for folder in _folders(path):
+    for folder in folders(path):
         name = _SPLITS.get(folder.name.lower())
         if name in found:
             raise DataError(
@@ -87,7 +91,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
             )
         if name:
             found[name] = folder
-    if "train" not in found or (len(found) == 1 and len(_folders(path)) > 1):
+    if "train" not in found or (len(found) == 1 and len(folders(path)) > 1):
         return {"": path}  # a class may be called `train`
     if "test" not in found:
         raise DataError(
@@ -98,34 +102,31 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return found
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not _hidden(entry.name))
+def _class_folders(folder: Path, rest: Scan, split: str = "") -> dict[str, list[Path]]:
+    """The images of each class; what else there is goes to `rest`.
 
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__"))  # __MACOSX, __pycache__
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files anywhere below a folder, in the order of their paths."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and not any(_hidden(part) for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
-
-
-def _class_folders(folder: Path, split: str = "") -> dict[str, list[Path]]:
-    pool = {entry.name: image_files(entry) for entry in _folders(folder)}
+    Raises:
+        DataError: There are no images, or none in a class folder; two folders have names that look the same.
+    """
+    pool: dict[str, list[Path]] = {}
+    for entry in folders(folder):
+        if is_run_folder(entry):
+            continue  # told by _strays
+        found, name = scan(entry), plain_name(entry)
+        if name in pool:
+            raise DataError(
+                f"{shown(str(folder))!r} has two class folders {name!r}, spelled with other code points.",
+                remedy="Put their images into one.",
+            )
+        pool[name] = found.images
+        rest.add(found)
     if any(pool.values()):
         return pool
-    if image_files(folder):
+    if scan(folder).images:
         raise DataError(f"The images in {str(folder)!r} are in no class folder.", remedy=_LAYOUT)
     raise DataError(
         f"There are no images in {str(folder)!r}.",
-        allowed=f"Images end in {', '.join(sorted(SUFFIXES))}.",
+        allowed="An image is whatever Pillow opens as a picture: JPEG, PNG, TIFF, WebP, ...",
         remedy="Add images to val/, or remove the folder: val is then cut from train." if split == "val" else _LAYOUT,
     )
 
@@ -143,7 +144,7 @@ def _agreed_classes(path: Path, pools: dict[str, dict[str, list[Path]]]) -> list
         empty = [name for name in every if not pool[name]]
         if empty:
             raise DataError(
-                f"The class folder {str(path / split / empty[0])!r} holds no images.",
+                f"The class folder {empty[0]!r} of {split or str(path)!r} holds no images.",
                 remedy="Add images, or remove the folder.",
             )
     if len(every) < 2:
@@ -184,21 +185,23 @@ def skipped(bad: Mapping[Any, str], path: Path | None, on_bad_image: str) -> lis
 def _name(file: Any, path: Path | None) -> str:
     if not isinstance(file, Path):
         return str(file)
-    return (file.relative_to(path) if path and file.is_relative_to(path) else file).as_posix()
+    return shown((file.relative_to(path) if path and file.is_relative_to(path) else file).as_posix())
 
 
-def _strays(path: Path, folders: dict[str, Path]) -> list[str]:
+def _strays(path: Path, splits: dict[str, Path]) -> list[str]:
     """Sentences on what lies in the folder and is not used."""
     notes = []
-    if "" not in folders:
-        unused = [entry.name for entry in _folders(path) if entry not in folders.values()]
+    runs = [plain_name(entry) for entry in folders(path) if is_run_folder(entry)]
+    if "" not in splits:
+        unused = [plain_name(entry) for entry in folders(path) if entry not in splits.values()]
         if unused:
             notes.append(f"Folders beside train, val and test are not used: {listed(unused)}.")
-    for folder in folders.values():
-        loose = [e.name for e in sorted(folder.iterdir()) if e.is_file() and e.suffix.lower() in SUFFIXES]
-        loose = [name for name in loose if not _hidden(name)]
-        if loose:
-            notes.append(f"{len(loose)} images of {folder.name} are in no class folder and not used.")
+    elif runs:
+        notes.append(f"Not used, the folder of a run: {listed(runs)}.")
+    for folder in splits.values():
+        if loose := direct_images(folder):
+            some = "images" if len(loose) > 1 else "image"
+            notes.append(f"{len(loose)} {some} of {plain_name(folder)} in no class folder: not used.")
     return notes
 
 

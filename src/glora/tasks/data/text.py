@@ -15,8 +15,8 @@ from pydantic import Field
 from glora.errors import ConfigError, DataError, listed
 from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
-from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import Columns
+from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.data.text_files import (
     LAYOUT,
     Record,
@@ -29,7 +29,7 @@ from glora.tasks.data.text_files import (
 )
 from glora.tasks.data.text_layouts import LAYOUTS, Kind, Naming, columns_of, layout_of, row_of, values_of
 from glora.tasks.objective import Examples, Objective, Targets
-from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, groups, keys, told
+from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, groups, keys, told
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
@@ -392,7 +392,8 @@ def unshared(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], list[str]]:
         kept = [place for place, some in enumerate(of[split]) if not later & set(some)]
         if gone := len(pool.items) - len(kept):
             names = " and ".join(order[order.index(split) + 1 :])
-            notes.append(f"{gone:,} rows of {split} ask what rows of {names} ask, or are parts of them: left out.")
+            what = f"Left out of {split}, as the same is asked or the same conversation goes on in {names}"
+            notes.append(f"{what}: {counted(gone, 'rows')}.")
         later |= {key for some in of[split] for key in some}
         found[split] = _chosen(pool, kept)
     return {split: found[split] for split in order}, notes

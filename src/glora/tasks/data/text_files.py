@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glora import registry
 from glora.errors import DataError
-from glora.tasks.data.image_folder import SUFFIXES as IMAGES
 from glora.tasks.data.image_table import OTHERS
+from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.rows import BadRow
 
 __all__ = [
