@@ -67,7 +67,7 @@ class WordNetWords(PackagedTexts):
 
 
 class WordNetChoices(PackagedTexts):
-    """Which of four words has a definition, all of one field of meanings: 800 train, 200 val, 1,000 test."""
+    """Which of four words has a definition, all of one field of meanings: 800 train, 200 val, 984 test."""
 
     kind: ClassVar = "questions"
 
