@@ -139,7 +139,7 @@ def test_every_kind_from_rows_to_a_folder(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_new_biases_of_a_llama_are_kept_and_those_of_a_qwen_refused(tmp_path: Path) -> None:
-    paper = {"method": {"name": "glora", "preset": "paper", "ranks": [2]}}
+    paper = {"method": {"name": "glora", "variant": "paper", "new_bias": True, "ranks": [2]}}
     for kind in ("llama", "qwen2"):
         work = tmp_path / kind
         work.mkdir()
