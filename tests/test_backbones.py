@@ -269,24 +269,6 @@ def test_a_checkpoint_of_another_model_is_told_in_one_line(tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".bin", ".pt", ".ckpt", ""])
-def test_a_pickle_is_refused_unread_with_the_conversion(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    file.write_bytes(b"never opened")
-    with pytest.raises(BackboneError, match=r"can run code.*save_file.*weights\.safetensors"):
-        load_backbone(VIT, num_classes=3, checkpoint=file)
-
-
-def test_the_conversion_line_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = load_backbone(VIT, num_classes=3, pretrained=False).model
-    torch.save(model.state_dict(), "vit.pth")
-    with pytest.raises(BackboneError) as caught:
-        load_backbone(VIT, num_classes=3, checkpoint="vit.pth")
-    exec(caught.value.remedy.split('"')[1])
-    assert load_backbone(VIT, num_classes=3, checkpoint="vit.safetensors").notes == ()
-
-
 def test_a_missing_or_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="no checkpoint"):
         load_backbone(VIT, num_classes=3, checkpoint=tmp_path / "no.safetensors")

@@ -17,7 +17,7 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
     "tasks": 2,
     "searchers": 3, "report": 3, "config": 3, "backbones": 3,
     "adapt": 4,
-    "methods": 5, "integrations": 5,
+    "methods": 5, "integrations": 5, "exports": 5,
     "training": 6,
     "runs": 7,
     "cli": 8,

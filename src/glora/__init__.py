@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from glora.genotype import Choice, Genotype, LayerConfig, Site
     from glora.methods.files import load_adapter
     from glora.report.result import Result
+    from glora.runs.exporting import export
     from glora.runs.fit import FitResult, fit, load
     from glora.runs.loaded import LoadedRun
     from glora.searchers import Racing, Score, SearchResult, Trial, search
@@ -40,6 +41,7 @@ _WHERE = {
     "Site": "glora.genotype:Site",
     "Supernet": "glora.adapt.supernet:Supernet",
     "Trial": "glora.searchers:Trial",
+    "export": "glora.runs.exporting:export",
     "fit": "glora.runs.fit:fit",
     "inject": "glora.adapt.adapted:inject",
     "load": "glora.runs.fit:load",
@@ -65,6 +67,7 @@ __all__ = [
     "Site",
     "Supernet",
     "Trial",
+    "export",
     "fit",
     "inject",
     "load",

@@ -82,7 +82,7 @@ class ModelSettings(Settings):
         "dinov2_vits14",
         description="A packaged backbone, any timm model, or of transformers a folder or a hub's owner/name.",
     )
-    checkpoint: Path | None = Field(None, description="A local .safetensors file of weights.")
+    checkpoint: Path | None = Field(None, description="Local weights: .safetensors, .pth, .bin, or a folder of shards.")
     pretrained: bool = Field(True, description="Load pretrained weights; False starts at random.")
     image_size: int | None = Field(None, ge=1, description="Side of the square input in pixels.")
     normalise: Literal["model", "imagenet", "half", "none"] = Field(

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glora.adapt import attach, layers
-from glora.adapt.adapter_format import fingerprint, read_state
+from glora.adapt.adapter_format import fingerprint
 from glora.adapt.attach import WarnOnce
 from glora.adapt.head import MixedHead, head_of, show_head
+from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
 from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, weights_by_site
 from glora.adapt.state import AdapterState, NamedAdapter, fill
@@ -392,6 +393,36 @@ class Adapted:
         fill(self.supports, state)
         show_head(self.model, state.head | state.statistics)
 
+    def start_from(self, path: str | Path, *, check_base: bool = True) -> Genotype:
+        """Takes over an adapter of one genotype, also of PEFT's, into the larger space: where a supernet starts.
+
+        Its numbers become the slices that the genotype reads; what it does not read stays as it is. The genotype that
+        plays the adapter exactly is active afterwards.
+
+        Args:
+            path: As `glora.load_adapter` takes it.
+            check_base: As `glora.load_adapter` has it.
+
+        Returns:
+            The genotype of this space; a rank that it does not offer is the next larger one, filled with zeros.
+
+        Raises:
+            StateError: The space has no such site, choice or head; nothing is changed then.
+            AdapterFileError: The file is damaged or of another base.
+        """
+        self._need_attached("start_from")
+        self._need_one_adapter("start_from")
+        self._need_not_held("start_from")
+        state = read_state(self.model, path, check_base=check_base)
+        if state.head_modules and state.head_modules != self.head:
+            raise StateError(
+                f"{path} has the head {state.head_modules}, not {self.head}.", remedy="Inject with its head."
+            )
+        genotype = grow(self.supports, self.space, state)
+        show_head(self.model, state.head)
+        self.activate(genotype)
+        return genotype
+
     def base_fingerprint(self) -> str:
         """The sha256 of the base, computed anew; given to `save_adapter` and its kin they need not compute it again."""
         return fingerprint(self.model, (*self.head, *(statistics_of(self.model, self.head) if self.statistics else ())))
@@ -417,7 +448,7 @@ class Adapted:
 
         Args:
             name: Its name here.
-            path: What `save_adapter` wrote.
+            path: What `save_adapter` wrote, a folder of PEFT's, or a checkpoint of the authors' code.
             base_fingerprint: The base's fingerprint where it is known already, see `save_adapter`.
 
         Raises:

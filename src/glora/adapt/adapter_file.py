@@ -12,7 +12,8 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from glora.adapt.adapted import Adapted
-from glora.adapt.adapter_format import fingerprint, is_adapter, read_header, read_state, write_state
+from glora.adapt.adapter_format import fingerprint, is_adapter, read_header, write_state
+from glora.adapt.reading import read_state
 from glora.errors import AdapterFileError
 from glora.files import atomic, read_metadata
 
@@ -74,7 +75,7 @@ def load_adapter(
 
     Args:
         model: The base that the adapter was trained on; its head may be fresh, of any width.
-        path: What `save_adapter` wrote.
+        path: What `save_adapter` wrote, a folder of PEFT's, or a checkpoint of the authors' code.
         check_base: Compare the base's fingerprint; False accepts, for instance, the same base in another dtype.
         base_fingerprint: The base's fingerprint where it is known already, so that the weights are not hashed again.
 

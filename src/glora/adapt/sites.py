@@ -26,8 +26,10 @@ __all__ = [
     "LayerWeight",
     "adaptable",
     "base_state",
+    "called_layers",
     "choose_sites",
     "layer_weights",
+    "own_example",
     "plan_sites",
     "refuse_adapted",
     "site_of",
@@ -154,7 +156,7 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
         TargetError: There is no example and the model tells none.
     """
     if example is None:
-        example = _own_example(model)
+        example = own_example(model)
     called: set[str] = set()
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, __, name=name: called.add(name)) for name in names
@@ -175,15 +177,19 @@ def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[s
     return called
 
 
-def _own_example(model: Any) -> Any:
-    """An input that the model itself tells: timm's image size, transformers' token ids."""
+def own_example(model: Any) -> Any:
+    """An input that the model itself tells: timm's image size, transformers' token ids or image size."""
     like = next(model.parameters())
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     config = getattr(model, "pretrained_cfg", None) or {}
     if size := (3, *size) if size else config.get("input_size"):
         return torch.zeros(1, *size, dtype=like.dtype, device=like.device)
+    inputs, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    side, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if inputs == "pixel_values" and isinstance(side, int):
+        return {inputs: torch.zeros(1, channels, side, side, dtype=like.dtype, device=like.device)}
     told = getattr(model, "dummy_inputs", None)
-    if isinstance(told, Mapping) and getattr(model, "main_input_name", None) == "input_ids" and "input_ids" in told:
+    if isinstance(told, Mapping) and inputs == "input_ids" and "input_ids" in told:
         return {"input_ids": torch.zeros_like(torch.as_tensor(told["input_ids"]), device=like.device)}
     raise TargetError(
         "new_bias=True needs one forward pass to find the layers that the model calls.",

@@ -138,7 +138,8 @@ def load_backbone(
         name: A name in `PACKAGED` or `PACKAGED_TEXT`, any timm model's, or of transformers a folder or `owner/name`.
         num_classes: Outputs of the head; None: the model's own, of a language model, which generates texts.
         image_size: Side of the square input in pixels; None is the backbone's own.
-        checkpoint: A `.safetensors` file of weights to use instead of the pretrained ones.
+        checkpoint: Weights to use instead of the pretrained ones: a `.safetensors` file, a pickled one of which tensors
+            alone are read, or a folder of them, sharded or not; see `backbones/checkpoint.py`.
         pretrained: Whether to load pretrained weights; no hub is asked for them when False or with a checkpoint.
         seed: Seed of everything that is initialised at random.
         normalise: Mean and standard deviation of its images: `model`, its own, or one of `NORMALISATIONS`.
@@ -329,7 +330,7 @@ def unknown_name(name: str) -> str:
         return ""
     if problem := _wrong_folder(name):
         return " ".join(filter(None, problem))
-    if _is_path(name) or _is_hub_name(name) or name.startswith("hf-hub:"):
+    if _is_path(name) or _is_hub_name(name) or name.startswith(("hf-hub:", "local-dir:")):
         return ""
     plain, known = name.partition(".")[0], names()
     if plain in known:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,13 +14,16 @@ from torch import Tensor, nn
 
 from glora import registry
 from glora.backbones import PACKAGED, PACKAGED_TEXT, Backbone, Spec
-from glora.backbones.weights import read_weights, without_waiting
+from glora.backbones.checkpoint import read_checkpoint
+from glora.backbones.weights import without_waiting
 from glora.errors import BackboneError, UnknownNameError, listed, nearest
+from glora.files import write_json
 from glora.tasks.images import Preprocess
 
-__all__ = ["load", "names", "preprocess_of"]
+__all__ = ["load", "names", "preprocess_of", "save_folder"]
 
-_HUB = "hf-hub:"
+_FOLDER = "local-dir:"  # of a model as a hub has it
+_HUB = ("hf-hub:", _FOLDER)
 
 
 class _Wanted(NamedTuple):
@@ -49,9 +54,10 @@ def load(
         UnknownNameError: timm has no such model; lists the nearest names.
     """
     from_hub = pretrained and checkpoint is None
+    if name.startswith(_FOLDER):  # a run is continued from elsewhere too
+        name = _FOLDER + str(Path(name.removeprefix(_FOLDER)).expanduser().resolve())
     wanted = _Wanted(name, num_classes, image_size, seed, drop_path)
     _known(name, from_hub=from_hub)
-    tensors = None if checkpoint is None else read_weights(checkpoint)
     notes: tuple[str, ...] = ()
     if from_hub and (image_size is None or name.startswith(_HUB)):
         model = _create_pretrained(wanted)
@@ -59,8 +65,10 @@ def load(
     else:  # a size that does not fit is told before anything is loaded
         model = _create_bare(wanted)
         _check_size(name, model, image_size)
-        if tensors is not None:
+        if checkpoint is not None:
+            tensors, taken = read_checkpoint(checkpoint, names=model.state_dict().keys())
             model, notes = _with_weights(wanted, model, tensors, str(checkpoint))
+            notes = (*taken, *notes)
         elif from_hub:
             model = _create_pretrained(wanted)
     spec = Spec(
@@ -280,3 +288,65 @@ def _head(name: str, model: nn.Module) -> tuple[str, ...]:
     if not found or not any(True for part in wanted for _ in part.parameters()):
         raise BackboneError(f"The model {name!r} has no classifier to replace.", remedy="Choose another model.")
     return found
+
+
+def save_folder(
+    model: nn.Module,
+    folder: Path,
+    *,
+    labels: Sequence[str] = (),
+    preprocess: Preprocess | None = None,
+    new_keys: Sequence[str] = (),
+) -> None:
+    """Writes a model of timm as a folder that `timm.create_model("local-dir:FOLDER")` loads, and loads it to see.
+
+    Args:
+        model: The plain model.
+        folder: Where; it is there.
+        labels: Names of the outputs.
+        preprocess: How it reads images; the model's own if not given.
+        new_keys: Keys that the base has not, which timm would not make.
+
+    Raises:
+        BackboneError: timm does not build the model again, to the bit.
+    """
+    if new_keys:
+        raise BackboneError(
+            f"timm builds {type(model).__name__} without {listed(new_keys)}: new biases would be lost.",
+            allowed="Without new biases any model of timm can be written as a folder.",
+            remedy="Train with --set method.new_bias=false, or export to onnx or torch.",
+        )
+    try:
+        _timm().models.save_for_hf(model, str(folder), safe_serialization=True)
+        _describe(folder / "config.json", model, labels, preprocess)
+        with torch.random.fork_rng(devices=[]):
+            again = _timm().create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # whatever timm refuses
+        reason = " ".join(str(error).split())
+        raise BackboneError(
+            f"timm cannot write the {type(model).__name__} as a folder: {reason[:300] or type(error).__name__}",
+            remedy="Export to onnx or torch.",
+        ) from error
+    state, found = model.state_dict(), again.state_dict()
+    if odd := [key for key in {**state, **found} if key not in state or not torch.equal(state[key], found[key])]:
+        raise BackboneError(f"timm does not read back {listed(odd)} as written.", remedy="Export to onnx or torch.")
+
+
+def _describe(file: Path, model: nn.Module, labels: Sequence[str], preprocess: Preprocess | None) -> None:
+    """Puts labels, preprocessing and the input size into timm's configuration."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if labels:
+        config["label_names"] = list(labels)
+    if preprocess is not None:
+        crop = {"crop_pct": 7 / 8} if preprocess.resize == "crop" else {"crop_pct": 1.0, "crop_mode": "squash"}
+        config["pretrained_cfg"] |= {
+            "input_size": [3, *preprocess.size],
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            **crop,
+        }
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None and config["pretrained_cfg"].get("fixed_input_size"):
+        config["model_args"] = {**config.get("model_args", {}), "img_size": list(size)}
+    write_json(file, config)

@@ -13,7 +13,8 @@ from torch import nn
 
 from glora import registry
 from glora.backbones import Backbone, Loading, Spec
-from glora.backbones.weights import read_weights, without_waiting
+from glora.backbones.checkpoint import read_checkpoint
+from glora.backbones.weights import without_waiting
 from glora.errors import BackboneError, GloraError, listed
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
@@ -374,12 +375,14 @@ def _with_weights(
     wanted: _Wanted, config: Any, kind: _Kind, checkpoint: Path
 ) -> tuple[nn.Module, tuple[str, ...], list[str]]:
     """The model with the weights of a file, its head, and notes."""
-    tensors = read_weights(checkpoint)
     with torch.device("meta"):
-        model_class: Any = type(_bare(wanted, config, kind))
+        bare = _bare(wanted, config, kind)
+    model_class: Any = type(bare)
+    tensors, taken = read_checkpoint(checkpoint, names=bare.state_dict().keys())
     with _telling(wanted, f"The weights {str(checkpoint)!r}"), _drawn_from(wanted.seed):
         model, info = model_class.from_pretrained(None, state_dict=tensors, **_asked(wanted, config))
-    return model, *_checked(wanted, model, kind, info, f"The checkpoint {str(checkpoint)!r}")
+    head, notes = _checked(wanted, model, kind, info, f"The checkpoint {str(checkpoint)!r}")
+    return model, head, [*taken, *notes]
 
 
 def _asked(wanted: _Wanted, config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where weights come from: a file that a user gives, an installed package, or a hub that may be out of reach."""
+"""Where weights come from: an installed package, or a hub that may be out of reach."""
 
 from __future__ import annotations
 
@@ -11,41 +11,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from glora import registry
-from glora.errors import BackboneError
 
-__all__ = ["cache_folder", "content_sha256", "package_file", "read_weights", "without_waiting"]
-
-_CONVERT = (
-    "python -c \"import torch; from safetensors.torch import save_file; w = torch.load('{file}', "
-    "weights_only=True); save_file({{k: v.clone() for k, v in w.items()}}, '{stem}.safetensors')\""
-)
-
-
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file by name.
-
-    Raises:
-        BackboneError: It is of another kind, missing or damaged.
-    """
-    if checkpoint.suffix.lower() != ".safetensors":
-        raise BackboneError(
-            f"The checkpoint {str(checkpoint)!r} is no .safetensors file.",
-            allowed="Pickled files (.pth, .pt, .bin, .ckpt) can run code and are not read.",
-            remedy="Convert it once: " + _CONVERT.format(file=checkpoint.name, stem=checkpoint.stem),
-        )
-    if not checkpoint.is_file():
-        raise BackboneError(f"There is no checkpoint {str(checkpoint)!r}.", remedy="Check the path.")
-    try:
-        return load_file(checkpoint)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(
-            f"The checkpoint {str(checkpoint)!r} is damaged: {error}.", remedy="Write or download it again."
-        ) from error
+__all__ = ["cache_folder", "content_sha256", "package_file", "without_waiting"]
 
 
 @contextlib.contextmanager

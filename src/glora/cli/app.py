@@ -434,8 +434,35 @@ def chat(
 
 
 @app.command()
+def export(
+    run: RunPath,
+    to: Annotated[str, typer.Option(metavar="NAME", help="The format: `glora ls exports`.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write.", callback=_expanded)],
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="For peft and vllm: the largest rank of a layer.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", min=0, max=1, help="For peft and vllm: what may be lost of a layer's change."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the format.")
+    ] = None,
+) -> None:
+    """Write the winner in the format of another library, as a folder with a model card.
+
+    Example: glora export run --to huggingface --out digits-model
+    """
+    from glora.cli.exporting import export_run
+
+    with _reporting() as reporter:
+        export_run(run, to, out, {"rank": rank, "max_error": max_error}, overrides or (), reporter)
+    typer.echo(out)
+
+
+@app.command()
 def ls(
-    what: Annotated[str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|settings")],
+    what: Annotated[str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|settings")],
     name: Annotated[
         str | None,
         typer.Argument(

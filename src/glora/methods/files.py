@@ -9,6 +9,7 @@ from torch import nn
 from glora.adapt import adapter_file
 from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_format import NUMBERS, read_header, read_method
+from glora.adapt.foreign import is_foreign
 from glora.errors import AdapterFileError
 from glora.methods.method import Tuned, get_method
 
@@ -22,7 +23,8 @@ def load_adapter(
 
     Args:
         model: The base that it was trained on; its head may be fresh, of any width.
-        path: What `glora.save_adapter`, or a run of any method, wrote.
+        path: What `glora.save_adapter`, or a run of any method, wrote; a folder of PEFT's, LoRA or GLoRA; or a
+            checkpoint of the authors' code, which is a whole supernet.
         check_base: Compare the base's fingerprint; False accepts, for instance, the same base in another dtype.
         base_fingerprint: The base's fingerprint where it is known already, so that the weights are not hashed again.
 
@@ -33,7 +35,7 @@ def load_adapter(
     Raises:
         AdapterFileError: The file is damaged or does not fit the model.
     """
-    if read_header(path)["version"] != NUMBERS:
+    if is_foreign(path) or read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
     found = read_method(path)
     if missing := [name for name in found.head_modules if name not in dict(model.named_modules())]:

@@ -23,7 +23,7 @@ from glora.report.metrics import MetricInfo
 from glora.report.records import checked
 from glora.version import __version__
 
-__all__ = ["FORMAT_1_METRICS", "Result"]
+__all__ = ["FORMAT_1_METRICS", "Result", "versions"]
 
 FORMAT = 2
 FORMAT_1_METRICS = (MetricInfo("accuracy", True, "percent"), MetricInfo("loss", False, ".3f"))  # all it could hold
@@ -107,7 +107,7 @@ class Result:
                 finite become None.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        stamps = {"versions": _versions(), "commit": _commit(), "memory_bytes": _peak_memory(), "time": now}
+        stamps = {"versions": versions(), "commit": _commit(), "memory_bytes": _peak_memory(), "time": now}
         return cls(**stamps | {name: plain_json(value) for name, value in fields.items()})
 
     @property
@@ -187,12 +187,13 @@ def _renamed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in row.items()}
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Version of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
     for package in STAMPED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
 def _commit() -> str | None:

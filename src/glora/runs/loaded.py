@@ -21,7 +21,7 @@ from glora.backbones.transformers_folder import is_transformers
 from glora.config import Experiment
 from glora.errors import AdapterFileError, ConfigError, DataError, GloraError, RunError, StateError, whole
 from glora.files import read_metadata
-from glora.methods.method import Method
+from glora.methods.method import Method, Tuned
 from glora.registry import load
 from glora.report.outcome import Outcome
 from glora.report.result import Result
@@ -42,7 +42,17 @@ from glora.tasks.texts import TextPreprocess
 from glora.training.device import new_accelerator
 from glora.version import __version__
 
-__all__ = ["FROM_PYTHON", "TEXT_FROM_PYTHON", "LoadedRun", "copied", "load_run", "model_output", "objective_of"]
+__all__ = [
+    "FROM_PYTHON",
+    "TEXT_FROM_PYTHON",
+    "LoadedRun",
+    "LoadedTuned",
+    "copied",
+    "load_run",
+    "load_tuned",
+    "model_output",
+    "objective_of",
+]
 
 FROM_PYTHON = "from_python"  # the name of a model or of data that a program gave
 TEXT_FROM_PYTHON = "text_from_python"
@@ -348,6 +358,24 @@ def objective_of(info: dict[str, Any]) -> Objective:
     return kind.model_validate(plain)
 
 
+@dataclass(frozen=True)
+class LoadedTuned:
+    """A finished run before anything is merged.
+
+    Attributes:
+        folder: Its files.
+        tuned: The base made trainable, with the numbers that the run learned.
+        experiment, objective, info, preprocess: As in `LoadedRun`.
+    """
+
+    folder: RunFolder
+    tuned: Tuned
+    experiment: Experiment
+    objective: Objective
+    info: dict[str, Any]
+    preprocess: Preprocess | TextPreprocess | None
+
+
 def load_run(
     path: str | Path,
     *,
@@ -355,12 +383,30 @@ def load_run(
     base_fingerprint: str | None = None,
     preprocess: Preprocess | TextPreprocess | None = None,
 ) -> LoadedRun:
-    """A finished run, read from its folder: its training data is not needed.
+    """A finished run, read from its folder, what it learned merged: its training data is not needed.
+
+    The arguments and errors are those of `load_tuned`.
+    """
+    found = load_tuned(path, model=model, base_fingerprint=base_fingerprint, preprocess=preprocess)
+    tuned = found.tuned
+    plain = tuned.merged().eval()
+    own = (found.experiment, found.objective, found.info)
+    return LoadedRun(found.folder, plain, *own, tuned.new_keys, tuned.no_merge, found.preprocess)
+
+
+def load_tuned(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    base_fingerprint: str | None = None,
+    preprocess: Preprocess | TextPreprocess | None = None,
+) -> LoadedTuned:
+    """A finished run, read from its folder, as it was trained.
 
     Args:
         path: The run folder.
         model: The base, where it came from Python and cannot be rebuilt from a name: the same object or an equal one.
-            It is adapted and merged in place.
+            It is adapted in place.
         base_fingerprint: `Method.base_fingerprint` of this base, where it is known already.
         preprocess: How this base reads texts, where it is given and does.
 
@@ -388,16 +434,7 @@ def load_run(
         base_fingerprint = method.base_fingerprint(base, info["head"])
         folder.check_base(base_fingerprint)
     tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
-    return LoadedRun(
-        folder,
-        tuned.merged().eval(),
-        experiment,
-        objective,
-        info,
-        tuned.new_keys,
-        tuned.no_merge,
-        _as_written(info, preprocess),
-    )
+    return LoadedTuned(folder, tuned, experiment, objective, info, _as_written(info, preprocess))
 
 
 def _base(

@@ -14,7 +14,7 @@ from glora.tasks.images import Preprocess
 from glora.tasks.objective import Objective
 from glora.tasks.texts import TextPreprocess
 
-__all__ = ["Merged", "merged_folder"]
+__all__ = ["PROBLEMS", "Merged", "labels_of", "merged_folder"]
 
 PROBLEMS = {  # what transformers calls an objective of a classifier
     "classify": "single_label_classification",
@@ -78,13 +78,13 @@ def _extras(merged: Merged) -> Extras:
         tokenizer=tokenizer,
         source=folder_of(*names),
         preprocess=preprocess if isinstance(preprocess, Preprocess) else None,
-        labels=_labels(merged.objective) if classifies else (),
+        labels=labels_of(merged.objective) if classifies else (),
         problem=PROBLEMS.get(merged.objective.name, "") if classifies else "",
         card=merged.card,
     )
 
 
-def _labels(objective: Objective) -> tuple[str, ...]:
+def labels_of(objective: Objective) -> tuple[str, ...]:
     """The names of the outputs, in their order."""
     said = objective.model_dump()
     return next((tuple(said[field]) for field in ("classes", "labels", "columns") if said.get(field)), ())
