@@ -18,11 +18,13 @@ from torch import Tensor, nn
 import glora
 from glora import exports
 from glora.cli import app as cli
+from glora.config import build_experiment
 from glora.errors import GloraError, RunError, StateError
 from glora.exports import EXPORTS
 from glora.exports.changes import changes_of, cut
 from glora.genotype import Genotype, LayerConfig
 from glora.runs.run import Run
+from language import tiny_causal
 from suites.export_suite import ExportSuite, card_of, code_of, played, prepared
 from suites.tiny_vit import tiny_vit
 from suites.toy import Recorder, tiny
@@ -394,7 +396,7 @@ def test_vllm_takes_what_is_written_for_it(tmp_path, rank):
 def test_what_vllm_refuses_is_refused(tmp_path):
     lora = glora.SearchSpace(ranks=(4,), only=LayerConfig(B="lora:4"))
     with pytest.raises(GloraError, match="lm_head of LlamaForCausalLM was trained whole"):
-        glora.export(prepared(llama(), lora), "vllm", tmp_path / "out")
+        glora.export(prepared(llama(), lora, head=["lm_head"]), "vllm", tmp_path / "out")
     with pytest.raises(GloraError, match="this is a norm"):
         glora.export(prepared(llama(), glora.SearchSpace(ranks=(4,)), targets="all", head=None), "vllm", tmp_path / "o")
     biased = prepared(llama(attention_bias=True), LOW, targets=["q_proj"], head=None)
@@ -539,6 +541,49 @@ def test_a_run_of_a_model_of_a_program(tmp_path):
     glora.export(result, "torch", tmp_path / "program", example=IMAGES)
     found = torch.export.load(tmp_path / "program/model.pt2").module()(IMAGES)
     assert off(found.detach(), wanted) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def finished_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of a tiny Llama, which learned to answer."""
+    folder = tmp_path_factory.mktemp("language")
+    base = tiny_causal(folder / "base")
+    rows = [{"instruction": f"What is colour {place}?", "output": "It is blue."} for place in range(24)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "model": {"name": str(base)},
+        "data": {"source": str(folder / "rows.jsonl")},
+        "method": {"name": "lora", "rank": 8},
+        "train": {"epochs": 1, "batch_size": 8},
+    }
+    Run(build_experiment(settings), folder / "run", Recorder()).fit()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm", "huggingface", "torch"])
+def test_a_run_of_a_language_model_is_exported(finished_language, tmp_path, monkeypatch, to):
+    run = glora.load(finished_language)
+    tokens = torch.randint(5, 200, (3, 9), generator=torch.Generator().manual_seed(0))
+    wanted = played(run.model, tokens)
+    glora.export(run, to, tmp_path / "out")
+    metadata, _ = card_of(tmp_path / "out")
+    assert metadata["base_model"] == str(finished_language.parent / "base")
+    if to == "vllm":
+        assert vllm_refuses(tmp_path / "out", 16) == []
+        base = transformers.AutoModelForCausalLM.from_pretrained(finished_language.parent / "base")
+        assert off(played(loaded(lambda: base, tmp_path / "out"), tokens), wanted) < 1e-5
+        return
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"input_ids": tokens}
+    exec("\n".join(code_of(tmp_path / "out")), names)
+    found = names["outputs"].detach() if "outputs" in names else played(names["model"], tokens)
+    assert off(found, wanted) < 1e-5
+    if to == "huggingface":
+        read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert read.chat_template
+    if to == "peft":  # transformers itself finds the base
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert off(played(model.eval(), tokens), wanted) < 1e-5
 
 
 def test_unknown_formats_are_told(tmp_path):
