@@ -17,6 +17,7 @@ from torch import nn
 from glora.backbones import load_backbone
 from glora.backbones.checkpoint import read_checkpoint, read_pickled
 from glora.errors import BackboneError
+from language import tiny_causal
 
 VIT = "test_vit"
 
@@ -150,3 +151,14 @@ def test_what_holds_no_weights_is_told(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(BackboneError, match="is empty"):
         read_checkpoint(tmp_path / "folder")
+
+
+def test_a_model_of_transformers_takes_them_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    base = tiny_causal(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    weights = {name: value + 0.1 for name, value in model.state_dict().items()}
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "other.pth")
+    backbone = load_backbone(str(base), num_classes=None, checkpoint=tmp_path / "other.pth")
+    assert same(backbone.model, weights)
+    assert any("'module.'" in note for note in backbone.notes)

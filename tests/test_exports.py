@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 import glora
 from glora import exports
+from glora.backbones import load_backbone
 from glora.cli import app as cli
+from glora.cli.listing import listing
 from glora.config import build_experiment
 from glora.errors import GloraError, RunError, StateError
 from glora.exports import EXPORTS
@@ -584,6 +587,68 @@ def test_a_run_of_a_language_model_is_exported(finished_language, tmp_path, monk
     if to == "peft":  # transformers itself finds the base
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert off(played(model.eval(), tokens), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["ssf", "fact", "biases"])
+def test_other_methods_of_support_tensors_are_exact_too(tmp_path, method):
+    data = torch.utils.data.TensorDataset(LARGER.repeat(8, 1, 1, 1), torch.arange(24) % 3)
+    options: dict[str, Any] = {"method": method, "epochs": 1, "progress": False, "batch_size": 8}
+    result = glora.fit(vit_of_timm_for(3), train=data, test=data, out=tmp_path / "run", **options)
+    glora.export(tmp_path / "run", "peft", tmp_path / "out", model=vit_of_timm_for(3), rank=512)
+    assert (
+        off(played(loaded(lambda: vit_of_timm_for(3), tmp_path / "out"), LARGER), played(result.model, LARGER)) < 1e-5
+    )
+
+
+def vit_of_timm_for(classes: int) -> nn.Module:
+    found: nn.Module = seeded(lambda: timm.create_model("test_vit", img_size=32, num_classes=classes))
+    return found
+
+
+def test_what_cannot_be_merged_and_has_no_support_tensors_says_why(tmp_path):
+    data = torch.utils.data.TensorDataset(LARGER.repeat(8, 1, 1, 1), torch.arange(24) % 3)
+    options: dict[str, Any] = {"method": "vpt", "epochs": 1, "progress": False, "batch_size": 8}
+    glora.fit(vit_of_timm_for(3), train=data, test=data, out=tmp_path / "run", **options)
+    with pytest.raises(GloraError, match=r"VPT.* has no support tensors"):
+        glora.export(tmp_path / "run", "peft", tmp_path / "out", model=vit_of_timm_for(3))
+    with pytest.raises(GloraError, match=r"VPT.* cannot be merged"):
+        glora.export(tmp_path / "run", "onnx", tmp_path / "out", model=vit_of_timm_for(3))
+
+
+FRESH = """
+import sys, torch
+images = torch.load(sys.argv[1])
+images = images.numpy() if sys.argv[3] == "onnx" else images
+exec(sys.stdin.read())
+found = outputs if "outputs" in dir() else model(images)
+torch.save(torch.as_tensor(found).detach(), sys.argv[2])
+assert not any(name.startswith("glora") for name in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["huggingface", "onnx", "torch"])
+def test_a_fresh_process_without_glora_gives_the_same(finished, tmp_path, to):
+    glora.export(finished, to, tmp_path / "out")
+    torch.save(LARGER, tmp_path / "images.pt")
+    words = [sys.executable, "-c", FRESH, "images.pt", "found.pt", to]
+    subprocess.run(words, input="\n".join(code_of(tmp_path / "out")), text=True, cwd=tmp_path, check=True, timeout=300)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert off(found, played(glora.load(finished).model, LARGER)) < 1e-4
+
+
+def test_the_folder_of_an_export_is_a_model_again(finished, tmp_path):
+    glora.export(finished, "huggingface", tmp_path / "out")
+    backbone = load_backbone(f"local-dir:{tmp_path / 'out'}", num_classes=2)
+    assert off(played(backbone.model.eval(), LARGER), played(glora.load(finished).model, LARGER)) == 0
+    assert backbone.preprocess is not None
+    assert backbone.preprocess.size == (32, 32)  # type: ignore[union-attr]
+
+
+def test_the_list_of_exports_tells_what_each_is():
+    lines = listing("exports")
+    assert [line.split()[0] for line in lines] == sorted(EXPORTS)
+    assert all(line.endswith(".") for line in lines)
 
 
 def test_unknown_formats_are_told(tmp_path):

@@ -106,7 +106,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterFileError(
             f"{path} is damaged or no safetensors file: {error}.",
-            remedy="Copy it again from its source; adapters are never read from pickle files.",
+            remedy="Copy it again from its source.",
         ) from error
     return found if isinstance(found, dict) else {}
 
