@@ -302,6 +302,22 @@ def test_names_that_end_alike_are_told_apart(tmp_path):
     assert off(played(loaded(build, tmp_path / "out"), x), wanted) < 1e-5
 
 
+def test_a_tied_weight_is_adapted_in_all_its_layers(tmp_path):
+    def build() -> nn.Module:
+        return llama(tie_word_embeddings=True)
+
+    adapted = prepared(build(), glora.SearchSpace(ranks=(4,), only=LayerConfig(B="lora:4")), targets="all", head=None)
+    assert "lm_head" in adapted.notes[0]
+    wanted = played(adapted.model, TOKENS)
+    glora.export(adapted, "peft", tmp_path / "out")
+    assert off(played(loaded(build, tmp_path / "out"), TOKENS), wanted) < 1e-5
+    again = glora.load_adapter(build(), tmp_path / "out")
+    assert isinstance(again, glora.Adapted)
+    assert off(played(again.model, TOKENS), wanted) < 1e-5
+    with pytest.raises(GloraError, match=r"embed_tokens: PEFT's GLoRA adapts nn\.Linear alone"):
+        glora.export(adapted, "peft-glora", tmp_path / "out")
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

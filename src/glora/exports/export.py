@@ -162,4 +162,5 @@ def _whole(path: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(before, ignore_errors=True)

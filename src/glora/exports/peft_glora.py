@@ -29,13 +29,14 @@ class PeftGlora(PeftFolder):
     name: Literal["peft-glora"] = "peft-glora"
 
     def place(self, change: Change) -> str:
-        layer = change.layers[0].layer
         if change.site.diagonal:
             return "whole"
-        if change.site.kind != "linear" or isinstance(change.view, Conv1D):
-            return f"PEFT's GLoRA adapts nn.Linear alone, and this is a {plain_name(layer)}"
-        if plain_name(layer) == "NonDynamicallyQuantizableLinear":
-            return "nn.MultiheadAttention reads its output projection without calling it"
+        for weight in change.layers:
+            kind = plain_name(weight.layer)
+            if weight.site.kind != "linear" or isinstance(weight.view, Conv1D):
+                return f"PEFT's GLoRA adapts nn.Linear alone, and this is a {kind}"
+            if kind == "NonDynamicallyQuantizableLinear":
+                return "nn.MultiheadAttention reads its output projection without calling it"
         if change.shift is not None and change.b0 is None:
             return "it has a new bias, and PEFT's GLoRA adds to biases that there are"
         return "adapter"

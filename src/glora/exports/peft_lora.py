@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from glora.adapt.layers.conv import Conv, ConvTranspose
 from glora.adapt.layers.embedding import Embedding
 from glora.adapt.layers.linear import Conv1D
+from glora.adapt.sites import LayerWeight
 from glora.errors import GloraError, listed
 from glora.exports.changes import Change, cut
 from glora.exports.export import Trained
@@ -47,8 +48,8 @@ class PeftLora(PeftFolder):
         self._refuse_errors(made, told)
         biases, tensors = _biases(made), dict[str, Tensor]()
         for change in made:
-            for module in module_of(change):
-                tensors |= _factors(change, module) | biases.tensors(change, module)
+            for weight in change.layers:
+                tensors |= _factors(change, weight) | biases.tensors(change, weight.module)
         ranks = {module: max(1, change.rank) for change in made for module in module_of(change)}
         largest = max(ranks.values(), default=1)
         patterns = _patterns({module: rank for module, rank in ranks.items() if rank != largest}, ranks)
@@ -80,8 +81,13 @@ class PeftLora(PeftFolder):
 
 
 def place_of(change: Change) -> str:
-    """Where PEFT's LoRA has a place for a change, see `PeftFolder.place`."""
-    layer, view = change.layers[0].layer, change.view
+    """Where PEFT's LoRA has a place for a change, see `PeftFolder.place`; one for all layers of a tied weight."""
+    places = {_place_of(change, weight) for weight in change.layers}
+    return places.pop() if len(places) == 1 else "its weight is shared by layers of which PEFT adapts not all"
+
+
+def _place_of(change: Change, weight: LayerWeight) -> str:
+    layer, view = weight.layer, weight.view
     if change.site.kind == "attention":
         return "PEFT adds what it learned in an nn.MultiheadAttention twice"
     if plain_name(layer) == "NonDynamicallyQuantizableLinear":
@@ -95,14 +101,14 @@ def place_of(change: Change) -> str:
     return "adapter"
 
 
-def _factors(change: Change, module: str) -> dict[str, Tensor]:
+def _factors(change: Change, weight: LayerWeight) -> dict[str, Tensor]:
     """PEFT's `lora_A` and `lora_B` of a layer; of one whose bias alone is shifted zeros of rank one."""
-    site = change.site
+    site, module, view = change.site, weight.module, weight.view
     down, up = change.pair or (torch.zeros(site.out_features, 1), torch.zeros(1, site.in_features))
-    if isinstance(change.view, Embedding):
+    if isinstance(view, Embedding):
         return {f"{module}.lora_embedding_A": down.T, f"{module}.lora_embedding_B": up.T}
-    if isinstance(change.view, Conv):
-        kernel = change.view.size
+    if isinstance(view, Conv):
+        kernel = view.size
         up, down = up.reshape(len(up), -1, *kernel), down.reshape(*down.shape, *[1] * len(kernel))
     return {f"{module}.lora_A.weight": up, f"{module}.lora_B.weight": down}
 
