@@ -274,7 +274,8 @@ def test_every_kind_has_its_settings_below_the_common_ones() -> None:
     lines = describe()
     heads = [line for line in lines if line.endswith(":")]
     assert {"method lora:", "objective regress:", "searcher nsga2:", "data set image_table:"} < set(heads)
-    below = lines[lines.index("method lora:") + 1 : lines.index("method biases:")]
+    start = lines.index("method lora:") + 1
+    below = lines[start : next(place for place in range(start, len(lines)) if lines[place].endswith(":"))]
     assert [line.strip() for line in below] == describe("lora")
     assert "method.rank = 8  Rank of the update." in describe("lora")
     assert not any(" None" in line for line in lines)

@@ -30,7 +30,7 @@ def backbone() -> Backbone:
 
 def test_every_method_has_a_label(script: Any) -> None:
     known = {name for name, _ in script.CELLS.values()}
-    assert set(METHODS) - {"biases", "pft"} <= known  # of one linear's cost, and of full tuning's
+    assert set(METHODS) - {"biases", "hira", "pft"} <= known  # merged, at the cost of full tuning
 
 
 def test_flops_are_those_of_the_products(script: Any) -> None:
