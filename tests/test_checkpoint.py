@@ -370,7 +370,7 @@ def test_files_that_are_no_adapters_are_refused(saved, vit, tmp_path):
     path, _ = saved
     whole = path.read_bytes()
     refused(vit(), tmp_path / "nothing.safetensors", "no adapter file")
-    refused(vit(), tmp_path, "no adapter file")
+    refused(vit(), tmp_path, "no adapter_config.json")
     for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         refused(vit(), path, "damaged")
@@ -434,13 +434,20 @@ def test_an_adapter_that_cannot_be_written_leaves_the_old_one(saved, vit, monkey
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_there_is_no_pickle_anywhere():
+def test_nothing_is_pickled_and_of_pickled_files_the_tensors_alone_are_read():
+    readers = set()
     for file in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {"pickle", "dill", "joblib", "cloudpickle", "shelve"} & set(imported), file
-            assert not (isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.save", "torch.load")), file
+            assert not {"dill", "joblib", "cloudpickle", "shelve"} & set(imported), file
+            used = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert used != "torch.save", file
+            assert not used.startswith("pickle.") or used == "pickle.UnpicklingError", file
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in map(ast.unparse, node.keywords), file
+                readers.add(file.name)
+    assert readers == {"checkpoint.py"}
 
 
 def test_a_difference_is_seen(saved, vit, images):
