@@ -992,3 +992,14 @@ def test_the_task_tells_of_each_split_what_is_left_out(tmp_path, tokenizer):
     prepared = task.prepared(causal(tokenizer))
     assert sum(map(len, prepared.splits.values())) == 19
     assert sum("too long (first: a.jsonl, line 4)" in note for note in prepared.notes) == 1
+
+
+def test_a_list_on_a_single_line_tells_which_entry_is_wrong(tmp_path: Path) -> None:
+    """As `json.dump` writes it: the line alone would say nothing."""
+    rows = [{"text": "one"}, {"text": "two"}, 3]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    found = read_records(path, "a.json")
+    assert [row.where for row in found] == ["a.json, line 1", "a.json, line 1, entry 2", "a.json, line 1, entry 3"]
+    path.write_text(json.dumps(rows, indent=1))
+    assert "entry" not in "".join(row.where for row in read_records(path, "a.json"))

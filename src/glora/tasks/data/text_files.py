@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import sys
@@ -190,10 +191,10 @@ def called(value: Any) -> str:
 
 
 def _objects(text: str, place: int, name: str) -> Iterator[Found]:
-    """The values from a place on, one after the other, commas between them or not."""
+    """The values from a place on, one after the other, commas between them or not; of one line also their number."""
     decoder, line, counted = json.JSONDecoder(), text.count("\n", 0, place) + 1, place
-    closed = text[:place].strip() != "["
-    while True:
+    closed, before = text[:place].strip() != "[", 0
+    for entry in itertools.count(1):
         place = _after_space(text, place)
         if place == len(text) or text[place] == "]":
             if place == len(text) and not closed:
@@ -209,7 +210,8 @@ def _objects(text: str, place: int, name: str) -> Iterator[Found]:
                 f"{name}, line {at}, is no JSON: {reason}.",
                 remedy="Mend it there; of JSON lines, an object a line, single ones can be left out.",
             ) from error
-        yield _as_record(value, f"{name}, line {line}")
+        yield _as_record(value, f"{name}, line {line}" + (f", entry {entry}" if line == before else ""))
+        before = line
 
 
 def _after_space(text: str, place: int) -> int:
