@@ -22,6 +22,7 @@ from glora.cli.app import app
 from glora.errors import ConfigError, DataError
 from glora.tasks.batching import lengths_of, weights_of
 from glora.tasks.data.text import Text
+from glora.tasks.data.text_files import read_records
 from glora.tasks.images import ImageSet
 from glora.tasks.objective import Measured, Objective
 from glora.tasks.objectives.choose import Choose
