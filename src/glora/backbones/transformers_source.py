@@ -232,7 +232,7 @@ def _pad(wanted: _Wanted, tokenizer: Any, config: Any, kind: _Kind) -> list[str]
                 remedy="Set pad_token in its tokenizer_config.json.",
             )
         tokenizer.pad_token = token
-        notes.append(f"The tokenizer has no padding token: {token!r} pads, and what is learned is told by length.")
+        notes.append(f"The tokenizer has no padding token: {token!r} pads, and padding is masked by length.")
     if not kind.generates and getattr(config, "pad_token_id", None) is None:  # the classifier reads the last before it
         config.pad_token_id = tokenizer.pad_token_id
         notes.append(f"pad_token_id={tokenizer.pad_token_id} is set in the model's configuration, which had none.")
@@ -324,7 +324,7 @@ def _dtype(wanted: _Wanted) -> torch.dtype:
 
 @contextlib.contextmanager
 def _drawn_from(seed: int) -> Iterator[None]:
-    """Within it what torch draws hangs on the seed alone; its own state is left as it was."""
+    """Within it what torch draws depends on the seed alone; its own state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
         yield
@@ -511,7 +511,7 @@ def _check_quantize(wanted: _Wanted, *, from_config: bool) -> None:
 
 
 def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
-    """What from_pretrained is told where bitsandbytes quantises."""
+    """The arguments of from_pretrained for quantising by bitsandbytes."""
     how, config = wanted.loading.quantize, _transformers().BitsAndBytesConfig
     if how == "bnb_int8":
         return {"quantization_config": config(load_in_8bit=True)}

@@ -47,7 +47,7 @@ class Chat:
         model: A model of transformers that generates.
         preprocess: How it reads texts.
         reading: How turns are put together.
-        system: What it is told before all.
+        system: The system message; may be empty.
         reply: How it answers.
         raw: Whether texts are continued as they are, and not answered as a user's turns.
 
@@ -163,7 +163,7 @@ class Chat:
         config.do_sample = self.reply.temperature > 0
         if config.do_sample:
             config.temperature = self.reply.temperature
-        else:  # settings of drawing, which would be told of as unused
+        else:  # settings for drawing, of which transformers would warn as unused
             config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
         return config
 

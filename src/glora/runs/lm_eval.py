@@ -253,7 +253,7 @@ def _settings(asked: Asked, names: Sequence[str], folder: Path | None, precision
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
-    """The harness's index of tasks: of one's own alone where they are all among them, which takes no time."""
+    """The harness's index of tasks; of your own alone if all names are among them, which takes no time."""
     manager = _lm_eval("lm_eval.tasks").TaskManager
     path = None if folder is None else str(folder)
     own = manager(include_path=path, include_defaults=False)

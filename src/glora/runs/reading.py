@@ -14,7 +14,7 @@ from glora.tasks.texts import TextSet
 __all__ = ["naming_of", "reading_of", "said_of"]
 
 KEY = "reading"
-RAW = ("prompt", "text")  # roles of what is read as it is
+CONTINUED = ("prompt", "text")  # roles of what is read as it is
 
 
 def said_of(task: Task) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def said_of(task: Task) -> dict[str, Any]:
     if not isinstance(train, TextSet):
         return {}
     first = train.rows[0] if train.rows else None
-    raw = isinstance(first, Dialog) and first.messages[0].role in RAW
+    raw = isinstance(first, Dialog) and first.messages[0].role in CONTINUED
     return {KEY: {**asdict(train.reading), "raw": raw}}
 
 

@@ -148,7 +148,7 @@ class TextPreprocess:
     max_length: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What a file tells of it; the tokenizer comes with the model."""
+        """What a file records of it; the tokenizer comes with the model."""
         return {"kind": "text", "tokenizer": self.name, "form": self.form, "max_length": self.max_length}
 
     @property

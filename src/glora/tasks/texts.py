@@ -74,7 +74,7 @@ class _Prepared:
     Attributes:
         preprocess: How it reads texts.
         rows: What it reads of each.
-        notes: What a user should be told of it.
+        notes: What a user should be told about it.
         most: The most choices of a question of the whole split.
     """
 
@@ -185,7 +185,7 @@ class TextSet:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told of the rows, once they are prepared."""
+        """What a user should be told about the rows, once they are prepared."""
         return () if self.found is None else self.found.notes
 
     @cached_property

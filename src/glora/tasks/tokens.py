@@ -129,7 +129,7 @@ class Tokens:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should be told of what has been read so far."""
+        """What a user should be told about what has been read so far."""
         found = []
         if self.unstopped:
             found.append(f"The chat template of {self.name} ends no turn: {self.eos!r} is put at the end of each row.")

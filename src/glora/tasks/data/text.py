@@ -1,4 +1,4 @@
-"""Texts in files of one's own: conversations, questions with choices, labelled texts; JSON, CSV, parquet and others."""
+"""Texts in your own files: conversations, questions with choices, labelled texts; JSON, CSV, parquet and others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Text(DataSettings):
 
     format: Literal["text"] = Field("text", description="Files of texts: .json, .jsonl, .csv, .tsv, .parquet, .txt.")
     layout: Literal["auto", "alpaca", "sharegpt", "messages", "completion", "plain", "question", "label"] = Field(
-        "auto", description="What a row is; auto is told by the names of its fields."
+        "auto", description="What a row is; auto goes by the names of its fields."
     )
     fields: dict[str, str] = Field({}, description="Your own names of fields: {instruction: frage, output: antwort}.")
     roles: dict[str, str] = Field({}, description="Your own names of who speaks: {kunde: user, wir: assistant}.")
@@ -405,7 +405,7 @@ def _chosen(pool: Pool, places: Sequence[int]) -> Pool:
 
 
 def _kept_together(pools: Mapping[str, Pool]) -> Iterator[str]:
-    """What is to be told of rows that belong together, where splits are cut."""
+    """What a user should be told about rows that belong together, where splits are cut."""
     for split in ("", "train"):
         if split not in pools or (split == "train" and "val" in pools):
             continue
