@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from glora.report.result import Result
+from language import tiny_causal
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 PAGES = ("conditioning", "defaults", "fitness", "racing", "workers")  # `supernet_page` has a test of its own
@@ -56,6 +59,23 @@ def test_the_table_of_steps_is_made_from_the_committed_results(
     monkeypatch.setattr(sys, "argv", ["step.py", "--table"])
     module.main()
     assert "| vit_s14 | supernet-matrix |" in capsys.readouterr().out
+
+
+def test_steps_on_texts_have_a_result_for_each_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    module: Any = importlib.import_module("language_step")
+    model = tiny_causal(tmp_path / "tiny")
+    options = ["--rows", "2", "--tokens", "12", "--learned", "3", "--rounds", "2", "--no-memory"]
+    monkeypatch.setattr(sys, "argv", ["language_step.py", "--model", str(model), *options, "--out", str(tmp_path)])
+    module.main()
+    found = {result.method: result for result in Result.read_all(sorted(tmp_path.glob("*.json")))}
+    assert found.keys() == module.METHODS.keys()
+    assert found["lora"].parameters == found["peft-lora"].parameters < found["glora-sample"].parameters
+    kept = {method: float(result.metrics["saved_bytes"] or 0) for method, result in found.items()}
+    assert 0 < kept["frozen"] < kept["peft-lora"] < kept["peft-lora-full"]  # logits of all positions
+    table = module.table(list(found.values())).splitlines()
+    assert len(table) == 2 + len(found)
 
 
 def test_every_cell_of_the_supernets_is_an_experiment() -> None:

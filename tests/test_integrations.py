@@ -404,7 +404,8 @@ def run(example: str, *options: str, processes: int = 0) -> str:
     return done.stdout
 
 
-def test_the_example_of_the_trainer_runs_and_goes_on_where_it_was(tmp_path):
+@pytest.mark.slow
+def test_the_example_of_the_trainer_merges_the_winner_that_it_scored(tmp_path):
     told = run("hf_trainer.py", "--out", str(tmp_path), "--steps", "12")
     scored, merged = (line.rsplit(maxsplit=1)[1] for line in told.strip().splitlines()[-1].split(", "))
     assert abs(float(scored) - float(merged)) <= 1e-4
@@ -421,7 +422,8 @@ def example_model() -> Any:
     return tiny_model()[0]
 
 
-def test_the_example_of_trl_runs(tmp_path):
+@pytest.mark.slow
+def test_the_example_of_trl_writes_a_merged_folder(tmp_path):
     pytest.importorskip("trl")
     run("trl_sft.py", "--out", str(tmp_path), "--steps", "4")
     assert (tmp_path / "merged" / "config.json").is_file()

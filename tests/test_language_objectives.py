@@ -29,7 +29,7 @@ from glora.tasks.objectives.language import Language
 from glora.tasks.objectives.multilabel import MultiLabel
 from glora.tasks.objectives.regress import Regress
 from glora.tasks.objectives.verbalize import Verbalize
-from glora.tasks.texts import IGNORED, Choices
+from glora.tasks.texts import IGNORED, Choices, Question, QuestionSet, TextPreprocess
 from glora.training.trainer import Trainer
 from language import CAUSAL, tiny_causal, tiny_encoder, tiny_t5
 from suites.token_rows import Questions, Rows, random_questions, random_rows
@@ -511,16 +511,17 @@ QUESTIONS = (
 )
 
 
-def encoded(tokenizer: Any) -> Questions:
-    """The questions as token ids: prompt and choice are encoded together, and parted where the prompt's own end."""
-    prompts, choices = [], []
-    for text, answers, _ in QUESTIONS:
-        head = text.rstrip()
-        prompt = tuple(tokenizer(head)["input_ids"])
-        wholes = [tokenizer(f"{head}{text[len(head) :]} {answer}")["input_ids"] for answer in answers]
-        prompts.append(prompt)
-        choices.append(tuple(tuple(whole[len(prompt) :]) for whole in wholes))
-    return Questions(tuple(prompts), tuple(choices), tuple(answer for *_, answer in QUESTIONS))
+def question_set(folder: Path, form: Any) -> QuestionSet:
+    """The questions as a data source makes them and the model in the folder reads them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return QuestionSet([Question(*each) for each in QUESTIONS]).prepared(TextPreprocess(tokenizer, str(folder), form))
+
+
+def tokens_read(batch: Batch, row: int) -> tuple[list[int], list[int]]:
+    """What the model reads of one choice, and which of its tokens are scored."""
+    ids, mask = (batch.inputs[name][row] for name in ("input_ids", "attention_mask"))
+    scored = batch.targets.tokens[row]
+    return ids[mask.bool()].tolist(), scored[scored != IGNORED].tolist()
 
 
 TASK = """
@@ -536,10 +537,14 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
 
 
-@pytest.mark.slow
+LM_EVAL = {"llama": "causal", "gpt2": "causal", "t5": "encoder_decoder"}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_choices_are_scored_as_lm_eval_scores_them_row_by_row(folders, kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", [pytest.param("llama"), *(pytest.param(k, marks=pytest.mark.slow) for k in ("gpt2", "t5"))]
+)
+def test_questions_are_read_and_scored_as_lm_eval_does_row_by_row(folders, kind, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     from lm_eval import simple_evaluate
@@ -547,27 +552,31 @@ def test_the_choices_are_scored_as_lm_eval_scores_them_row_by_row(folders, kind,
     from lm_eval.tasks import TaskManager
 
     file = tmp_path / "own.jsonl"
-    lines = [json.dumps({"prompt": p, "choices": c, "answer": a}) for p, c, a in QUESTIONS]
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(json.dumps({"prompt": p, "choices": c, "answer": a}) for p, c, a in QUESTIONS))
     (tmp_path / "own.yaml").write_text(TASK.format(file=file))
-    model, tokenizer = causal(folders, kind), transformers.AutoTokenizer.from_pretrained(folders[kind])
+    classes = {"causal": transformers.AutoModelForCausalLM, "encoder_decoder": transformers.AutoModelForSeq2SeqLM}
+    model = classes[LM_EVAL[kind]].from_pretrained(folders[kind]).eval()
+    questions = question_set(folders[kind], LM_EVAL[kind])
+    assert questions.found is not None
+    harness = HFLM(pretrained=model, tokenizer=questions.found.preprocess.tokenizer, batch_size=3)
     told = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3),
+        model=harness,
         tasks=["own"],
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
     )
-    questions = encoded(tokenizer)
-    sizes = [[len(answer) for answer in answers] + [0] * (4 - len(answers)) for _, answers, _ in QUESTIONS]
-    batch = questions.batch(range(len(questions)))
-    batch = batch._replace(targets=batch.targets._replace(sizes=torch.tensor(sizes)))
-    objective = Choose()
+    batch, objective = questions.batch(range(len(questions))), Choose()
     with torch.no_grad():
         output = objective.forward(model, batch, train=False)
         values = objective.values(output, batch)
     samples = sorted(told["samples"]["own"], key=lambda sample: sample["doc_id"])
+    assert len(samples) == len(QUESTIONS)
     for k, sample in enumerate(samples):
+        for choice, pair in enumerate(sample["arguments"]):
+            context, continuation = harness._encode_pair(*pair)
+            read = context if kind == "t5" else context + continuation
+            assert tokens_read(batch, k * batch.rows + choice) == (read, continuation)
         expected = [score for score, _ in sample["filtered_resps"]]
         torch.testing.assert_close(output[k, : len(expected)], torch.tensor(expected), rtol=1e-4, atol=1e-4)
         assert values["acc"][k] == sample["acc"]

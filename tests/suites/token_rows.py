@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 
 from glora.tasks.objective import Batch
-from glora.tasks.texts import IGNORED, Choices
+from glora.tasks.texts import IGNORED, Choices, padded
 
-__all__ = ["Questions", "Rows", "padded", "random_questions", "random_rows"]
-
-
-def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """The rows as one tensor `(n, t)`, filled up on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+__all__ = ["Questions", "Rows", "random_questions", "random_rows"]
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def text_preprocess(
     if _is_of_transformers(name):
         folder = registry.load(PACKAGED_TEXT[name])(cache_dir) if name in PACKAGED_TEXT else None
         loading = Loading(trust_remote_code=trust_remote_code)
-        found = registry.load(f"{_TRANSFORMERS}:reading_of")(
+        found = registry.load(f"{_TRANSFORMERS}:preprocess_of")(
             name, num_classes=num_classes, loading=loading, folder=folder
         )
     if not isinstance(found, TextPreprocess):
@@ -304,7 +304,7 @@ def text_preprocess_of(
             allowed="Language models, encoder-decoders and sequence classifiers of transformers.",
             remedy="Give a dataset of what your model takes, without a tokenizer.",
         )
-    found: tuple[TextPreprocess, list[str]] = registry.load(f"{_TRANSFORMERS}:reading_with")(
+    found: tuple[TextPreprocess, list[str]] = registry.load(f"{_TRANSFORMERS}:preprocess_with")(
         model, tokenizer, num_classes=num_classes
     )
     return found

@@ -117,7 +117,7 @@ def save_folder(
     _label(config, extras)
     state, zeros = _filled(model, config)
     notes += _zeros_told(zeros)
-    with _whole(path) as folder, _quiet():
+    with _whole(path) as folder, quiet():
         _write(model, config, state, folder, extras, shard)
         _copy(extras, folder)
         if extras.preprocess is not None:
@@ -222,15 +222,17 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars."""
+def quiet() -> Iterator[None]:
+    """Within it transformers logs errors alone and shows no progress: what matters is told as notes."""
     logging: Any = registry.optional_import("transformers.utils.logging", extra="text", purpose="A model's folder")
-    shown = logging.is_progress_bar_enabled()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
 
 

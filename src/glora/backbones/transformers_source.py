@@ -14,12 +14,13 @@ from torch import nn
 from glora import registry
 from glora.backbones import Backbone, Loading, Spec
 from glora.backbones.checkpoint import read_checkpoint
+from glora.backbones.transformers_folder import quiet
 from glora.backbones.weights import without_waiting
 from glora.errors import BackboneError, GloraError, listed
 from glora.tasks.images import Preprocess
 from glora.tasks.texts import TextPreprocess
 
-__all__ = ["load", "read_tokenizer", "reading_of", "reading_with"]
+__all__ = ["load", "preprocess_of", "preprocess_with", "read_tokenizer"]
 
 _PURPOSE = "A model of transformers"
 _POOL = "pool"  # in the name of what makes one vector of a text's, and which checkpoints often lack
@@ -87,7 +88,7 @@ def load(
     own = folder or (given.resolve() if given.is_dir() else None)
     wanted = _Wanted(name, str(own or name), num_classes, image_size, seed, drop_path, loading)
     _check_quantize(wanted, from_config=checkpoint is not None or not pretrained)
-    with _quiet(), without_waiting("text"):
+    with quiet(), without_waiting("text"):
         config = _config(wanted)
         kind = _kind(wanted, config)
         preprocess, notes = _reading(wanted, config, kind)
@@ -108,7 +109,7 @@ def load(
     return Backbone(name, model, preprocess, head, cast(Spec, {**spec, **changed}), (*notes, *more))
 
 
-def reading_of(
+def preprocess_of(
     name: str, *, num_classes: int | None, loading: Loading, folder: Path | None = None
 ) -> Preprocess | TextPreprocess:
     """How the model of a folder or a hub's `owner/name` reads what it is given; its weights are not loaded.
@@ -120,28 +121,13 @@ def reading_of(
     given = Path(name).expanduser()
     own = folder or (given.resolve() if given.is_dir() else None)
     wanted = _Wanted(name, str(own or name), num_classes, None, 0, 0.0, loading)
-    with _quiet(), without_waiting("text"):
+    with quiet(), without_waiting("text"):
         config = _config(wanted)
         return _reading(wanted, config, _kind(wanted, config))[0]
 
 
 def _transformers(module: str = "transformers") -> Any:
     return registry.optional_import(module, extra="text", purpose=_PURPOSE)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it transformers logs errors alone and shows no progress: what it tells is told as notes."""
-    logging = _transformers("transformers.utils.logging")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -246,7 +232,7 @@ def _pad(wanted: _Wanted, tokenizer: Any, config: Any, kind: _Kind) -> list[str]
                 remedy="Set pad_token in its tokenizer_config.json.",
             )
         tokenizer.pad_token = token
-        notes.append(f"The tokenizer has no padding token: {token!r} pads, and what is learned is told by length.")
+        notes.append(f"The tokenizer has no padding token: {token!r} pads, and padding is masked by length.")
     if not kind.generates and getattr(config, "pad_token_id", None) is None:  # the classifier reads the last before it
         config.pad_token_id = tokenizer.pad_token_id
         notes.append(f"pad_token_id={tokenizer.pad_token_id} is set in the model's configuration, which had none.")
@@ -338,7 +324,7 @@ def _dtype(wanted: _Wanted) -> torch.dtype:
 
 @contextlib.contextmanager
 def _drawn_from(seed: int) -> Iterator[None]:
-    """Within it what torch draws hangs on the seed alone; its own state is left as it was."""
+    """Within it what torch draws depends on the seed alone; its own state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
         yield
@@ -525,7 +511,7 @@ def _check_quantize(wanted: _Wanted, *, from_config: bool) -> None:
 
 
 def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
-    """What from_pretrained is told where bitsandbytes quantises."""
+    """The arguments of from_pretrained for quantising by bitsandbytes."""
     how, config = wanted.loading.quantize, _transformers().BitsAndBytesConfig
     if how == "bnb_int8":
         return {"quantization_config": config(load_in_8bit=True)}
@@ -538,7 +524,7 @@ def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
 # Of a program's own model
 
 
-def reading_with(model: Any, tokenizer: Any, *, num_classes: int | None) -> tuple[TextPreprocess, list[str]]:
+def preprocess_with(model: Any, tokenizer: Any, *, num_classes: int | None) -> tuple[TextPreprocess, list[str]]:
     """How a model that a program has built reads texts, and what to say of it.
 
     Args:
@@ -558,5 +544,5 @@ def reading_with(model: Any, tokenizer: Any, *, num_classes: int | None) -> tupl
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer that a folder holds."""
-    with _quiet():
+    with quiet():
         return _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -407,7 +407,7 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Answer this alone; without it, what is typed, line by line.")
     ] = None,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="What the model is told before all.")] = "",
+    system: Annotated[str, typer.Option(metavar="TEXT", help="The system message: what comes before all.")] = "",
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")] = 512,
     temperature: Annotated[
         float, typer.Option(metavar="X", min=0, help="0: the likeliest tokens; more: drawn, the more freely.")

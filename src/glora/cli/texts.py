@@ -29,7 +29,7 @@ def lengths(split: Any) -> dict[str, int]:
 
 
 def with_lengths(told: dict[str, Any], task: Task) -> dict[str, Any]:
-    """What is told of a task as plain data, with the tokens of each split."""
+    """What there is to say about a task, as plain data, with the tokens of each split."""
     for name, split in {**task.splits, **task.others}.items():
         if found := lengths(split):
             told["splits"][name]["tokens"] = found

@@ -28,7 +28,7 @@ class Reply:
     Attributes:
         most: Most tokens of an answer.
         temperature: 0: always the likeliest token; else logits are divided by it, and a token is drawn.
-        seed: Of what is drawn.
+        seed: For drawing tokens.
     """
 
     most: int = MOST
@@ -47,9 +47,9 @@ class Chat:
         model: A model of transformers that generates.
         preprocess: How it reads texts.
         reading: How turns are put together.
-        system: What it is told before all.
+        system: The system message; may be empty.
         reply: How it answers.
-        raw: Whether it goes on with texts as they are, and not with turns of a user.
+        raw: Whether texts are continued as they are, and not answered as a user's turns.
 
     Raises:
         DataError: The model does not generate.
@@ -76,7 +76,7 @@ class Chat:
         self.reply = reply or Reply()
         self.roles = ("prompt", "completion") if raw else ("user", "assistant")
         self.turns: list[Message] = []
-        self.forgotten = 0  # turns that the model reads no more
+        self.forgotten = 0  # turns that the model no longer reads
 
     def reset(self) -> None:
         """Forgets all that was said."""
@@ -163,7 +163,7 @@ class Chat:
         config.do_sample = self.reply.temperature > 0
         if config.do_sample:
             config.temperature = self.reply.temperature
-        else:  # settings of drawing, which would be told of as unused
+        else:  # settings for drawing, of which transformers would warn as unused
             config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
         return config
 

@@ -184,7 +184,7 @@ def _facts_of_run(run: LoadedRun | LoadedTuned, facts: Facts) -> Facts:
 
 
 def _said(objective: Objective) -> dict[str, Any]:
-    """What an export tells of the outputs; nothing of those that are a language model's own."""
+    """What an export says about the outputs; nothing about a language model's own."""
     if objective.outputs is None:
         return {}
     return {"labels": labels_of(objective), "problem": PROBLEMS.get(objective.name, "")}

@@ -37,7 +37,7 @@ from glora.training.device import device_name, new_accelerator
 __all__ = ["Asked", "evaluate_run"]
 
 PURPOSE = "glora eval --tasks"
-BOOTSTRAP = 1_000  # draws of a standard error that has no formula; with none the harness tells no errors at all
+BOOTSTRAP = 1_000  # draws of a standard error that has no formula; with none the harness gives no errors at all
 DEFINES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md")  # what a task is made of
 NAME = re.compile(r"^(?:task|group):[ \t]*['\"]?([^\s'\"#\[]+)", re.MULTILINE)
 
@@ -48,7 +48,7 @@ class Asked:
 
     Attributes:
         tasks: Names of tasks and groups, and paths of tasks' YAML files.
-        folder: Where tasks of one's own and data sets are, in the layout of the hub; None: the folder of the YAML file.
+        folder: Where your own tasks and data sets are, in the layout of the hub; None: the folder of the YAML file.
         limit: First questions of each task; None: all.
         batch_size: Requests per forward pass.
     """
@@ -60,7 +60,7 @@ class Asked:
 
 
 class _Model(NamedTuple):
-    """One row to be: what is known of it without loading it, and how to load it."""
+    """A model to evaluate: what is known without loading it, and how to load it."""
 
     row: HarnessRow
     load: Callable[[], tuple[nn.Module, TextPreprocess]]
@@ -253,7 +253,7 @@ def _settings(asked: Asked, names: Sequence[str], folder: Path | None, precision
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
-    """The harness's index of tasks: of one's own alone where they are all among them, which takes no time."""
+    """The harness's index of tasks; of your own alone if all names are among them, which takes no time."""
     manager = _lm_eval("lm_eval.tasks").TaskManager
     path = None if folder is None else str(folder)
     own = manager(include_path=path, include_defaults=False)
@@ -370,7 +370,7 @@ def _inside(folder: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it the harness and what it calls warn of nothing: what matters is told by its errors."""
+    """Within it the harness and what it calls give no warnings: what matters are its errors."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

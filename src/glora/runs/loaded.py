@@ -117,7 +117,7 @@ class LoadedRun:
 
     @property
     def saves_folder(self) -> bool:
-        """Whether `save` writes a folder unless it is told a file's name: of models of transformers."""
+        """Whether `save` writes a folder unless the path names a file: for models of transformers."""
         return is_transformers(self.model)
 
     def save(self, path: str | Path) -> str:

@@ -30,7 +30,7 @@ CLASSES = {  # how a model is loaded, by its form
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model of transformers, and what a folder tells of it.
+    """A merged model of transformers, and what its folder says about it.
 
     Attributes:
         model: The plain model.

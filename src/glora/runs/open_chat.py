@@ -24,7 +24,7 @@ def open_chat(path: str | Path, *, system: str = "", reply: Reply | None = None)
 
     Args:
         path: A run folder, a folder of transformers, or the name of a base.
-        system: What the model is told before all.
+        system: The system message; may be empty.
         reply: How it answers.
 
     Raises:

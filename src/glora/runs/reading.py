@@ -1,4 +1,4 @@
-"""How a run made texts of its rows, as its files and its merged model's folder tell it."""
+"""How a run turned its rows into texts, as its files and the folder of its merged model record it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from glora.tasks.texts import TextSet
 __all__ = ["naming_of", "reading_of", "said_of"]
 
 KEY = "reading"
-RAW = ("prompt", "text")  # roles of what is read as it is
+CONTINUED = ("prompt", "text")  # roles of what is read as it is
 
 
 def said_of(task: Task) -> dict[str, Any]:
-    """What travels with a run's files of how its rows are read; empty where they are no texts."""
+    """What a run's files record of how its rows are read; empty if they are not texts."""
     train = task.train
     if not isinstance(train, TextSet):
         return {}
     first = train.rows[0] if train.rows else None
-    raw = isinstance(first, Dialog) and first.messages[0].role in RAW
+    raw = isinstance(first, Dialog) and first.messages[0].role in CONTINUED
     return {KEY: {**asdict(train.reading), "raw": raw}}
 
 
 def reading_of(info: Mapping[str, Any]) -> tuple[TextReading, bool]:
-    """How rows become texts, and whether a text alone is the beginning of what goes on, and not a user's turn.
+    """How rows become texts, and whether a bare text is continued rather than answered as a user's turn.
 
-    The longest row is the model's: the limit of the training data is not that of what is asked.
+    `max_length` is left out: the limit of the training data does not apply to what is asked later.
     """
     said = info.get(KEY) or {}
     known = {each.name for each in fields(TextReading)} - {"max_length"}

@@ -1,23 +1,25 @@
-"""What a run predicts of texts: classes, choices, or how well it expects an answer and what it says itself."""
+"""What a run predicts for texts: classes, choices, or how likely an answer is and what the model says itself."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from glora.errors import DataError
 from glora.runs.chat import Chat, Reply
 from glora.tasks.batching import lengths_of, passes
+from glora.tasks.data.text import SETS, asked, wanted
 from glora.tasks.data.text_files import Record
 from glora.tasks.data.text_layouts import ROLES, SPEAKERS, Naming, layout_of, row_of
 from glora.tasks.objective import Batch, Objective
+from glora.tasks.objectives.language import perplexity
 from glora.tasks.rows import Asks, BadRow, Dialog, Labelled, Message, Question, Row, TextPreprocess, TextReading
-from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
+from glora.tasks.texts import DialogSet, TextSet
 
 __all__ = ["MOST", "TextPredictor", "are_texts"]
 
@@ -40,7 +42,7 @@ def are_texts(inputs: Any) -> bool:
 
 @dataclass(frozen=True)
 class TextPredictor:
-    """Predicts of texts with a model.
+    """Predicts with a model that reads texts.
 
     Attributes:
         model: The plain model.
@@ -48,7 +50,7 @@ class TextPredictor:
         preprocess: How it reads texts.
         reading: How rows become texts.
         naming: What the data of the run calls its fields.
-        raw: Whether a text alone is the beginning of what goes on, and not said by a user.
+        raw: Whether a bare text is continued, and not answered as a user's turn.
         output: A batch -> the model's output.
     """
 
@@ -84,7 +86,7 @@ class TextPredictor:
         if isinstance(item, Dialog | Question | Labelled):
             return item._replace(where=where)
         pair = isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(each, str) for each in item)
-        wants = _wanted(self.objective)
+        wants = wanted(self.objective)
         if wants == "labelled" and (isinstance(item, str) or pair):
             return Labelled(item, None, where) if isinstance(item, str) else Labelled(item[0], item[1], where)
         if wants == "dialogs" and isinstance(item, str):
@@ -125,11 +127,10 @@ class TextPredictor:
     def _set(self, rows: Sequence[Any]) -> TextSet:
         objective, reading = self.objective, replace(self.reading, on_bad_row="error")
         if isinstance(objective, Asks):
-            choices, ask = objective.choices, objective.question
-            rows = [Question(ask(row.text, row.pair), choices, 0, row.where) for row in rows]
-        kind = {"labelled": LabelledSet, "questions": QuestionSet}[_wanted(objective)]
-        kind = QuestionSet if isinstance(objective, Asks) else kind
-        return kind(rows, reading=reading).prepared(self.preprocess)
+            found = asked(objective, reading, rows, torch.zeros(len(rows), dtype=torch.int64))
+        else:
+            found = SETS[wanted(objective)](rows, reading=reading)
+        return found.prepared(self.preprocess)
 
     # Outputs.
 
@@ -179,12 +180,8 @@ class TextPredictor:
             before = found.setdefault(row.where, {**record, "loss": 0.0, "tokens": 0})
             both = before["tokens"] + record["tokens"]
             loss = (before["loss"] * before["tokens"] + record["loss"] * record["tokens"]) / both
-            found[row.where] = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": both}
+            found[row.where] = {"loss": loss, "perplexity": perplexity(loss), "tokens": both}
         return found
-
-
-def _wanted(objective: Objective) -> str:
-    return {"language": "dialogs", "choose": "questions"}.get(objective.name, "labelled")
 
 
 def _asked(row: Dialog) -> tuple[Message, ...]:

@@ -25,7 +25,7 @@ from glora.tasks.texts import IGNORED
 
 __all__ = ["TokenLosses", "choice_scores", "cross_entropy", "token_losses"]
 
-CHUNK = 2**24  # logits that are in float32 at a time, when their own type is another
+CHUNK = 2**24  # logits that are converted to float32 at a time
 
 
 class TokenLosses(NamedTuple):
@@ -87,12 +87,12 @@ def token_losses(model: nn.Module, inputs: Any, targets: Tensor) -> TokenLosses:
 def choice_scores(model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
     """The summed log-likelihood of every choice, `(n, c)`; minus infinity where there is no such choice.
 
-    Where every choice is one token more than the prompt, one row of each question tells all.
+    If every choice is the prompt and one token more, one row of each question is enough.
 
     Args:
         model: As for `token_losses`.
         batch: n questions with c rows each, its targets `Choices`.
-        train: Whether every row is computed all the same: in training each may have a genotype.
+        train: Whether every row is computed in any case: in training each may have a genotype of its own.
 
     Raises:
         DataError: The model gives no logits of the right shape.
@@ -205,7 +205,7 @@ def _last_layer(model: nn.Module) -> nn.Module | None:
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     """The negative log-likelihood of each token, `(k,)`, in float32, of logits `(k, v)` of any type.
 
-    Of the size of the logits there is nothing but they and their gradient, in their own type.
+    Nothing but the logits and their gradient has their size, both in their own type.
     """
     found: Tensor = _CrossEntropy.apply(logits, tokens)
     return found

@@ -42,7 +42,7 @@ class Message(NamedTuple):
         text: What is said.
         input: What an instruction is about, the `input` of Alpaca's rows.
         learned: Whether an assistant's turn is learned.
-        extra: What else a chat template reads of it, such as tool calls: a JSON object, or empty.
+        extra: What else a chat template reads, such as tool calls: a JSON object, or empty.
     """
 
     role: str
@@ -63,8 +63,8 @@ class Dialog(NamedTuple):
     Attributes:
         messages: Its turns, in order.
         where: Its file and line, for messages.
-        group: What it is a part of, such as a longer conversation: no split shares it with another. Empty: nothing.
-        tools: Tools that a chat template tells of: a JSON list, or empty.
+        group: What it is a part of, such as a longer conversation, which is never in two splits; may be empty.
+        tools: The tools that a chat template lists: a JSON list, or empty.
     """
 
     messages: tuple[Message, ...]
@@ -98,7 +98,7 @@ class Question(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A text, or a pair of texts, of which something is predicted.
+    """A text, or a pair of texts, about which something is predicted.
 
     Attributes:
         text: The text.
@@ -122,7 +122,7 @@ class Asks(Protocol):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What may follow the question, one for each class."""
+        """The answers to choose from, one for each class."""
         ...
 
     def question(self, text: str, pair: str | None = None) -> str:
@@ -148,7 +148,7 @@ class TextPreprocess:
     max_length: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What a file tells of it; the tokenizer comes with the model."""
+        """What a file records of it; the tokenizer comes with the model."""
         return {"kind": "text", "tokenizer": self.name, "form": self.form, "max_length": self.max_length}
 
     @property
@@ -219,7 +219,7 @@ class BadRow(Exception):
 
 
 def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
-    """What is to be told of bad rows: how many there are of each cause, and where the first is.
+    """What a user should be told about bad rows: how many there are of each cause, and where the first one is.
 
     Args:
         bad: The bad rows.

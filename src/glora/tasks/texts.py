@@ -1,7 +1,7 @@
 """Texts as examples: conversations to learn from, questions with choices, labelled texts; and how a model reads them.
 
-A source (`tasks/data/`) makes rows, and a set of rows is a split. `prepared` makes token ids of them, as the model's
-tokenizer says; before, a set knows nothing of tokens. Batches are padded on the right, and masked by length.
+A source (`tasks/data/`) makes rows, and a set of rows is a split. `prepared` turns them into token ids with the model's
+tokenizer; before that, a set knows nothing of tokens. Batches are padded on the right, and masked by length.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Prepared:
     Attributes:
         preprocess: How it reads texts.
         rows: What it reads of each.
-        notes: What a user should be told of it.
+        notes: What a user should be told about it.
         most: The most choices of a question of the whole split.
     """
 
@@ -95,7 +95,7 @@ class TextSet:
         found: What a model reads of them, where that is made already.
 
     Raises:
-        DataError: As many targets as rows are needed.
+        DataError: There are not as many targets as rows.
     """
 
     unit: ClassVar[str] = "rows"
@@ -178,14 +178,14 @@ class TextSet:
     def _needed(self) -> _Prepared:
         if self.found is None:
             raise DataError(
-                "These rows are no tokens yet: their model is not known.",
+                "These rows are not tokenised yet: their model is not known.",
                 remedy="Use task.prepared(backbone.preprocess).",
             )
         return self.found
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told of the rows, once they are prepared."""
+        """What a user should be told about the rows, once they are prepared."""
         return () if self.found is None else self.found.notes
 
     @cached_property
@@ -220,7 +220,7 @@ class TextSet:
 
 
 class DialogSet(TextSet):
-    """Conversations to learn from. Of each token that is learned the target is the token itself: nothing is shifted."""
+    """Conversations to learn from. The target of a learned token is the token itself: nothing is shifted."""
 
     unit = "conversations"
 
@@ -280,7 +280,7 @@ class QuestionSet(TextSet):
 
 
 class LabelledSet(TextSet):
-    """Texts, or pairs of texts, of which something is predicted."""
+    """Texts, or pairs of texts, about which something is predicted."""
 
     unit = "texts"
 

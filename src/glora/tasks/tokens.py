@@ -31,7 +31,7 @@ from glora.tasks.rows import (
 __all__ = ["IGNORED", "Asked", "Encoded", "Tokens"]
 
 IGNORED = -100  # the target of a token that is not learned
-CHUNK = 1000  # rows whose texts are made tokens of together
+CHUNK = 1000  # rows that are tokenised together
 RAW = {"prompt": "user", "completion": "assistant"}  # what they are to a chat template
 
 ALPACA = "Below is an instruction that describes a task"  # github.com/tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT
@@ -92,7 +92,7 @@ class _Sequence(NamedTuple):
 
 
 class Tokens:
-    """Makes token ids of rows for one model.
+    """Tokenises rows for one model.
 
     Args:
         preprocess: How the model reads texts.
@@ -129,7 +129,7 @@ class Tokens:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should be told of what has been read so far."""
+        """What a user should be told about what has been read so far."""
         found = []
         if self.unstopped:
             found.append(f"The chat template of {self.name} ends no turn: {self.eos!r} is put at the end of each row.")

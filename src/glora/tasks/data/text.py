@@ -1,4 +1,4 @@
-"""Texts in files of one's own: conversations, questions with choices, labelled texts; JSON, CSV, parquet and others."""
+"""Texts in your own files: conversations, questions with choices, labelled texts; JSON, CSV, parquet and others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, 
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "unshared"]
+__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "unshared", "wanted"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
@@ -48,7 +48,7 @@ class Text(DataSettings):
 
     format: Literal["text"] = Field("text", description="Files of texts: .json, .jsonl, .csv, .tsv, .parquet, .txt.")
     layout: Literal["auto", "alpaca", "sharegpt", "messages", "completion", "plain", "question", "label"] = Field(
-        "auto", description="What a row is; auto is told by the names of its fields."
+        "auto", description="What a row is; auto goes by the names of its fields."
     )
     fields: dict[str, str] = Field({}, description="Your own names of fields: {instruction: frage, output: antwort}.")
     roles: dict[str, str] = Field({}, description="Your own names of who speaks: {kunde: user, wir: assistant}.")
@@ -141,7 +141,7 @@ class Text(DataSettings):
 
     def _naming(self, objective: Objective | None) -> Naming:
         separator = getattr(objective, "separator", None)
-        others = objective is not None and _wanted(objective) == "labelled"
+        others = objective is not None and wanted(objective) == "labelled"
         found = Naming(self.fields, self.roles, self.columns, self.prompt, separator, others)
         found.check()
         return found
@@ -174,7 +174,7 @@ class Text(DataSettings):
             pools = self._by_column(pools[""])
         shown = ", ".join(f"{count:,} {name}" for name, count in layouts.items())
         return _Found(
-            {split: _pool(rows) for split, rows in pools.items()}, _wanted(objective), [f"Read as {shown}.", *notes]
+            {split: _pool(rows) for split, rows in pools.items()}, wanted(objective), [f"Read as {shown}.", *notes]
         )
 
     def _rows(self, file: TextFile, naming: Naming, objective: Objective) -> _Read:
@@ -185,7 +185,7 @@ class Text(DataSettings):
             raise DataError(f"{file.name} has no rows.", allowed=LAYOUT)
         layout: str = self.layout
         if layout == "auto":
-            layout = layout_of(first.fields, naming, where=file.name, kind=_wanted(objective))
+            layout = layout_of(first.fields, naming, where=file.name, kind=wanted(objective))
         _check_kind(LAYOUTS[layout].kind, objective, file.name, layout)
         labelled = LAYOUTS[layout].kind == "labelled"
         columns = columns_of(first.fields, naming, where=file.name) if labelled else ()
@@ -338,19 +338,19 @@ def _stored(part: Any, split: str) -> TextFile:
     return TextFile(name, rows)
 
 
-def _wanted(objective: Objective) -> Kind:
+def wanted(objective: Objective) -> Kind:
     """The kind of rows that an objective reads."""
     return next((kind for kind, name in USUAL.items() if name == objective.name), "labelled")
 
 
 def _check_kind(kind: Kind, objective: Objective, name: str, layout: str) -> None:
     """Raises DataError where the objective does not read such rows."""
-    if kind == _wanted(objective):
+    if kind == wanted(objective):
         return
     raise DataError(
         f"The rows of {name} are of the layout {layout}, and the objective {objective.name!r} does not read such.",
-        allowed=f"It reads {_wanted(objective)}: "
-        + ", ".join(each for each, other in LAYOUTS.items() if other.kind == _wanted(objective))
+        allowed=f"It reads {wanted(objective)}: "
+        + ", ".join(each for each, other in LAYOUTS.items() if other.kind == wanted(objective))
         + ".",
         remedy=f"Use the objective {USUAL[kind]!r}, or say what the rows are: --set data.layout=NAME",
     )
@@ -405,7 +405,7 @@ def _chosen(pool: Pool, places: Sequence[int]) -> Pool:
 
 
 def _kept_together(pools: Mapping[str, Pool]) -> Iterator[str]:
-    """What is to be told of rows that belong together, where splits are cut."""
+    """What a user should be told about rows that belong together, where splits are cut."""
     for split in ("", "train"):
         if split not in pools or (split == "train" and "val" in pools):
             continue

@@ -23,7 +23,7 @@ class Choose(Objective):
 
     Where a question has fewer than c choices the others have minus infinity. `acc` is the share of questions whose
     likeliest choice is the right one, `acc_norm` the same for the log-likelihood per character, as lm-eval has both
-    (`multiple_choice`). The loss is the cross-entropy of the choices, their log-likelihoods taken for logits.
+    (`multiple_choice`). The loss is the cross-entropy of the choices, with their log-likelihoods as logits.
     """
 
     metrics = (

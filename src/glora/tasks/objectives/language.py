@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glora.tasks.likelihood import TokenLosses, token_losses
 from glora.tasks.objective import Batch, Metric, Objective, Targets
 
-__all__ = ["Language"]
+__all__ = ["Language", "perplexity"]
 
 
 class Language(Objective):
@@ -66,8 +66,9 @@ class Language(Objective):
     def predictions(self, output: TokenLosses) -> list[dict[str, Any]]:
         """How well the model expects each text: its loss, perplexity and learned tokens."""
         rows = zip(output.means(output.losses).tolist(), output.counts.tolist(), strict=True)
-        return [{"loss": loss, "perplexity": _exp(loss), "tokens": tokens} for loss, tokens in rows]
+        return [{"loss": loss, "perplexity": perplexity(loss), "tokens": tokens} for loss, tokens in rows]
 
 
-def _exp(loss: float) -> float:
+def perplexity(loss: float) -> float:
+    """e to a mean loss."""
     return math.exp(min(loss, 700.0))  # e to more is no float
