@@ -221,7 +221,7 @@ def test_bad_folders_have_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"val: .*greater than or equal to 1"):
         load_task(tmp_path / "notest", val=0)
     (tmp_path / "file.zip").write_bytes(b"")
-    refused(tmp_path / "file.zip", "is a file, not a folder")
+    refused(tmp_path / "file.zip", "is a file of no kind that is known")
     refused(tmp_path / "emptyy", r"no folder .*Did you mean .*empty'")
 
 

@@ -435,7 +435,7 @@ def test_texts_need_a_model_that_reads_them(tokenizer):
         DialogSet([Dialog(TALK)]).prepared(None)
     with pytest.raises(DataError, match="The data is images, and the model 'tiny' reads texts"):
         ImageSet([np.zeros((2, 2), np.uint8)], [0]).prepared(causal(tokenizer))
-    with pytest.raises(DataError, match="no tokens yet"):
+    with pytest.raises(DataError, match="not tokenised yet"):
         DialogSet([Dialog(TALK)]).batch([0])
 
 
@@ -691,7 +691,7 @@ def test_all_causes_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", '[{"text": "a"},\n{"text": "b"', "line 2, is no JSON"),
+        ("a.json", '[{"text": "a"},\n{"text": "b"', "line 2, column [0-9]+, is no JSON"),
         ("a.json", '[{"text": "a"},\n{"text": "b"}', "ends before its list does"),
         ("a.json", "", "is empty"),
         ("a.jsonl", "\n\n", "is empty"),
@@ -1004,3 +1004,17 @@ def test_a_list_on_a_single_line_tells_which_entry_is_wrong(tmp_path: Path) -> N
     assert [row.where for row in found] == ["a.json, line 1", "a.json, line 1, entry 2", "a.json, line 1, entry 3"]
     path.write_text(json.dumps(rows, indent=1))
     assert "entry" not in "".join(row.where for row in read_records(path, "a.json"))
+
+
+def test_a_byte_of_another_encoding_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "one"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl, line 2, is not UTF-8: the byte 0xe9"):
+        read_records(file, "a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_texts_are_read_in_the_encoding_that_their_mark_tells(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding.startswith("utf-16") else ""
+    (tmp_path / "a.jsonl").write_bytes((mark + '{"text": "caf\u00e9"}\n').encode(encoding))
+    assert [found.fields["text"] for found in read_records(tmp_path / "a.jsonl", "a.jsonl")] == ["caf\u00e9"]

@@ -75,7 +75,11 @@ def _folder(source: str) -> Path:
     if not path.exists():
         raise DataError(f"There is no folder {str(path)!r}.", allowed=_LAYOUT)
     if not path.is_dir():
-        raise DataError(f"{str(path)!r} is a file, not a folder.", allowed=_LAYOUT)
+        raise DataError(
+            f"{str(path)!r} is a file of no kind that is known.",
+            allowed=f"{_LAYOUT} Texts are in files that end in .json, .jsonl, .csv, .tsv, .parquet or .txt.",
+            remedy="Rename the file, or name its format: --set data.format=text",
+        )
     return path.resolve()
 
 

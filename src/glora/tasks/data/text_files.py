@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -9,6 +10,7 @@ import itertools
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -124,11 +126,7 @@ def read_records(path: Path, name: str, *, sample_by: SampleBy = "line") -> list
     kind = kind_of(path)
     if kind == ".parquet":
         return list(_parquet(path, name))
-    try:
-        with _opened(path) as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", remedy="Save it as UTF-8.") from error
+    text = _text(path)
     if not text.strip():
         raise DataError(f"{path} is empty.", remedy="Fill it, or remove it.")
     if kind in (".csv", ".tsv"):
@@ -136,6 +134,26 @@ def read_records(path: Path, name: str, *, sample_by: SampleBy = "line") -> list
     if kind == ".txt":
         return _pieces(text, name, sample_by)
     return _unwrapped(_json(text, name), name)
+
+
+def _text(path: Path) -> str:
+    """The whole file as text: UTF-8, or UTF-16 where it begins with the mark of that.
+
+    Raises:
+        DataError: It cannot be read, or is of another encoding; the message has the line.
+    """
+    try:
+        raw: bytes = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}.", remedy="Check the file.") from error
+    try:
+        return raw.decode("utf-16" if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}, is not UTF-8: the byte {raw[error.start]:#04x} is no part of a character.",
+            remedy="Save the file as UTF-8.",
+        ) from error
 
 
 def _opened(path: Path) -> Any:
@@ -206,8 +224,9 @@ def _objects(text: str, place: int, name: str) -> Iterator[Found]:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "it is nested too deep"
             at = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise DataError(
-                f"{name}, line {at}, is no JSON: {reason}.",
+                f"{name}, line {at}{column}, is no JSON: {reason}.",
                 remedy="Mend it there; of JSON lines, an object a line, single ones can be left out.",
             ) from error
         yield _as_record(value, f"{name}, line {line}" + (f", entry {entry}" if line == before else ""))
