@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -168,7 +169,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_model(tmp_path: Path) -> None
     Run(whole, tmp_path / "whole", Recorder()).fit()
     for kill in ("kill_step=5", "kill_trial=2"):
         words = [str(base), str(data), json.dumps(settings), str(tmp_path / "cut"), kill]
-        ended = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, timeout=300)
+        here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        ended = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, timeout=300, env=here)
         assert ended.returncode == -9
     Run(whole, tmp_path / "cut", Recorder()).fit()
     one, two = (glora.load(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
