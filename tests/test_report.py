@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 
 from chromium import BROWSER, tab
 from glora.cli.reporting import page, report
+from glora.cli.watching import server
 from glora.errors import ConfigError, RunError
 from glora.report.examples import ByExample
 from glora.report.page import read_run, render
@@ -36,12 +39,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pytest.importorskip("timm")
     pytest.importorskip("sklearn")
     from glora.config import build_experiment
+    from glora.runs.reporter import Silent
     from glora.runs.run import Run
 
     root = tmp_path_factory.mktemp("runs")
     search = {"searcher": {"name": "evolution", **SEARCHED}, "budget": 6000}
-    Run(build_experiment({"method": {"name": "glora"}, "search": search, **TINY}), root / "searched").fit()
-    Run(build_experiment({"method": {"name": "lora"}, **TINY}), root / "group" / "alone").fit()
+    Run(build_experiment({"method": {"name": "glora"}, "search": search, **TINY}), root / "searched", Silent()).fit()
+    Run(build_experiment({"method": {"name": "lora"}, **TINY}), root / "group" / "alone", Silent()).fit()
     return root / "searched", root / "group" / "alone"
 
 
@@ -131,7 +135,7 @@ def test_the_images_are_left_out_on_request(runs: tuple[Path, Path]) -> None:
 def test_thumbnails_are_of_the_examples_that_are_most_wrong(runs: tuple[Path, Path]) -> None:
     run = read_run(runs[0])
     assert run.examples is not None
-    assert list(run.thumbnails) == sorted(run.examples.most_wrong())
+    assert set(run.thumbnails) == set(run.examples.most_wrong())
     right = [a == b for a, b in zip(run.examples.told["target"], run.examples.told["prediction"], strict=True)]
     assert [float(each) for each in right] == list(run.examples.values["accuracy"])
 
@@ -262,6 +266,51 @@ FAINT = """(() => {
       return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.className + ' ' + node.innerText.slice(0, 30)];
     }).filter(([ratio]) => ratio < 4.5);
 })()"""
+
+
+# -- live
+
+
+def test_it_is_served_to_this_machine_alone_and_read_only(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    with server([tmp_path / "run"], port=0, refresh=7) as served:
+        host, port = served.server_address[:2]
+        assert host == "127.0.0.1"
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        try:
+            assert 'http-equiv="refresh" content="7"' in asked(port)[1]
+            assert "searched, and not tested" in asked(port)[1] or "Your model" in asked(port)[1]
+            assert asked(port, path="/../result.json")[0] == 404
+            assert asked(port, method="POST")[0] == 501
+            assert asked(port, host="evil.example")[0] == 403
+            shutil.copy(runs[0] / "result.json", tmp_path / "run")
+            code, html = asked(port, host="localhost")
+            assert code == 200 and "http-equiv" in html and 'http-equiv="refresh"' not in html
+            (tmp_path / "run" / "result.json").write_text("{")
+            assert asked(port)[0] == 503
+        finally:
+            served.shutdown()
+    assert all(file.stat().st_mtime_ns == when for file, when in before.items() if file.is_file())
+
+
+def asked(port: int, *, path: str = "/", method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+    """Status and text of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, headers={"Host": f"{host}:{port}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_a_server_is_refused_where_there_is_no_run_or_no_port(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        server([tmp_path], port=0, refresh=5)
+    with server([runs[0]], port=0, refresh=5) as first, pytest.raises(RunError, match="cannot be used"):
+        server([runs[0]], port=first.server_address[1], refresh=5)
 
 
 # -- the table of runs

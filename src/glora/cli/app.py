@@ -666,6 +666,26 @@ def report(
 
 
 @app.command()
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, training or not.")],
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8642,
+    refresh: Annotated[int, typer.Option(metavar="SECONDS", min=1, help="How often a browser asks again.")] = 10,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Small pictures of the test images that are most wrong.")
+    ] = True,
+) -> None:
+    """Show the page of `glora report` live while runs train, to this machine alone, until Ctrl-C.
+
+    Example: glora watch run
+    """
+    from glora.cli.watching import server
+
+    with server([run.expanduser() for run in runs], port=port, refresh=refresh, images=images) as served:
+        typer.echo(f"http://127.0.0.1:{served.server_address[1]}/")
+        served.serve_forever()
+
+
+@app.command()
 def bench(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml", help="A benchmark's file.")],
     out: Annotated[

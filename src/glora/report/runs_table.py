@@ -67,7 +67,7 @@ def run_rows(folder: Path) -> list[Row]:
 
 
 def _row(path: Path, folder: Path) -> Row:
-    name = path.name if path == folder else path.relative_to(folder).as_posix()
+    name = path.resolve().name if path == folder else path.relative_to(folder).as_posix()
     try:
         run = read_run(path)
     except GloraError as error:
@@ -93,7 +93,7 @@ def _measured(run: RunRecord) -> Row:
             key = f"{split}_{metric.name}"
             if numbers.get(key) is not None:
                 error = numbers.get(f"{key}_standard_error")
-                shown = metric.quantity(numbers[key] or 0.0, error)
+                shown = f"{metric.name} {metric.quantity(numbers[key] or 0.0, error)}"
                 return {
                     "metric": metric.name,
                     "value": numbers[key],
@@ -158,17 +158,16 @@ def rich_runs(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     table = Table(caption="± is one standard error on the split named.", caption_justify="left")
-    for title in ("run", "task", "method", "metric", "value", "on", "trainable", "state", "date"):
-        table.add_column(title, justify="right" if title in ("value", "trainable") else "left")
+    for title in ("run", "task", "method", "metric", "on", "trainable", "state", "date"):
+        table.add_column(title, justify="right" if title == "trainable" else "left", no_wrap=title in ("run", "state"))
     for row in rows:
         size = MISSING if row["parameters"] is None else f"{row['parameters']:,}"
-        date = (row["date"] or MISSING)[:16].replace("T", " ")
+        date = (row["date"] or MISSING)[:10]
         split = SPLITS.get(row["split"] or "", MISSING)
         cells = (
             row["name"],
             row["task"],
             row["method"],
-            row["metric"],
             row.get("shown"),
             split,
             size,
