@@ -11,6 +11,7 @@ from glora.errors import ConfigError, GloraError, RunError, nearest
 from glora.report.outcome import SPLITS
 from glora.report.page.record import RunRecord, read_run
 from glora.report.page.words import flat
+from glora.report.tables import trainable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +33,7 @@ COLUMNS = (
 )
 DAMAGED = "damaged"
 MISSING = "–"
+WHOLE = ("method", "on", "trainable", "state", "date")  # columns that are never folded
 
 Row = dict[str, Any]
 
@@ -155,13 +157,16 @@ def _check(key: str, rows: Sequence[Row]) -> None:
 
 def rich_runs(rows: Sequence[Row]) -> Table:
     """The table for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(caption="± is one standard error on the split named.", caption_justify="left")
+    told = "± is one standard error on the split named."
+    table = Table(caption=told, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("run", "task", "method", "metric", "on", "trainable", "state", "date"):
-        table.add_column(title, justify="right" if title == "trainable" else "left", no_wrap=title in ("run", "state"))
+        placed = {"no_wrap": title in WHOLE, "overflow": "fold"}
+        table.add_column(title, justify="right" if title == "trainable" else "left", **placed)
     for row in rows:
-        size = MISSING if row["parameters"] is None else f"{row['parameters']:,}"
+        size = MISSING if row["parameters"] is None else trainable(row["parameters"])
         date = (row["date"] or MISSING)[:10]
         split = SPLITS.get(row["split"] or "", MISSING)
         cells = (

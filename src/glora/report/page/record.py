@@ -117,13 +117,13 @@ def _read_folder(path: Path) -> RunRecord:
     trials, front, left = _searched(path, outcome)
     begun = (path / "search.jsonl").is_file()
     curves = _curves(path, outcome)
-    named = (("tested", result), ("searched", stages.get("searched")), ("searching", begun))
-    named += (("trained", stages.get("trained")), ("training", curves))
+    named: dict[str, Any] = {"tested": result, "searched": stages.get("searched"), "searching": begun}
+    named |= {"trained": stages.get("trained"), "training": curves}
     files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
     return RunRecord(
         name=path.resolve().name,
         path=path,
-        state=next((state for state, there in named if there), "begun"),
+        state=next((state for state, there in named.items() if there), "begun"),
         settings=_settings(path / "config.yaml"),
         result=result,
         outcome=outcome,

@@ -46,8 +46,15 @@ def tested_examples(
     weights = None if found.weights is None else tuple(found.weights.tolist())
     seen = {name: tuple(_finite(float(each)) for each in values.tolist()) for name, values in (told or {}).items()}
     classes = tuple(getattr(found.objective, "classes", ())) if "prediction" in seen else ()
-    record = {"told": seen, "names": tuple(names), "classes": classes}
-    return ByExample(winner=winner, data=data, values=values, weights=weights, **record)
+    return ByExample(
+        winner=winner,
+        data=data,
+        values=values,
+        weights=weights,
+        told=seen,
+        names=tuple(names),
+        classes=classes,
+    )
 
 
 def _finite(value: float) -> float | None:
