@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from glora.errors import ConfigError, GloraError, RunError, nearest
 from glora.report.outcome import SPLITS
@@ -163,8 +163,8 @@ def rich_runs(rows: Sequence[Row]) -> Table:
     told = "± is one standard error on the split named."
     table = Table(caption=told, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("run", "task", "method", "metric", "on", "trainable", "state", "date"):
-        placed = {"no_wrap": title in WHOLE, "overflow": "fold"}
-        table.add_column(title, justify="right" if title == "trainable" else "left", **placed)
+        side: Literal["left", "right"] = "right" if title == "trainable" else "left"
+        table.add_column(title, justify=side, no_wrap=title in WHOLE, overflow="fold")
     for row in rows:
         size = MISSING if row["parameters"] is None else trainable(row["parameters"])
         date = (row["date"] or MISSING)[:10]
