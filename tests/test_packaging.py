@@ -34,7 +34,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     ours = {name for name in names if name.startswith("glora/")}
     source = {f"glora/{file.relative_to(ROOT / 'src' / 'glora').as_posix()}" for file in (ROOT / "src").rglob("*.py")}
-    assert ours == {*source, "glora/py.typed"}
+    page = {f"glora/report/page/page.{end}" for end in ("html", "css", "js")}
+    assert ours == {*source, *page, "glora/py.typed"}
     assert all(name.startswith(("glora/", "glora-")) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -462,19 +462,38 @@ def export(
 
 @app.command()
 def ls(
-    what: Annotated[str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|settings")],
+    what: Annotated[
+        str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|settings|runs")
+    ],
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="For `layers` and `settings`: whose; for the others: a part of the name."
+            metavar="[NAME]",
+            help="For `layers` and `settings`: whose; for `runs`: the folder that they are in, this one if not given; "
+            "for the others: a part of the name.",
         ),
     ] = None,
     image_size: Annotated[int | None, typer.Option(metavar="PIXELS", help="For `layers`: the input's side.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="KEY", help="For `runs`: by a column or setting; -KEY from the largest down.")
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="KEY=VALUE", help="For `runs`: a column or setting (repeat it)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For `runs`: print JSON, with all settings.")] = False,
 ) -> None:
-    """List what there is.
+    """List what there is; or the runs in a folder: how far they are and how good.
 
     Example: glora ls layers dinov2_vits14
     """
+    if what == "runs":
+        from glora.cli.reporting import list_runs
+
+        list_runs(Path(name or ".").expanduser(), sort, filters or (), as_json=as_json)
+        return
+    if sort or filters or as_json:
+        raise typer.BadParameter("--sort, --filter and --json are for `glora ls runs`")
     from glora.cli.listing import listing
 
     for line in listing(what, name, image_size=image_size):
@@ -620,6 +639,50 @@ def plot(
 
     draw(name, runs or [], out.expanduser(), limit=limit, seed=seed)
     typer.echo(out)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not; also result files.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page, one .html file.", callback=_expanded)] = Path(
+        "report.html"
+    ),
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Small pictures of the test images that are most wrong.")
+    ] = True,
+) -> None:
+    """Write one page of what runs asked, found and cost, which reads offline, on paper and on a phone.
+
+    It is made from the run folders alone. Of several runs the first table compares them, with differences in pairs.
+
+    Example: glora report run --out report.html
+    """
+    from glora.cli import reporting
+
+    reporting.report([run.expanduser() for run in runs], out, images=images)
+    typer.echo(out)
+
+
+@app.command()
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, training or not.")],
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8642,
+    refresh: Annotated[int, typer.Option(metavar="SECONDS", min=1, help="How often a browser asks again.")] = 10,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Small pictures of the test images that are most wrong.")
+    ] = True,
+) -> None:
+    """Show the page of `glora report` live while runs train, to this machine alone, until Ctrl-C.
+
+    Example: glora watch run
+    """
+    from glora.cli.watching import server
+
+    with server([run.expanduser() for run in runs], port=port, refresh=refresh, images=images) as served:
+        typer.echo(f"http://127.0.0.1:{served.server_address[1]}/")
+        served.serve_forever()
 
 
 @app.command()

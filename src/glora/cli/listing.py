@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "check", "listing"]
 
-KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "exports", "settings")
+KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "exports", "settings", "runs")
 GROUPS = {"methods": "method", "objectives": "objective", "data": "data", "searchers": "search.searcher"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
@@ -15,9 +16,11 @@ from glora.files import write_text
 from glora.report.records import checked
 from glora.report.result import Result
 
-__all__ = ["TESTED", "ByExample", "beside"]
+__all__ = ["TESTED", "THUMBNAILS", "ByExample", "beside"]
 
 TESTED = "test_examples.json"  # in a run folder
+THUMBNAILS = "test_images"  # a folder there, of the images that are most wrong: NUMBER.png
+WRONG = 24  # so many
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -29,12 +32,29 @@ class ByExample:
         data: Fingerprint of the task: models are compared on the same one.
         values: Metric that is a mean over examples -> its values, in the order of the examples; None is not finite.
         weights: How much each example counts in a mean; None: all the same.
+        told: What else is known of every example: of one with a class `target` and `prediction`, as places in
+            `classes`, and the `probability` of what is predicted.
+        names: What the examples are called, such as their files; empty where they have no name.
+        classes: Names of the classes.
     """
 
     winner: str
     data: str
     values: Mapping[str, tuple[float | None, ...]] = field(repr=False)
     weights: tuple[float, ...] | None = field(default=None, repr=False)
+    told: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict, repr=False)
+    names: tuple[str, ...] = field(default=(), repr=False)
+    classes: tuple[str, ...] = ()
+
+    def most_wrong(self, most: int = WRONG) -> list[int]:
+        """The places of examples with another class predicted than theirs, the largest losses first."""
+        if not {"target", "prediction"} <= self.told.keys():
+            return []
+        pairs = zip(self.told["target"], self.told["prediction"], strict=True)
+        wrong = [place for place, (target, prediction) in enumerate(pairs) if target != prediction]
+        losses = self.values.get("loss", ())
+        by_loss = {place: math.inf if (loss := losses[place]) is None else loss for place in wrong} if losses else {}
+        return sorted(wrong, key=lambda place: -by_loss.get(place, 0.0))[:most]
 
     def write(self, path: Path) -> None:
         """The file holds these, whole or not at all."""

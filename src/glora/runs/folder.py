@@ -3,8 +3,9 @@
 It holds `config.yaml` (resolved), `state.json` (the stages that are done), `metrics.jsonl`, `supernet.safetensors`,
 `search.jsonl` (the journal), `calibration.json` (how strongly subnets play in it), `examples.jsonl` (what winner and
 controls do example by example), `winner.json`, `adapter.safetensors`, `result.json`, `test_examples.json` (what the
-finished model does on every test example) and `plots/`; while training runs also `training.safetensors`, with folds a
-folder for each, `retrained/` and `polished/`; in `tested/` the results of winners that were tested before. A model is
+finished model does on every test example), `test_images/` (small, those it gets most wrong) and `plots/`; while
+training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`; in `tested/` the
+results of winners that were tested before. A model is
 known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what it is not.
 """
 
@@ -21,7 +22,7 @@ import yaml
 from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import RunError, listed
 from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, write_text
-from glora.report.examples import TESTED
+from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
 
@@ -57,6 +58,7 @@ class RunFolder:
         self.stages = self.path / "state.json"
         self.result = self.path / "result.json"
         self.tested_examples = self.path / TESTED
+        self.thumbnails = self.path / THUMBNAILS
         self.others = self.path / "tested"
         self.plots = self.path / "plots"
 

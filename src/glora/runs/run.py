@@ -28,8 +28,9 @@ from glora.runs.resolve import resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
 from glora.runs.stages.search import Search
-from glora.runs.stages.test import Testing, earlier_tests, tested_examples
+from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
+from glora.runs.thumbnails import thumbnails
 from glora.settings import merged
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
@@ -278,9 +279,9 @@ class Run:
         measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others}
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
-        if testing.finished is not None:
-            kept = tested_examples(testing.finished, winner=result.winner, data=self.task.fingerprint)
+        if (kept := testing.record(winner=result.winner, data=self.task.fingerprint)) is not None:
             kept.write(self.folder.tested_examples)
+            thumbnails(self.task.test, kept.most_wrong(), self.folder.thumbnails)
         result.write(self.folder.result)
         return result
 

@@ -146,6 +146,15 @@ class Evaluator:
         return _evaluation(self.objective, every, weights_of(examples, indices))
 
     @torch.no_grad()
+    def evaluate_told(self, model: nn.Module, examples: Examples) -> tuple[Evaluation, dict[str, Tensor]]:
+        """As `evaluate`; and `Objective.told` of all examples in their order, `(n,)` each, on the CPU; in one pass."""
+        objective, every, told = self.objective, [], []
+        for places, output, batch in self.placed(model, examples, None):
+            every.append((places, objective.values(output, batch)))
+            told.append((places, objective.told(output, batch)))
+        return _evaluation(objective, every, weights_of(examples)), _in_order(told)
+
+    @torch.no_grad()
     def evaluate_among(self, model: nn.Module, examples: Examples, outputs: Sequence[int]) -> tuple[Evaluation, ...]:
         """The evaluation of a model on examples, and that of the same outputs as if it had but some, in one pass.
 
@@ -167,9 +176,13 @@ def _evaluation(
     objective: Objective, batches: Sequence[tuple[list[int], Mapping[str, Tensor]]], weights: Tensor | None
 ) -> Evaluation:
     """The evaluation that the values of some batches are, each example in its place."""
+    return Evaluation(objective, _in_order(batches), weights=weights)
+
+
+def _in_order(batches: Sequence[tuple[list[int], Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The values of some batches, each example in its place, on the CPU."""
     order = torch.argsort(torch.tensor([place for places, _ in batches for place in places]))
-    values = {name: torch.cat([each[name].cpu() for _, each in batches])[order] for name in batches[0][1]}
-    return Evaluation(objective, values, weights=weights)
+    return {name: torch.cat([each[name].cpu() for _, each in batches])[order] for name in batches[0][1]}
 
 
 def mean_and_error(values: Tensor, weights: Tensor | None = None, *, correction: int = 1) -> tuple[float, float]:

@@ -333,6 +333,10 @@ class Objective(Settings):
         """What the metrics are made of, `(n, ...)` each; a per-example metric has its own values under its name."""
         raise NotImplementedError
 
+    def told(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """What is kept of every test example beside its metrics, `(n,)` each, for a person who looks at them."""
+        return {}
+
     def reduce(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The metrics that are not a mean over examples, from the values of all examples together."""
         return {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from glora.report.examples import ByExample
 from glora.report.outcome import Outcome, Row
@@ -15,6 +15,7 @@ from glora.runs.comparison import Contender, compare
 from glora.runs.session import Session
 from glora.runs.stages.search import Search
 from glora.tasks.evaluation import Evaluation
+from glora.tasks.images import ImageSet
 from glora.tasks.objective import Examples
 from glora.tasks.task import Task
 
@@ -27,15 +28,33 @@ def earlier_tests(before: Sequence[Path]) -> tuple[str, ...]:
     return (f"Not the first look at the test examples: other winners were tested before ({names}).",) if before else ()
 
 
-def tested_examples(found: Evaluation, *, winner: str, data: str) -> ByExample:
-    """What a model does on test as a record; the other arguments are the record's."""
+def tested_examples(
+    found: Evaluation, told: Mapping[str, Tensor] | None = None, *, names: Sequence[str] = (), winner: str, data: str
+) -> ByExample:
+    """What a model does on test as a record.
+
+    Args:
+        found: Its metrics.
+        told: What its objective tells of every example beside them.
+        names: What the examples are called. winner: As the record has it. data: Too.
+    """
     values = {
         metric.name: tuple(_finite(each) for each in found.values[metric.name].tolist())
         for metric in found.objective.metrics
         if metric.per_example
     }
     weights = None if found.weights is None else tuple(found.weights.tolist())
-    return ByExample(winner=winner, data=data, values=values, weights=weights)
+    seen = {name: tuple(_finite(float(each)) for each in values.tolist()) for name, values in (told or {}).items()}
+    classes = tuple(getattr(found.objective, "classes", ())) if "prediction" in seen else ()
+    return ByExample(
+        winner=winner,
+        data=data,
+        values=values,
+        weights=weights,
+        told=seen,
+        names=tuple(names),
+        classes=classes,
+    )
 
 
 def _finite(value: float) -> float | None:
@@ -52,12 +71,14 @@ class Testing:
 
     Attributes:
         finished: What the finished model does on test, example by example; None before, and where there is no test.
+        told: What the objective tells of each beside its metrics.
     """
 
     def __init__(self, session: Session, test: Examples | None) -> None:
         self.session = session
         self.test = test
         self.finished: Evaluation | None = None
+        self.told: dict[str, Tensor] = {}
 
     def alone(self, model: nn.Module, *, parameters: int) -> dict[str, Row]:
         """The row of a model that nothing was searched for, and that of its base where that can do the task."""
@@ -71,8 +92,9 @@ class Testing:
             self.session.objective.outputs is None and not self.session.backbone.head
         ):  # a language model has no new head
             others = {"base": self._base(), **others}
-        winner = self._with_test(winner, model)
-        self.finished = winner.splits.get("test")
+        if self.test is not None:
+            self.finished, self.told = self.session.evaluator.evaluate_told(model, self.test)
+            winner = replace(winner, splits={**winner.splits, "test": self.finished})
         return compare(winner, others, self.session.objective)
 
     def _base(self) -> Contender:
@@ -138,6 +160,13 @@ class Testing:
                 row |= {f"{metric.name}{end}": evaluation.value(metric.name) for metric in evaluation.objective.metrics}
             found[name] = row
         return found
+
+    def record(self, *, winner: str, data: str) -> ByExample | None:
+        """What the finished model does on every test example; None where there is none."""
+        if self.finished is None:
+            return None
+        names = self.test.names(range(len(self.test))) if isinstance(self.test, ImageSet) else ()
+        return tested_examples(self.finished, self.told, names=names, winner=winner, data=data)
 
     def _say(self, what: str) -> None:
         if self.test is None:

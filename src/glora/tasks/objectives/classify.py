@@ -91,6 +91,11 @@ class Classes(Objective):
     def values(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"accuracy": (output.argmax(-1) == self.right(batch)).float(), "loss": self.losses(output, batch)}
 
+    def told(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`target` and `prediction`, as places in `classes`, and the `probability` of what is predicted."""
+        probability, prediction = output.softmax(-1).max(-1)
+        return {"target": self.right(batch), "prediction": prediction, "probability": probability}
+
     def among(self, output: Tensor, outputs: Sequence[int]) -> Tensor:
         """All other classes have no chance: targets and predictions keep their numbers."""
         places = torch.tensor(list(outputs), device=output.device)
