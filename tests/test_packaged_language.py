@@ -178,3 +178,22 @@ def test_a_package_is_looked_into_without_importing_it(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     assert weights.package_file("of_weights", "weights.json") == package / "weights.json"
     assert weights.package_file("of_weights", "none") is None and weights.package_file("no_such_package") is None
+
+
+def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, move = tmp_path / "a", Path.replace
+    with atomic_folder(path) as temporary:
+        (temporary / "b").write_text("old")
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("no")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="no"), atomic_folder(path) as temporary:
+        (temporary / "b").write_text("new")
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert (path / "b").read_text() == "old"

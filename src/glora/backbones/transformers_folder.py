@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from glora import registry
 from glora.errors import BackboneError, RunError, listed
-from glora.files import write_json
+from glora.files import atomic_folder, write_json
 from glora.tasks.images import Preprocess
 
 __all__ = ["CARD", "Extras", "folder_of", "is_transformers", "refuse_occupied", "save_folder"]
@@ -117,7 +116,7 @@ def save_folder(
     _label(config, extras)
     state, zeros = _filled(model, config)
     notes += _zeros_told(zeros)
-    with _whole(path) as folder, quiet():
+    with atomic_folder(path) as folder, quiet():
         _write(model, config, state, folder, extras, shard)
         _copy(extras, folder)
         if extras.preprocess is not None:
@@ -195,30 +194,6 @@ def _zeros_told(zeros: Sequence[str]) -> tuple[str, ...]:
 
 
 # Writing.
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place at the end; on an error nothing has changed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    before = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rename(before)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if before.is_dir():
-                before.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if path.is_dir():
-            shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager

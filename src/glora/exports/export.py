@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from glora.adapt.adapted import Adapted
 from glora.errors import RunError
 from glora.exports import EXPORTS
 from glora.exports.card import Facts, Loading, model_card
-from glora.files import write_json, write_text
+from glora.files import atomic_folder, write_json, write_text
 from glora.registry import lookup
 from glora.settings import Settings, build
 from glora.tasks.images import Preprocess
@@ -120,7 +117,7 @@ def write_export(trained: Trained, to: str, path: str | Path, settings: Mapping[
     export: Export = build(kind, dict(settings), f"the export {to!r}")
     path = Path(path).expanduser()
     _refuse_occupied(path)
-    with _whole(path) as folder:
+    with atomic_folder(path) as folder:
         written = export.write(trained, folder, path.name)
         write_text(folder / "README.md", model_card(trained.facts, to, written.loading, written.notes))
         write_json(folder / CARD, {"export": to, **trained.facts.to_json(), **written.told})
@@ -141,26 +138,3 @@ def _refuse_occupied(path: Path) -> None:
             allowed="An export is a folder: its card, and what it needs, lie beside the model.",
             remedy=f"Write --out {path.with_suffix('')}.",
         )
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place at the end; on an error nothing has changed."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary, before = (path.absolute().with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rename(before)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if before.is_dir():
-                before.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if path.is_dir():
-            shutil.rmtree(before, ignore_errors=True)

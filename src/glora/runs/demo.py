@@ -12,7 +12,7 @@ from glora.report.result import Result
 from glora.runs.run import Reporter, Run
 from glora.space import BoundSpace, Choice, Site, count_parameters
 
-__all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict"]
+__all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict", "winner_and_lora"]
 
 DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
@@ -55,19 +55,31 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     """
     folder = Path(folder)
     glora = demo_experiment(quick=quick, seed=seed)
+    _, winner, lora = winner_and_lora(glora, folder, reporter)
+    reporter.say("Linear probe")
+    linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
+    assert linear is not None
+    return [linear, lora, winner]
+
+
+def winner_and_lora(glora: Experiment, folder: Path, reporter: Reporter) -> tuple[Run, Result, Result]:
+    """The run of GLoRA, its result, and that of LoRA at the budget of its winner.
+
+    Args:
+        glora: GLoRA's experiment.
+        folder: Gets the run folders `glora` and `lora`.
+        reporter: Where to tell what is going on.
+    """
     reporter.say("GLoRA: train the supernet, search on val, test once")
     run = Run(glora, folder / "glora", reporter)
     winner = run.fit()
     space = run.tuned.space
     assert winner is not None and isinstance(space, BoundSpace)  # one process
-    sites = tuple(space.sites.values())
-    rank = lora_rank(winner.parameters, sites)
+    rank = lora_rank(winner.parameters, tuple(space.sites.values()))
     reporter.say(f"LoRA, rank {rank}: the smallest with at least the winner's numbers")
     lora = Run(glora.with_(method={"name": "lora", "rank": rank}), folder / "lora", reporter).fit()
-    reporter.say("Linear probe")
-    linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
-    assert lora is not None and linear is not None
-    return [linear, lora, winner]
+    assert lora is not None
+    return run, winner, lora
 
 
 def lora_rank(parameters: int, sites: Sequence[Site]) -> int:

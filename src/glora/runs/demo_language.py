@@ -16,10 +16,9 @@ from glora.report.metrics import MetricInfo
 from glora.report.result import Result
 from glora.runs.by_task import SURE, Pairs
 from glora.runs.chat import Reply
-from glora.runs.demo import lora_rank
+from glora.runs.demo import winner_and_lora
 from glora.runs.open_chat import open_chat
-from glora.runs.run import Reporter, Run
-from glora.space import BoundSpace
+from glora.runs.run import Reporter
 from glora.tasks.texts import DialogSet
 
 __all__ = ["Answer", "base_row", "demo_experiment", "run_demo", "verdict"]
@@ -99,15 +98,7 @@ def run_demo(
     """
     folder = Path(folder)
     glora = demo_experiment(quick=quick, seed=seed, model=model)
-    reporter.say("GLoRA: train the supernet, search on val, test once")
-    run = Run(glora, folder / "glora", reporter)
-    winner = run.fit()
-    space = run.tuned.space
-    assert winner is not None and isinstance(space, BoundSpace)  # one process
-    rank = lora_rank(winner.parameters, tuple(space.sites.values()))
-    reporter.say(f"LoRA, rank {rank}: the smallest with at least the winner's numbers")
-    lora = Run(glora.with_(method={"name": "lora", "rank": rank}), folder / "lora", reporter).fit()
-    assert lora is not None
+    run, winner, lora = winner_and_lora(glora, folder, reporter)
     reporter.say(f"Answers of the base and of GLoRA to {ANSWERS} words of the test")
     answers = _answers(cast(DialogSet, run.task.test), glora.model.name, folder / "glora")
     return [base_row(winner), lora, winner], answers
