@@ -24,6 +24,7 @@ from glora.runs.reporter import Silent
 from glora.runs.stages.train import run_training
 from glora.tasks.evaluation import evaluate
 from glora.tasks.objectives.classify import Classify
+from glora.training.device import device_name
 from glora.training.trainer import Progress, Trainer, collapsed
 from suites.training import CLASSES, MIXED, adapted, equal, first_gradients, make_trainer, run, toy_images, values
 from suites.two_processes import IMAGES, Ranks, train_with_two
@@ -518,3 +519,12 @@ def test_the_runs_seed_decides_the_subnets(vit: Vit) -> None:
         played.append(genotypes)
     assert played[0] == played[1]
     assert not set(played[0]) & set(played[2])
+
+
+@pytest.mark.parametrize(("precision", "told"), [("highest", "A GPU"), ("high", "A GPU, matrix products in TF32")])
+def test_a_gpu_that_rounds_the_factors_of_its_matrix_products_says_so(
+    monkeypatch: pytest.MonkeyPatch, precision: str, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert device_name(torch.device("cuda")) == told

@@ -25,5 +25,6 @@ def new_accelerator(precision: str) -> Accelerator:
 def device_name(device: torch.device) -> str:
     """What a number was measured on, in words."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        products = "" if torch.get_float32_matmul_precision() == "highest" else ", matrix products in TF32"
+        return torch.cuda.get_device_name(device) + products
     return f"{device.type}, {torch.get_num_threads()} threads"
