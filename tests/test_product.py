@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -29,6 +30,16 @@ EVERY = [
     if e != "lora:2"
 ]
 
+PER_SAMPLE = list(
+    itertools.product(
+        ("lora:2", "lora:1", "vector", "scalar", "none"),
+        ("lora:2", "lora:1", "vector", "scalar", "none"),
+        ("lora:2", "lora:1", "vector", "none"),
+        ("vector", "scalar", "none"),
+        ("vector", "scalar", "none"),
+    )
+)
+
 
 def linear(product: str, suite: type[LayerSuite] = TestLinear) -> nn.Module:
     return suite().adapt("bias", product)[0]
@@ -49,6 +60,52 @@ def test_gradients_are_those_of_the_effective_weight(product, rows):
         for mine, other in zip(found, wanted, strict=True):
             assert (mine is None) == (other is None), config
             assert mine is None or other is None or not other.any() or difference(mine, other) <= 1e-5, config
+
+
+@every(product=PRODUCTS, shape=[(), (5,), (2, 3)], windows=[1, 2], built=[False, True])
+def test_gradients_of_one_configuration_per_sample_are_the_sums_of_those_alone(product, shape, windows, built):
+    layer = linear(product).double()
+    drawn = [LayerConfig(*choices) for choices in random.Random(0).sample(PER_SAMPLE, 40)]
+    # an elementwise LoRA A has a weight that is built
+    configs = [config for config in drawn if built or product == "matrix" or config.A.kind != "lora"]
+    x = torch.randn(len(configs) * windows, *shape, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    state = attach.state_of(layer)
+    numbers = [x, *state.support.parameters()]
+
+    def gradients(y: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad((y**3).sum(), numbers, allow_unused=True))
+
+    state.play(configs)
+    together = layer(x)
+    alone = []
+    for sample, config in enumerate(configs):
+        state.play([config])
+        alone.append(nn.functional.linear(x[sample * windows : (sample + 1) * windows], layer.weight, layer.bias))
+    assert difference(together, torch.cat(alone)) <= 1e-6
+    for mine, other in zip(gradients(together), gradients(torch.cat(alone)), strict=True):
+        assert (mine is None) == (other is None)
+        assert mine is None or other is None or difference(mine, other) <= 1e-5
+
+
+def test_one_configuration_per_sample_saves_the_input_once_and_small_numbers():
+    layer, rows = linear("matrix"), 400
+    configs = [LayerConfig(*choices) for choices in random.Random(0).sample(PER_SAMPLE, 4)]
+    configs = [*configs, LayerConfig(A="vector", B="lora:2"), LayerConfig(A="lora:2", E="vector")]
+    x = torch.randn(len(configs), rows, 6, requires_grad=True)
+    attach.state_of(layer).play(configs)
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    large = [tensor for tensor in saved.values() if tensor.numel() >= len(configs) * rows]
+    inputs = [tensor for tensor in large if tensor.shape == x.shape]
+    narrow = [tensor for tensor in large if tensor.shape != x.shape]
+    assert len(inputs) == 1 and sum(tensor.shape[0] for tensor in narrow) <= 2 * 3 + 2  # columns of A and B, vectors
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

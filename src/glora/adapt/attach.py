@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from glora.adapt.layers import factored
+from glora.adapt.layers import per_sample
 from glora.adapt.layers.quantized import is_quantized
 from glora.adapt.layers.table import row_of, views_of
 from glora.adapt.layers.view import View
@@ -506,7 +506,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     adapter.before_forward()
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
-    return factored.forward(adapter.view, adapter.playing(x), self, x, *base_of(self))
+    return per_sample.forward(adapter.view, adapter.playing(x), self, x, *base_of(self))
 
 
 def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glora.adapt.layers.factored import in_groups
+from glora.adapt.layers.per_sample import in_groups
 from glora.adapt.layers.view import Play, View
 from glora.genotype import Site
 

@@ -15,9 +15,7 @@ Shapes: `n` samples or rows of the batch, `o` out, `i` in, `r` rank. From `produ
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,22 +24,9 @@ from torch.nn import functional as F
 
 from glora.adapt.layers.view import Play, View
 from glora.adapt.support import Support, changed
-from glora.genotype import NONE, Choice, LayerConfig, interned
-from glora.space import factor_shapes
+from glora.genotype import NONE, LayerConfig, interned
 
-__all__ = ["forward", "in_groups", "one", "per_sample"]
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-def forward(view: View, plays: Sequence[Play], layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
-    """The adapted layer's output, for one configuration or one per sample; the arguments are those of `per_sample`."""
-    own = view.output(plays, layer, x, w0, b0)
-    if own is not None:
-        return own
-    if len(plays) > 1:
-        return per_sample(plays, view, layer, x, w0, b0)
-    return one(plays[0], view, layer, x, w0, b0)
+__all__ = ["add_wide", "applied", "by_hand", "fresh", "one", "rescaled", "rows"]
 
 
 def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -64,10 +49,7 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
             return _with_dropout(play, view, layer, x, w0, b0)
         if config.A.kind == "lora" and support.drops == "narrow":
             return _with_mixing_dropped(play, view, layer, x, w0, b0)
-    plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
-    frozen = not (w0.requires_grad or (b0 is not None and b0.requires_grad))  # a user may train the base as well
-    transformed = torch._C._are_functorch_transforms_active()  # vmap and grad know no such Function
-    if view.last and plain and frozen and not transformed:
+    if by_hand(view, x, w0, b0):
         return product(play, view, layer, x, w0, b0)
     if view.builds(config, support.is_matrix):
         with torch.autocast(x.device.type, enabled=False):
@@ -86,7 +68,7 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         with torch.autocast(x.device.type, enabled=False):
             shift = support.shift(view, w0, b0, config)
         y0 = view.plain(layer, x, w0, b0)
-        y, dtype = _scaled(view, layer, y0, a.squeeze(-1), b0, shift), y0.dtype
+        y, dtype = rescaled(view, layer, y0, a.squeeze(-1), b0, shift), y0.dtype
     if b is not None:
         y = y.to(torch.promote_types(dtype, b.dtype))  # rounded once, at the end
     if b is not None and b_up is None:
@@ -96,6 +78,14 @@ def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | 
         with torch.autocast(x.device.type, enabled=False):
             y = view.widened(y, z, b)
     return y.to(dtype)
+
+
+def by_hand(view: View, x: Tensor, w0: Tensor, b0: Tensor | None) -> bool:
+    """Whether the layer's gradients can be those written by hand."""
+    plain = x.dtype == w0.dtype and not torch.is_autocast_enabled(x.device.type)
+    frozen = not (w0.requires_grad or (b0 is not None and b0.requires_grad))  # a user may train the base as well
+    transformed = torch._C._are_functorch_transforms_active()  # vmap and grad know no such Function
+    return view.last and plain and frozen and not transformed
 
 
 def _with_dropout(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -121,170 +111,13 @@ def _with_mixing_dropped(play: Play, view: View, layer: Any, x: Tensor, w0: Tens
     return one((support, interned(NONE, *config[1:])), view, layer, mixed, w0, b0)
 
 
-def _scaled(view: View, layer: Any, y0: Tensor, scale: Tensor, b0: Tensor | None, shift: Tensor | None) -> Tensor:
+def rescaled(view: View, layer: Any, y0: Tensor, scale: Tensor, b0: Tensor | None, shift: Tensor | None) -> Tensor:
     """`(1 + scale) (y0 - b0) + b0 + shift` in at least float32, with `1 + scale` applied to the whole of y0."""
     if b0 is not None:
         shift = (0 if shift is None else shift) - scale * b0
     factor = view.spread(layer, 1 + scale, y0)
     exact = y0.to(torch.promote_types(y0.dtype, factor.dtype))
     return exact * factor if shift is None else torch.addcmul(view.spread(layer, shift, y0), exact, factor)
-
-
-def per_sample(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
-    """The output with one configuration per sample, in one pass: every sample looks up its own numbers.
-
-    Args:
-        plays: Support tensors and configuration of every sample; x has as many samples, or a multiple (windows,
-            those of a sample next to each other).
-        view: How the layer shows its weight.
-        layer: The layer.
-        x: Its input, samples first.
-        w0: The frozen weight, in the layer's shape.
-        b0: The frozen bias, `(o,)`, or None.
-
-    Returns:
-        What the plain layer returns, in its dtype.
-    """
-    device, rows = x.device, x.shape[0] // len(plays)
-
-    def of_samples(table: Tensor, index: Sequence[int]) -> Tensor:  # (k, m) to (n, m)
-        return table[torch.tensor(index, device=device).repeat_interleave(rows)]
-
-    scaled = x
-    if found := _vectors(plays, "A", is_matrix=True):
-        scaled = view.stretched(scaled, of_samples(*found))
-    if columns := _columns(plays, "A", is_matrix=True):
-        down, up, mask = columns
-        scaled = view.mixed(scaled, down, up, of_samples(mask, range(len(plays))))
-    y = _grouped(plays, view, layer, scaled, w0, b0)
-    dtype = y.dtype  # rounded once, at the end
-    with torch.autocast(device.type, enabled=False):
-        shifts = _shifts(plays, view, w0, b0)
-    shift = None if shifts is None else of_samples(*shifts)
-    if found := _vectors(plays, "A", is_matrix=False):
-        y = _scaled(view, layer, y, of_samples(*found), b0, shift)
-    elif shift is not None:
-        y = y + view.spread(layer, shift, y)
-    if found := _vectors(plays, "B"):
-        y = y + view.total(layer, x) * view.spread(layer, of_samples(*found), y)
-    if columns := _columns(plays, "B"):
-        down, up, mask = columns
-        z = view.narrow(layer, _dropped(plays, layer, x), up, of_samples(mask, range(len(plays))))
-        with torch.autocast(device.type, enabled=False):
-            y = view.widened(y.to(torch.promote_types(dtype, down.dtype)), z, down)
-    return y.to(dtype)
-
-
-def _dropped(plays: Sequence[Play], layer: Any, x: Tensor) -> Tensor:
-    """The input of B's LoRA: in training mode every sample's numbers dropped with its own probability."""
-    rates = [support.dropout if support.drops == "input" else 0.0 for support, _ in plays]
-    if not layer.training or not any(rates):
-        return x
-    if len(set(rates)) == 1:
-        return F.dropout(x, rates[0])
-    kept = torch.tensor([1 - rate for rate in rates], device=x.device).repeat_interleave(x.shape[0] // len(plays))
-    kept = kept.view(-1, *[1] * (x.dim() - 1))
-    return x * ((torch.rand_like(x, dtype=kept.dtype) < kept) / kept).to(x.dtype)
-
-
-def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = None) -> tuple[Tensor, list[int]] | None:
-    """What every distinct vector or scalar of the samples reads, `(k, m)`, zeros for other choices, and the row of
-    every sample; None where no sample has one. Samples of the other product have none."""
-    wanted = [_choice(play, tensor, is_matrix, ("vector", "scalar")) for play in plays]
-    distinct = list(dict.fromkeys(wanted))
-    read = {}
-    for key in distinct:
-        if key is not None:
-            support, choice = key
-            down = support.whole(tensor)["down"][:, 0] * support.scale(tensor, choice)
-            length = next(iter(factor_shapes(support.site, tensor, Choice("vector"), support.space.product).values()))
-            read[key] = down if choice.kind == "vector" else down[0].expand(length[0])
-    if not read:
-        return None
-    nothing = torch.zeros_like(next(iter(read.values())))
-    table = torch.stack([nothing if key is None else read[key] for key in distinct])
-    return table, _row_numbers(distinct, wanted)
-
-
-def _columns(
-    plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The LoRA factors that the samples read, side by side, `(m, R)` and `(R, m)`, and which columns of them are every
-    sample's own: `(samples, R)` of 1 and 0; None where no sample has LoRA."""
-    wanted = [_choice(play, tensor, is_matrix, ("lora",)) for play in plays]
-    ranks: dict[Support, int] = {}
-    for key in wanted:
-        if key is not None:
-            ranks[key[0]] = max(ranks.get(key[0], 0), key[1].rank)
-    if not ranks:
-        return None
-    whole = {support: support.whole(tensor) for support in ranks}
-    downs = torch.cat([whole[support]["down"][:, :rank] for support, rank in ranks.items()], 1)
-    lora = Choice("lora")
-    ups = torch.cat([whole[support]["up"][:rank] * support.scale(tensor, lora) for support, rank in ranks.items()])
-    first = dict(zip(ranks, itertools.accumulate(ranks.values(), initial=0), strict=False))
-    mask = torch.zeros(len(plays), downs.shape[1])
-    for sample, key in enumerate(wanted):
-        if key is not None:
-            start = first[key[0]]
-            mask[sample, start : start + key[1].rank] = 1
-    return downs, ups, mask.to(downs.device)
-
-
-def _row_numbers(distinct: Sequence[Any], wanted: Sequence[Any]) -> list[int]:
-    """The row of each among the distinct ones; `list.index` does not compile."""
-    rows = {key: row for row, key in enumerate(distinct)}
-    return [rows[key] for key in wanted]
-
-
-def _choice(play: Play, tensor: str, is_matrix: bool | None, kinds: Sequence[str]) -> tuple[Support, Choice] | None:
-    support, config = play
-    choice: Choice = getattr(config, tensor)
-    return (support, choice) if choice.kind in kinds and is_matrix in (None, support.is_matrix) else None
-
-
-def _grouped(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
-    """`(W0 + W0 ∘ A) x + b0` for the samples whose A is an elementwise LoRA, `W0 x + b0` for the others."""
-
-    def output(key: tuple[Support, Choice] | None, some: Tensor) -> Tensor:
-        w = w0
-        if key is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                w = key[0].weight(view, w0, LayerConfig(A=key[1]))
-        return view.plain(layer, some, w, b0)
-
-    return in_groups([_choice(play, "A", False, ("lora",)) for play in plays], x, output)
-
-
-def in_groups(keys: Sequence[Key], x: Tensor, output: Callable[[Key, Tensor], Tensor]) -> Tensor:
-    """The outputs of the samples, computed together for all samples of one key.
-
-    Args:
-        keys: Every sample's key.
-        x: The input, samples first, or a multiple of them.
-        output: The output of a key and the input of its samples.
-    """
-    rows = x.shape[0] // len(keys)
-    groups: dict[Key, list[int]] = {}
-    for sample, key in enumerate(keys):
-        groups.setdefault(key, []).extend(range(sample * rows, (sample + 1) * rows))
-    if len(groups) == 1:
-        return output(keys[0], x)
-    outputs = [output(key, x[torch.tensor(indices, device=x.device)]) for key, indices in groups.items()]
-    order = torch.tensor([index for indices in groups.values() for index in indices], device=x.device)
-    return torch.cat(outputs)[torch.argsort(order)]
-
-
-def _shifts(plays: Sequence[Play], view: View, w0: Tensor, b0: Tensor | None) -> tuple[Tensor, list[int]] | None:
-    """The shift of the bias of every distinct C, D, E of the samples, `(k, o)`, and the row of every sample."""
-    wanted = [(support, LayerConfig(C=config.C, D=config.D, E=config.E)) for support, config in plays]
-    distinct = list(dict.fromkeys(wanted))
-    shifts = [support.shift(view, w0, b0, config) for support, config in distinct]
-    some = next((shift for shift in shifts if shift is not None), None)
-    if some is None:
-        return None
-    table = torch.stack([torch.zeros_like(some) if shift is None else shift for shift in shifts])
-    return table, _row_numbers(distinct, wanted)
 
 
 def product(
@@ -306,27 +139,27 @@ def product(
         shift = support.shift(view, w0, b0, config)
         if b0 is not None:
             shift = (0 if shift is None else shift) - a.squeeze(-1) * b0
-        return _apply(_Outputs, view, layer, x, w0, b0, a.squeeze(-1), shift, b, b_up)
+        return applied(_Outputs, view, layer, x, w0, b0, a.squeeze(-1), shift, b, b_up)
     bias = support.bias(view, w0, b0, config)
     if a is not None and a_up is not None:
-        return _apply(_Built, view, layer, x, w0, bias, a, a_up, b, b_up)
+        return applied(_Built, view, layer, x, w0, bias, a, a_up, b, b_up)
     if a is None and b is None:
         return view.plain(layer, x, w0, bias)
-    return _apply(_Inputs, view, layer, x, w0, bias, None if a is None else a.T, b, b_up)
+    return applied(_Inputs, view, layer, x, w0, bias, None if a is None else a.T, b, b_up)
 
 
-def _apply(function: Any, *args: Any) -> Tensor:
+def applied(function: Any, *args: Any) -> Tensor:
     y: Tensor = function.apply(*args)
     return y
 
 
-def _fresh(y: Tensor) -> Tensor:
+def fresh(y: Tensor) -> Tensor:
     """y as no view: what follows the layer may change it in place."""
     fresh: Tensor = torch.ops.aten._unsafe_view(y, y.shape)
     return fresh
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
@@ -340,7 +173,7 @@ class _Inputs(torch.autograd.Function):
         w, z = view.matrix(w0), None
         wide = down is not None and up.requires_grad  # its gradient needs x
         if down is not None and not wide:
-            z = up.to(x.dtype) @ _rows(x).T  # (r, n)
+            z = up.to(x.dtype) @ rows(x).T  # (r, n)
         n = x.numel() // x.shape[-1]
         if w.dtype in (torch.float32, torch.float64) and n * sum(w.shape) > w.numel():
             w = w if a is None else torch.addcmul(w, w, a.to(w.dtype))
@@ -350,20 +183,20 @@ class _Inputs(torch.autograd.Function):
             scaled = x if a is None else torch.addcmul(x, x, a.squeeze(0).to(x.dtype))
             y = view.plain(layer, scaled, w0, bias)
             if down is not None:
-                _widen(y, up.to(x.dtype) @ _rows(x).T if z is None else z, down)
+                add_wide(y, up.to(x.dtype) @ rows(x).T if z is None else z, down)
         ctx.view = view
         ctx.save_for_backward(x if a is not None or wide else None, w0, a, down, up, z)
-        return _fresh(y)
+        return fresh(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, down, up, z = ctx.saved_tensors
         grads: dict[str, Tensor] = {}
-        shape, dy = dy.shape, _rows(dy)
+        shape, dy = dy.shape, rows(dy)
         dx = dy @ ctx.view.matrix(w0) if ctx.needs_input_grad[2] or a is not None else None
         if dx is not None and a is not None:
-            both = (dx * _rows(x)).sum(0, keepdim=True)
+            both = (dx * rows(x)).sum(0, keepdim=True)
             grads["a"] = both if a.numel() > 1 else both.sum(1, keepdim=True)
             dx = dx.addcmul_(dx, a.to(dx.dtype))
         if down is not None:
@@ -387,12 +220,12 @@ class _Outputs(torch.autograd.Function):
         y, z = y.to(plain.dtype), None
         wide = down is not None and up.requires_grad
         if down is not None:
-            z = up.to(x.dtype) @ _rows(x).T
-            _widen(y, z, down)
+            z = up.to(x.dtype) @ rows(x).T
+            add_wide(y, z, down)
         ctx.view, ctx.layer = view, layer
         # where x is saved anyway the plain output is had again from it
         ctx.save_for_backward(x if wide else None, w0, b0, a, down, up, None if wide else z, None if wide else plain)
-        return _fresh(y)
+        return fresh(y)
 
     @staticmethod
     @once_differentiable
@@ -400,12 +233,12 @@ class _Outputs(torch.autograd.Function):
         x, w0, b0, a, down, up, z, plain = ctx.saved_tensors
         plain = ctx.view.plain(ctx.layer, x, w0, b0) if plain is None else plain
         grads: dict[str, Tensor] = {}
-        shape, dy = dy.shape, _rows(dy)
+        shape, dy = dy.shape, rows(dy)
         w = ctx.view.matrix(w0)
         dx = dy @ torch.addcmul(w, w, a[:, None].to(w.dtype)) if ctx.needs_input_grad[2] else None
         if down is not None:
             _narrow_gradients(grads, dx, dy, x, down, up, z)
-        da = (dy * _rows(plain)).sum(0)
+        da = (dy * rows(plain)).sum(0)
         shift = dy.sum(0) if ctx.needs_input_grad[6] else None
         down, up = grads.get("down"), grads.get("up")
         dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
@@ -422,16 +255,16 @@ class _Built(torch.autograd.Function):
         ctx.view = view
         ctx.save_for_backward(x, w0, a, a_up, down, up)
         w = changed(view.matrix(w0), a, a_up, None if down is None else down.T, up)
-        return _fresh(view.plain(layer, x, view.unmatrix(w, w0), bias))
+        return fresh(view.plain(layer, x, view.unmatrix(w, w0), bias))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, a_up, down, up = ctx.saved_tensors
-        shape, dy, w0 = dy.shape, _rows(dy), ctx.view.matrix(w0)
+        shape, dy, w0 = dy.shape, rows(dy), ctx.view.matrix(w0)
         w = changed(w0, a, a_up, None if down is None else down.T, up)
         dx = dy @ w if ctx.needs_input_grad[2] else None
-        dw = (dy.T @ _rows(x)).to(a.dtype)
+        dw = (dy.T @ rows(x)).to(a.dtype)
         d_down = d_up = None
         if down is not None:
             d_down = up @ dw.T
@@ -442,7 +275,7 @@ class _Built(torch.autograd.Function):
         return None, None, dx, None, bias, (a_up @ dw.T).T, a.T @ dw, d_down, d_up
 
 
-def _widen(y: Tensor, z: Tensor, down: Tensor) -> None:
+def add_wide(y: Tensor, z: Tensor, down: Tensor) -> None:
     """Adds `downᵀ z` to the output y."""
     y.view(-1, y.shape[-1]).addmm_(z.T, down.to(y.dtype))
 
@@ -460,10 +293,10 @@ def _narrow_gradients(
     up = up.to(dy.dtype)
     if z is None:
         assert x is not None
-        z = up @ _rows(x).T
+        z = up @ rows(x).T
     dz = down.to(dy.dtype) @ dy.T  # (r, n)
     grads["down"] = z @ dy
     if x is not None:
-        grads["up"] = dz @ _rows(x)
+        grads["up"] = dz @ rows(x)
     if dx is not None:
         dx.addmm_(dz.T, up)
