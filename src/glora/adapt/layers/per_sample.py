@@ -147,7 +147,7 @@ class _Product(torch.autograd.Function):
             dx = rows(d_plain) @ ctx.view.matrix(w0)
         if a is not None and dx is not None:
             da = _apart(dx * rows(x), a).sum(1)
-            dx = _times(dx, a)
+            _apart(dx, a).mul_((1 + a).to(dx.dtype).unsqueeze(1))
         if down is not None:
             d_down = _with_constants(z, mask, dy) @ rows(dy)
         if up is not None:
@@ -225,7 +225,7 @@ def _vectors(plays: Sequence[Play], tensor: str, *, is_matrix: bool | None = Non
 
 def _shifts(plays: Sequence[Play], view: View, w0: Tensor, b0: Tensor | None) -> list[Row]:
     """The shift of the bias, `(o,)`, of every distinct choice of C, D and E."""
-    found = []
+    found: list[Row] = []
     for tensor in "CDE":
 
         def read(support: Support, choice: Choice, tensor: str = tensor) -> Tensor | None:
