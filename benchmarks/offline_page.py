@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pages import rates, stamps, table, wrapped
 
 from glora.report.folders import read_results
 from glora.report.paper.rows import OurRow, our_rows
@@ -21,14 +22,14 @@ from glora.report.paper.vtab import vtab, vtab_task
 from glora.report.plots.colours import look
 from glora.report.plots.figures import figure, save
 from glora.report.result import Result
-from glora.report.sheet import Sheet, as_markdown
+from glora.report.sheet import Sheet
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "offline"
 PAGE = ROOT / "docs" / "background" / "offline-measured.md"
 FIGURE = ROOT / "docs" / "background" / "figures" / "offline-tasks.svg"
-WIDTH = 120  # of a line of the page
 OURS = "GLoRA"  # how the rows begin whose standing is told
+SIDE_BY_SIDE = "Means of the cells. Where several ran side by side (`--workers`), the seconds are of that."
 SURE = 2.0  # standard errors of a difference that is told apart
 
 
@@ -50,27 +51,12 @@ def page(results: Sequence[Result]) -> str:
         ["", "## Test accuracy", "", f"![Test accuracy of every method on every task](figures/{FIGURE.name})", ""],
         *[table(sheet) for sheet in sheets(results)],
         ["## What it shows", ""],
-        [line for told in shown(rows) for line in (*wrapped(told, "- "), "")],
-        ["## What it took", "", *costs(rows), ""],
+        [*shown(rows), ""],
+        ["## What it took", "", *wrapped(SIDE_BY_SIDE), "", *costs(rows), ""],
         ["## Learning rates", "", *rates(rows), ""],
         ["## Machine and versions", "", *[line for told in stamps(results) for line in wrapped(told, "- ")], ""],
     ]
     return "\n".join(line for part in parts for line in part)
-
-
-def wrapped(text: str, begin: str = "") -> list[str]:
-    """The text in lines of the page, the first with a beginning."""
-    indent = " " * len(begin)
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=begin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def table(sheet: Sheet) -> list[str]:
-    """A table and its caption."""
-    lines = as_markdown(sheet).splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    return [*rows, "", *wrapped(" ".join(sheet.caption)), ""]
 
 
 def tested(result: Result) -> bool:
@@ -83,14 +69,28 @@ def setting(results: Sequence[Result]) -> Iterator[str]:
     models = sorted({result.model for result in results})
     tasks = list(dict.fromkeys(result.task for result in results))
     rows = our_rows(results, vtab_task)
-    seeds = Counter(len({result.seed for result in row.every()}) for row in rows)
     yield f"{len(results)} trainings: {len(rows)} methods on {len(tasks)} tasks ({', '.join(tasks)}), backbone"
     yield f"{', '.join(models)}."
-    yield "; ".join(f"{count} methods with {plural(number, 'seed')}" for number, count in sorted(seeds.items())) + "."
+    yield from seeds(rows, tasks)
     protocols = sorted({result.protocol or "none told" for result in results})
     yield f"Protocol: {', '.join(protocols)}. Everything was chosen on val; test was read once, at the end."
     if absent := missing(rows, tasks):
         yield f"Not run, and a dash in the table: {', '.join(absent)}."
+
+
+def seeds(rows: Sequence[OurRow], tasks: Sequence[str]) -> Iterator[str]:
+    """How many seeds the methods have on all tasks, and which have one more on some."""
+    whole: Counter[int] = Counter()
+    more = []
+    for row in rows:
+        by_task = [{result.seed for result in row.results.get(task, ())} for task in tasks]
+        everywhere = set.intersection(*by_task)
+        whole[len(everywhere)] += 1
+        some = sum(bool(found - everywhere) for found in by_task)
+        more += [f"{row.name} on {some}"] if some else []
+    yield "; ".join(f"{count} methods with {plural(number, 'seed')}" for number, count in sorted(whole.items())) + "."
+    if more:
+        yield f"One seed more on some of the tasks: {', '.join(more)}."
 
 
 def plural(number: int, what: str) -> str:
@@ -107,14 +107,18 @@ def missing(rows: Sequence[OurRow], tasks: Sequence[str]) -> list[str]:
 
 
 def shown(rows: Sequence[OurRow]) -> Iterator[str]:
-    """The findings, a paragraph each, computed from the numbers."""
+    """The lines of the findings, computed from the numbers."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.results))
-    yield from best_by_task(rows, tasks)
+    for told in best_by_task(rows, tasks):
+        yield from (*wrapped(told), "")
     for row in rows:
         if row.name.startswith(OURS):
-            yield standing(row, rows, tasks)
-            yield from against(row, [other for other in rows if other is not row])
-    yield (
+            yield from (*wrapped(standing(row, rows, tasks)), "")
+            if found := list(against(row, [other for other in rows if other is not row])):
+                yield f"| {row.name} minus | points, mean of the tasks | ahead on | behind on | not told apart on |"
+                yield "|---|---:|---|---|---|"
+                yield from (*found, "")
+    yield from wrapped(
         "Told apart is what differs by more than two standard errors, of the test examples and, with several seeds, "
         "between them; with one seed the seed's own luck is in no error."
     )
@@ -162,7 +166,7 @@ def standing(row: OurRow, rows: Sequence[OurRow], tasks: Sequence[str]) -> str:
 
 
 def against(row: OurRow, others: Sequence[OurRow]) -> Iterator[str]:
-    """A method against each other one, task by task."""
+    """A method against each other one, task by task: rows of a table."""
     for other in others:
         shared = [task for task in row.results if other.results.get(task)]
         if not shared:
@@ -170,16 +174,10 @@ def against(row: OurRow, others: Sequence[OurRow]) -> Iterator[str]:
         gaps = {task: mean(row, task) - mean(other, task) for task in shared}
         errors = {task: math.hypot(error(row, task), error(other, task)) for task in shared}
         sure = {task: gap for task, gap in gaps.items() if abs(gap) > SURE * errors[task]}
-        wins = [f"{task} {gap:+.1f}" for task, gap in sure.items() if gap > 0]
-        losses = [f"{task} {gap:+.1f}" for task, gap in sure.items() if gap < 0]
-        open_ = len(gaps) - len(sure)
-        told = [f"ahead on {', '.join(wins)}"] if wins else []
-        told += [f"behind on {', '.join(losses)}"] if losses else []
-        told += [f"not told apart on {plural(open_, 'task')}"] if open_ else []
-        average = statistics.fmean(gaps.values())
-        yield f"{row.name} minus {other.name}: {average:+.1f} points in the mean of {plural(len(gaps), 'task')}; " + (
-            f"{'; '.join(told)}."
-        )
+        wins = ", ".join(f"{task} {gap:+.1f}" for task, gap in sure.items() if gap > 0)
+        losses = ", ".join(f"{task} {gap:+.1f}" for task, gap in sure.items() if gap < 0)
+        average, rest = statistics.fmean(gaps.values()), len(gaps) - len(sure)
+        yield f"| {other.name} | {average:+.1f} | {wins or '–'} | {losses or '–'} | {plural(rest, 'task')} |"
 
 
 # What it took
@@ -195,42 +193,6 @@ def costs(rows: Sequence[OurRow]) -> Iterator[str]:
         steps = statistics.fmean(sum(result.example_steps.values()) for result in every)
         seconds = [statistics.fmean(each.seconds.get(stage, 0.0) for each in every) for stage in ("train", "search")]
         yield f"| {row.name} | {numbers:,.0f} | {steps:,.0f} | {seconds[0]:,.0f} | {seconds[1]:,.0f} |"
-
-
-def rates(rows: Sequence[OurRow]) -> Iterator[str]:
-    """The learning rates of every method."""
-    yield "| method | learning rate |"
-    yield "|---|---|"
-    for row in rows:
-        by: dict[str, list[str]] = {}
-        for task, runs in row.results.items():
-            for each in runs:
-                told = rate(each)
-                if task not in by.setdefault(told, []):
-                    by[told].append(task)
-        single = len(by) == 1
-        cells = [told if single else f"{told} ({', '.join(tasks)})" for told, tasks in by.items()]
-        yield f"| {row.name} | {'; '.join(cells)} |"
-
-
-def rate(result: Result) -> str:
-    """A run's learning rate, as its settings have it."""
-    train = result.config.get("train")
-    value = train.get("lr") if isinstance(train, Mapping) else None
-    return f"{value:g}" if isinstance(value, int | float) else "the method's own"
-
-
-def stamps(results: Sequence[Result]) -> Iterator[str]:
-    """On what the cells were run, and with which code."""
-    for what, found in (
-        ("Device", Counter(result.device for result in results)),
-        ("Commit", Counter((result.commit or "")[:7] for result in results)),
-        ("Versions", Counter(", ".join(f"{k} {v}" for k, v in result.versions.items()) for result in results)),
-    ):
-        told = [f"{name or 'not told'} ({count})" for name, count in found.most_common()]
-        yield f"{what}: {'; '.join(told)}."
-    hours = sum(sum(result.seconds.values()) for result in results) / 3600
-    yield f"Time of all stages, added up: {hours:.1f} hours."
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
