@@ -5,6 +5,7 @@ python benchmarks/language_page.py
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def committed() -> dict[str, Tested]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page(committed()), encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ __all__ = ["FORMAT_1_METRICS", "Result", "versions"]
 
 FORMAT = 2
 FORMAT_1_METRICS = (MetricInfo("accuracy", True, "percent"), MetricInfo("loss", False, ".3f"))  # all it could hold
-STAMPED_PACKAGES = ("torch", "timm", "accelerate", "glora")
+STAMPED_PACKAGES = ("torch", "timm", "transformers", "accelerate", "glora")
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
