@@ -281,7 +281,7 @@ def _evaluate_once(run: Path, *, as_json: bool) -> None:
         result: Any = folder.current_result()
         if result is None:
             result = Run.open(run, reporter).evaluate()
-        elif new_accelerator(folder.experiment().train.precision).is_main_process:
+        elif new_accelerator(folder.precision).is_main_process:
             reporter.say("The test examples were read once already; this is the result of then.")
         else:
             result = None

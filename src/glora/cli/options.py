@@ -41,7 +41,7 @@ OPTIONS = {
     "epochs": Setting("train.epochs", "N", int),
     "lr": Setting("train.lr", "RATE", float),
     "batch_size": Setting("train.batch_size", "N", int),
-    "precision": Setting("train.precision", "no|bf16|fp16"),
+    "precision": Setting("train.precision", "no|bf16|fp16|auto"),
     "generations": Setting("search.searcher.generations", "N", int),
     "population": Setting("search.searcher.population", "N", int),
     "workers": Setting("search.workers", "N", int),

@@ -63,7 +63,7 @@ def features(run: LoadedRun, examples: Examples, indices: Sequence[int]) -> Tens
     seen: list[Tensor] = []
     keep = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        accelerator = new_accelerator(run.experiment.train.precision)
+        accelerator = new_accelerator(run.folder.precision)
         evaluator = evaluator_of(run.experiment, run.objective, accelerator)
         model = run.model.to(accelerator.device)
         found, order = [], []

@@ -33,6 +33,7 @@ AFTER = {
 }  # change no score
 FEWEST = "search.min_budget"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
+CHOSEN = ("precision",)  # by the run, before it trains
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -78,7 +79,7 @@ class RunFolder:
         """The facts that a stage has left at its end; None as long as it has not ended.
 
         Args:
-            stage: `trained` or `searched`.
+            stage: `trained` or `searched`; or what the run has chosen: `precision`.
 
         Raises:
             RunError: The file is damaged.
@@ -211,6 +212,22 @@ class RunFolder:
         if found.search.polish and found.search.polish_from is None:  # of before there was a choice
             return found.with_(search={**found.search.model_dump(), "polish_from": "supernet"})
         return found
+
+    @property
+    def chosen(self) -> list[str]:
+        """What the run has chosen for its training, and why, in sentences."""
+        found = [self.done(name) for name in CHOSEN]
+        return [str(facts["why"]) for facts in found if facts]
+
+    @property
+    def precision(self) -> str:
+        """The mixed precision that the run computes in; where that is chosen by the run, float32 before it is."""
+        return self.settled_precision(self.experiment())
+
+    def settled_precision(self, experiment: Experiment) -> str:
+        """The mixed precision of these settings, the run's own choice where they leave it open."""
+        asked = experiment.train.precision
+        return str((self.done("precision") or {}).get("chosen", "no")) if asked == "auto" else asked
 
     def check(self, experiment: Experiment) -> Experiment:
         """The settings, when a run of them may begin or go on here.

@@ -85,7 +85,7 @@ def evaluate_run(run: Path, asked: Asked, reporter: Reporter, *, others: Sequenc
     harness = registry.optional_import("lm_eval", extra="lm-eval", purpose=PURPOSE)
     models = _models(run.absolute(), [other.absolute() for other in others])
     names, folder = _names(asked)
-    precision = RunFolder(run).experiment().train.precision
+    precision = RunFolder(run).precision
     found = Evaluated(settings=_settings(asked, names, folder, precision))
     path = RunFolder(run).path.absolute() / HARNESS
     before = [each for each in read_evaluations(path) if each.settings == found.settings]

@@ -177,7 +177,7 @@ class LoadedRun:
         size = self.experiment.search.batch_size if batch_size is None else batch_size
         whole(size, "batch_size", least=1)
         whole(max_tokens, "max_tokens", least=0)
-        accelerator = new_accelerator(self.experiment.train.precision)
+        accelerator = new_accelerator(self.folder.precision)
         model = self.model.to(accelerator.device).eval()
         if isinstance(self.preprocess, TextPreprocess) and are_texts(inputs):
             reply = Reply(max_tokens) if max_tokens else None
@@ -218,7 +218,7 @@ class LoadedRun:
         given = {**own, "source": str(source), "train": None, "val": None}
         settings = build(kind, given, f"the data {str(source)!r}")
         examples, notes = settings.load_all(self.objective)
-        accelerator = new_accelerator(self.experiment.train.precision)
+        accelerator = new_accelerator(self.folder.precision)
         examples = examples.prepared(self.preprocess)
         if isinstance(examples, Measured):
             notes = [*notes, *examples.notes]

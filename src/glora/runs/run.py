@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from accelerate import Accelerator, PartialState
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
@@ -40,6 +41,7 @@ from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
 from glora.training.device import device_name, new_accelerator
 from glora.training.pace import check_pace
+from glora.training.precision import FEW, Step, bf16_units, chosen_precision, device_of, slowdown
 
 __all__ = ["Reporter", "Run"]
 
@@ -78,8 +80,7 @@ class Run:
         self.folder = RunFolder(folder)
         experiment = self.folder.check(resolve(experiment))
         method = cast(Method, experiment.method)
-        accelerator = new_accelerator(experiment.train.precision)
-        self.reporter: Reporter = reporter if accelerator.is_main_process else Silent()
+        self.reporter: Reporter = reporter if PartialState().is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
         self.folder.check_data(found.fingerprint)
         backbone = _reading(backbone or _backbone(experiment, found.objective), experiment)
@@ -88,10 +89,12 @@ class Run:
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
         self.searches = self.tuned.space is not None
         self._told = False  # whether the user knows what the search costs
+        data = _visible(experiment, self.task, searches=self.searches)
+        accelerator, self._precision = self._computing(experiment, data)
         self.session = Session(
             experiment,
             method,
-            _visible(experiment, self.task, searches=self.searches),
+            data,
             backbone,
             self.folder,
             accelerator,
@@ -101,7 +104,6 @@ class Run:
         self.folder.check_base(self.session.base_fingerprint)
         if experiment.train.pace != "off":
             check_pace(self.tuned)
-        model.to(accelerator.device)
         if self.tuned.space is not None:
             search = planned(experiment, self.session.data, self.tuned.space)
             search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
@@ -124,6 +126,15 @@ class Run:
         """
         experiment = RunFolder(folder).experiment()
         return cls(experiment.with_(search=changed_search(experiment, search or {})), folder, reporter, **given)
+
+    def _computing(self, experiment: Experiment, data: VisibleData) -> tuple[Accelerator, str]:
+        """What the run computes on and in; and why in that precision, where it was chosen now."""
+        device, precision, why = device_of(), self.folder.settled_precision(experiment), ""
+        self.tuned.model.to(device)
+        if experiment.train.precision == "auto" and self.folder.done("precision") is None:
+            step = Step(self.tuned, data.train, data.objective, experiment.train, device)
+            precision, why = chosen_precision(step.seconds, device)
+        return new_accelerator(precision), why
 
     def _check_processes(self) -> None:
         search = self.session.experiment.search
@@ -180,7 +191,21 @@ class Run:
             self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
+                self._keep_precision()
+            session.accelerator.wait_for_everyone()  # all have read whether there was a choice before
         train(session, self.tuned)
+
+    def _keep_precision(self) -> None:
+        """The precision is in the folder, where it was chosen; a slow one is told once."""
+        session, asked = self.session, self.experiment.train.precision
+        if self.folder.done("precision") is not None:
+            return
+        if asked == "bf16" and not bf16_units(session.accelerator.device):
+            step = Step(self.tuned, session.data.train, session.objective, self.experiment.train, device_of())
+            self._precision = slowdown(lambda each: step.seconds(each, most=FEW))
+        if self._precision:
+            self.reporter.say(self._precision)
+            self.folder.mark("precision", chosen=session.accelerator.mixed_precision, why=self._precision)
 
     def search(self) -> Outcome | None:
         """Searches the trained supernet on val, saves the winner's adapter and pictures, compares it with controls.
@@ -299,7 +324,11 @@ class Run:
         session, data = self.session, self.session.data
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in session.backbone.head for p in loaded.model.get_submodule(name).parameters()]
-        warnings = (*self.folder.warnings(outcome), *Calibration.read(self.folder.calibration).notes)
+        warnings = (
+            *self.folder.chosen,
+            *self.folder.warnings(outcome),
+            *Calibration.read(self.folder.calibration).notes,
+        )
         untested = ("There are no test examples: nothing was tested.",) if self.task.test is None else ()
         new_keys = [f"A new key of the merged model: {key}" for key in loaded.new_keys]
         if loaded.no_merge:
