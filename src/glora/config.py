@@ -126,6 +126,12 @@ class TrainSettings(Settings):
         "cosine", description="How the learning rate goes: a cosine to 0, or as the published codes set it each epoch."
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate, of the cosine.")
+    average: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the end, of whose numbers the moving mean is taken; 0: none.",
+    )
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field(
         "no", description="Mixed precision; 'no' is float32, auto: bf16 where a training step is quicker with it."

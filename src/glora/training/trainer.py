@@ -19,6 +19,7 @@ from glora.errors import StateError
 from glora.methods.method import Tuned
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Objective, Varied
+from glora.training.average import Average
 from glora.training.optimizers import OPTIMIZERS
 from glora.training.pace import Pace, StepExamples
 from glora.training.schedules import SCHEDULES, Place
@@ -82,6 +83,8 @@ class Trainer:
     A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
     of the epochs that are left, from the numbers that `tuned` came with.
 
+    With `average` the parameters are in the end their moving mean over the last steps.
+
     Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
     processes, those of numbers that no process played stay absent.
 
@@ -137,6 +140,7 @@ class Trainer:
         self.metric = first if first.per_example and not mixed else None
         self._first = [value.detach().to("cpu", copy=True) for value in self._values()] if settings.restart else []
         self.pace = Pace(tuned, objective, settings, examples=len(examples), seed=seed, accelerator=accelerator)
+        self.average = Average(self.parameters, settings.average)
         optimizer = OPTIMIZERS[settings.optimizer](self.parameters, lr, settings.weight_decay)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
@@ -173,6 +177,8 @@ class Trainer:
             self.seconds = time.perf_counter() - start
             assert progress is not None
             self._judge()
+            if self.epoch == self.settings.epochs:
+                self.average.swap()
             yield progress
 
     def _judge(self) -> None:
@@ -200,6 +206,7 @@ class Trainer:
     def _begin_anew(self) -> None:
         self.lr, self.began, self.losses, self.pace.outputs = self.lr / SLOWER, self.epoch, [], None
         self.optimizer.state.clear()
+        self.average.forget()
         with torch.no_grad():
             for value, first in zip(self._values(), self._first, strict=True):
                 value.copy_(first)
@@ -278,6 +285,7 @@ class Trainer:
         self._sum_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.average.step(step, self.steps)
         summed: Tensor = self.accelerator.reduce(sums, "sum")
         return torch.cat([summed, summed.new_tensor([weights.sum().item()])])
 
@@ -352,6 +360,7 @@ class Trainer:
             tensors |= {f"{index}.{name}": value for name, value in kept if isinstance(value, Tensor)}
         if self.pace.outputs is not None:
             tensors["pace.outputs"] = self.pace.outputs
+        tensors |= self.average.state()
         scaler = self.accelerator.scaler
         return tensors, {
             "epoch": self.epoch,
@@ -360,6 +369,7 @@ class Trainer:
             "lr": self.lr,
             "began": self.began,
             "losses": self.losses,
+            "averaged": self.average.seen,
             "constants": self.tuned.constants,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -392,6 +402,7 @@ class Trainer:
             self.pace.outputs = tensors["pace.outputs"].to(self.accelerator.device, copy=True)
         if self.accelerator.scaler is not None and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
+        self.average.restore(tensors, int(meta.get("averaged", 0)))
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
         self.example_steps = int(meta["example_steps"])
         self.lr, self.began, self.losses = float(meta["lr"]), int(meta["began"]), list(meta["losses"])
