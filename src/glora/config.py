@@ -130,7 +130,7 @@ class TrainSettings(Settings):
         0.0,
         ge=0,
         le=1,
-        description="Share of the steps, at the end, of whose numbers the moving mean is taken; 0: none.",
+        description="Share of the steps, at the end, whose moving mean the training ends in; 0: none.",
     )
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field(

@@ -324,11 +324,7 @@ class Run:
         session, data = self.session, self.session.data
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in session.backbone.head for p in loaded.model.get_submodule(name).parameters()]
-        warnings = (
-            *self.folder.chosen,
-            *self.folder.warnings(outcome),
-            *Calibration.read(self.folder.calibration).notes,
-        )
+        warnings = (*self.folder.warnings(outcome), *Calibration.read(self.folder.calibration).notes)
         untested = ("There are no test examples: nothing was tested.",) if self.task.test is None else ()
         new_keys = [f"A new key of the merged model: {key}" for key in loaded.new_keys]
         if loaded.no_merge:
@@ -349,7 +345,7 @@ class Run:
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
             **measured,
-            notes=(*self.task.notes, *data.notes, *untested, *warnings, *new_keys),
+            notes=(*self.task.notes, *data.notes, *self.folder.chosen, *untested, *warnings, *new_keys),
             verdict=() if outcome is None else (*earlier_tests(self.folder.tested), *outcome.verdict),
             winner="" if outcome is None else outcome.key,
             device=device_name(session.accelerator.device),
