@@ -119,7 +119,12 @@ class TrainSettings(Settings):
     order: Literal["length", "random"] = Field(
         "length", description="Which examples share a step: of texts those of about the same length, or any."
     )
-    lr: float | None = Field(None, gt=0, description="Learning rate at the top; the method's own if not given.")
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        None, description="Learning rate at the top; auto: chosen on val; the method's own if not given."
+    )
+    lr_share: float = Field(
+        1 / 3, gt=0, le=0.5, description="Of lr auto: share of the training's passes that choosing the rate may take."
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="What moves the numbers; sgd has momentum 0.9.")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay per step, times lr; or SGD's.")
     schedule: Literal["cosine", "paper"] = Field(
@@ -140,6 +145,11 @@ class TrainSettings(Settings):
     pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
     pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the outputs.")
     pace_every: int = Field(2, ge=1, description="PACE lazy: steps from one with two passes to the next.")
+
+    @property
+    def longest(self) -> int:
+        """Passes over the training examples, at most."""
+        return self.epochs
 
     @model_validator(mode="after")
     def _whole_steps(self) -> TrainSettings:

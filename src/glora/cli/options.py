@@ -39,7 +39,7 @@ OPTIONS = {
     "budget": Setting("search.budget", "NUMBER"),
     "min_budget": Setting("search.min_budget", "NUMBER"),
     "epochs": Setting("train.epochs", "N", int),
-    "lr": Setting("train.lr", "RATE", float),
+    "lr": Setting("train.lr", "RATE|auto"),
     "batch_size": Setting("train.batch_size", "N", int),
     "precision": Setting("train.precision", "no|bf16|fp16|auto"),
     "generations": Setting("search.searcher.generations", "N", int),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 from glora.config import Experiment, SearchSettings
 from glora.genes import GenotypeSpace
 from glora.methods.method import Method
+from glora.runs.ladder import training_of
 from glora.runs.resolve import Extent, SearchPlan, plan_search
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import FEWEST, GENOTYPES, STRENGTHS
@@ -131,7 +132,8 @@ def _training(experiment: Experiment, data: VisibleData) -> Work:
     """All trainings before the search, in forward passes."""
     each = [data.training(place) for place in range(len(data.folds))] if data.folds else []
     every = [Work.over(examples) for examples in (data.train, *each)]
-    steps = [example_steps(experiment.train, int(work.examples)) for work in every]
+    settings = training_of(experiment, data)
+    steps = [example_steps(settings, int(work.examples)) for work in every]
     return Work.sum(work.times(BACKWARD * n / work.examples) for work, n in zip(every, steps, strict=True))
 
 

@@ -33,7 +33,7 @@ AFTER = {
 }  # change no score
 FEWEST = "search.min_budget"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
-CHOSEN = ("precision",)  # by the run, before it trains
+CHOSEN = ("precision", "lr")  # by the run, before it trains
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -49,6 +49,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.training = self.path / "training.safetensors"
+        self.rates = self.path / "rates.jsonl"
+        self.tries = self.path / "tries"
         self.supernet = self.path / "supernet.safetensors"
         self.journal = self.path / "search.jsonl"
         self.calibration = self.path / "calibration.json"
@@ -79,7 +81,7 @@ class RunFolder:
         """The facts that a stage has left at its end; None as long as it has not ended.
 
         Args:
-            stage: `trained` or `searched`; or what the run has chosen: `precision`.
+            stage: `trained` or `searched`; or what the run has chosen: `precision`, `lr`.
 
         Raises:
             RunError: The file is damaged.
@@ -340,6 +342,8 @@ class RunFolder:
     def seconds(self) -> dict[str, float]:
         """Wall time of training, and of the scores of the search and of its controls, added up over all workers."""
         seconds = {"train": sum(facts.get("seconds", 0.0) for facts in self._trainings())}
+        if rate := self.done("lr"):
+            seconds["rate"] = rate["seconds"]
         for stage, file in (("search", self.journal), ("check", self.values)):
             if file.is_file():
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
@@ -348,6 +352,11 @@ class RunFolder:
     def example_steps(self) -> int:
         """Passes of an example forward and backward, of all trainings of supernets or of the baseline."""
         return sum(facts.get("example_steps", 0) for facts in self._trainings())
+
+    def work(self) -> dict[str, int]:
+        """The same by stage, with those that have chosen the learning rate."""
+        rate = self.done("lr")
+        return {"train": self.example_steps(), **({"rate": int(rate["example_steps"])} if rate else {})}
 
     def _trainings(self) -> list[dict[str, Any]]:
         """The facts of this training and of those of the folds."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from glora.methods.method import Tuned
 from glora.report.metrics import MetricInfo
 from glora.runs.cost import planned, search_cost
+from glora.runs.ladder import ladder_of, training_of
 from glora.searchers import Trial
 from glora.tasks.task import Task
 from glora.tasks.visible import VisibleData
@@ -48,7 +49,7 @@ class Silent:
     def trial(self, trial: Trial, best: Trial, total: int, saved: float | None = None) -> None: ...
 
 
-def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: Tuned, *, lr: float) -> list[str]:
+def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: Tuned) -> list[str]:
     """What a run is going to do, in sentences.
 
     Args:
@@ -57,22 +58,16 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
         data: The same without test, cut for the search.
         backbone: The network.
         tuned: The network made trainable.
-        lr: The learning rate it will be trained with.
     """
-    settings, search, unit = experiment.train, experiment.search, task.train.unit
+    search, unit = experiment.search, task.train.unit
     *first, last = (f"{len(split):,} {name}" for name, split in task.splits.items())
     sizes = f"{', '.join(first)} and {last} {unit}"
     lines = [f"{task.name}: {sizes}, {task.objective.summary}", *task.notes, *data.notes, *backbone.notes, *tuned.notes]
-    counts = [len(data.train), *(len(data.train) - len(part) for part in data.folds)]
-    steps = sum(example_steps(settings, n) for n in counts)
-    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
-    times = f" of {len(data.folds) + 1} supernets" if data.folds else ""
-    training = f"Training: {epochs}{times}, {steps:,} passes of an example, learning rate {lr:g}"
-    training += "" if settings.pace == "off" else f", PACE {settings.pace}"
+    training = _training(experiment, data)
     size = "" if backbone.preprocess is None else f" {backbone.preprocess.summary}".rstrip()
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
-        return [*lines, what, training]
+        return [*lines, what, *training]
     bounds = planned(experiment, data, tuned.space)
     high = tuned.space.count(tuned.space.largest)
     candidates = bounds.settings.candidates if search.racing else bounds.full_scores
@@ -80,8 +75,21 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     return [
         *lines,
         f"{what}; searched from {bounds.min_budget:,} to {most:,}",
-        training,
+        *training,
         f"Search: up to {candidates:,} genotypes on {len(data.val):,} {unit}"
         + ("; then one look at the test examples" if task.test is not None else ""),
         *search_cost(bounds, experiment, data)[1],
     ]
+
+
+def _training(experiment: Any, data: VisibleData) -> list[str]:
+    """What is going to be trained: before the training the rate, where it is chosen."""
+    ladder, settings = ladder_of(experiment, data), training_of(experiment, data)
+    counts = [len(data.train), *(len(data.train) - len(part) for part in data.folds)]
+    steps = sum(example_steps(settings, n) for n in counts)
+    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
+    times = f" of {len(data.folds) + 1} supernets" if data.folds else ""
+    rate = f"learning rate {settings.lr:g}" if ladder is None else "at the rate that is chosen"
+    training = f"Training: {epochs}{times}, {steps:,} passes of an example, {rate}"
+    training += "" if settings.pace == "off" else f", PACE {settings.pace}"
+    return [training] if ladder is None else [ladder.text, training]

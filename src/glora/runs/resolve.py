@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from glora import searchers
 from glora.config import Experiment, SearchSettings
@@ -17,6 +17,7 @@ from glora.tasks.data import SOURCES
 
 __all__ = ["Extent", "SearchPlan", "plan_search", "polish_info", "resolve"]
 
+WITHOUT_RATE: Literal["own", "auto"] = "own"  # what a run without a learning rate takes
 POLISH = Polish().rate  # of the training's learning rate, from the supernet's weights
 AFRESH = 1.0  # the same from the pretrained weights
 
@@ -32,13 +33,19 @@ def resolve(experiment: Experiment) -> Experiment:
         model = model.model_copy(update={"checkpoint": model.checkpoint.expanduser().resolve()})
     if "/" in model.name and (folder := Path(model.name).expanduser()).is_dir():
         model = model.model_copy(update={"name": str(folder.resolve())})
-    lr = experiment.train.lr or cast(Method, experiment.method).lr
+    lr = experiment.train.lr or _usual_rate(experiment)
     search = search.model_copy(update=_polish(experiment, lr))
     train = experiment.train.model_copy(update={"lr": lr})
     return experiment.model_copy(update={"data": data, "model": model, "train": train, "search": search})
 
 
-def _polish(experiment: Experiment, lr: float) -> dict[str, Any]:
+def _usual_rate(experiment: Experiment) -> float | Literal["auto"]:
+    """The learning rate of a run without a given one; as published it is the method's own."""
+    published = experiment.preset == "paper"
+    return "auto" if WITHOUT_RATE == "auto" and not published else cast(Method, experiment.method).lr
+
+
+def _polish(experiment: Experiment, lr: float | Literal["auto"]) -> dict[str, Any]:
     """What is left open of the winner's own training: the method's."""
     search, own = experiment.search, cast(Method, experiment.method).polish
     epochs = search.polish
@@ -47,8 +54,13 @@ def _polish(experiment: Experiment, lr: float) -> dict[str, Any]:
     if not epochs:
         return {"polish": 0}
     start = search.polish_from or own.start
-    rate = search.polish_lr or lr * (own.rate if start == own.start else {"supernet": POLISH, "base": AFRESH}[start])
+    rate = search.polish_lr or (None if lr == "auto" else lr * _polish_share(own, start))
     return {"polish": epochs, "polish_from": start, "polish_lr": rate}
+
+
+def _polish_share(own: Polish, start: str) -> float:
+    """A polish's learning rate as a multiple of the training's."""
+    return own.rate if start == own.start else {"supernet": POLISH, "base": AFRESH}[start]
 
 
 class Extent(NamedTuple):
@@ -146,13 +158,16 @@ def _near(settings: SearchSettings, space: GenotypeSpace, share: float, candidat
     return least if sampler.can_sample(candidates) else 0
 
 
-def polish_info(settings: SearchSettings) -> dict[str, Any] | None:
+def polish_info(experiment: Experiment, lr: float) -> dict[str, Any] | None:
     """How a winner is polished, as its adapter file has it; None where it is not.
 
     Args:
-        settings: The search's, resolved.
+        experiment: The settings, resolved.
+        lr: The training's learning rate.
     """
+    settings = experiment.search
     if not settings.polish:
         return None
     start = {"from": "base"} if settings.polish_from == "base" else {}
-    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr, **start}
+    share = _polish_share(cast(Method, experiment.method).polish, settings.polish_from or "supernet")
+    return {"epochs": settings.polish, "on": settings.polish_on, "lr": settings.polish_lr or lr * share, **start}

@@ -28,6 +28,7 @@ from glora.runs.reporter import Reporter, Silent, plan
 from glora.runs.resolve import resolve
 from glora.runs.session import Session
 from glora.runs.stages.polish import Polishing, polish, retrain
+from glora.runs.stages.rate import choose_rate
 from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
@@ -186,13 +187,14 @@ class Run:
         else:
             _say(
                 session.reporter,
-                plan(self.experiment, self.task, session.data, session.backbone, self.tuned, lr=session.lr),
+                plan(self.experiment, self.task, session.data, session.backbone, self.tuned),
             )
             self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
                 self._keep_precision()
             session.accelerator.wait_for_everyone()  # all have read whether there was a choice before
+            choose_rate(session, self.tuned)
         train(session, self.tuned)
 
     def _keep_precision(self) -> None:
@@ -297,7 +299,7 @@ class Run:
         rows, outcome = self._tested(testing, model, search, outcome)
         others = testing.others(model, self.task)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
-        work = {"train": self.folder.example_steps()}
+        work = self.folder.work()
         if outcome is not None and outcome.polish:
             polished = self.folder.polished(outcome.key)
             seconds["polish"], work["polish"] = polished.seconds()["train"], polished.example_steps()

@@ -13,6 +13,7 @@ from torch import nn
 
 from glora.backbones import Backbone
 from glora.config import Experiment
+from glora.errors import RunError
 from glora.methods.method import Method
 from glora.runs.folder import RunFolder
 from glora.runs.reporter import Reporter
@@ -58,12 +59,24 @@ class Session:
         """What is learned."""
         return self.data.objective
 
-    @cached_property
+    @property
     def lr(self) -> float:
-        """The learning rate at its top."""
+        """The learning rate at its top, given or chosen.
+
+        Raises:
+            RunError: It is not chosen yet.
+        """
         lr = self.experiment.train.lr
         assert lr is not None  # resolved
-        return lr
+        if lr != "auto":
+            return lr
+        facts = self.folder.done("lr")
+        if facts is None:
+            raise RunError(
+                f"The learning rate of {self.folder.path} is not chosen yet.",
+                remedy=f"Run `glora train --out {self.folder.path}` first.",
+            )
+        return float(facts["chosen"])
 
     @cached_property
     def base_fingerprint(self) -> str:

@@ -19,7 +19,11 @@ STATES = {
     "searched": "It is searched, and not tested yet.",
     "tested": "It is tested.",
 }
-STAGES = {"train": "training", "check": "winner and controls on val"}  # as a page calls them
+STAGES = {  # as a page calls them
+    "train": "training",
+    "rate": "choosing the learning rate",
+    "check": "winner and controls on val",
+}
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 

@@ -10,19 +10,17 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from glora.config import Experiment
 from glora.errors import GloraError, RunError, StateError
 from glora.files import write_json
-from glora.methods.method import Method, Tuned
+from glora.methods.method import Method
 from glora.report.outcome import digest
 from glora.runs.benchmark.settings import Benchmark, Cell, RateSettings
+from glora.runs.judging import Judging
 from glora.runs.run import Reporter, Run
 
 __all__ = ["Rates", "Try", "measure"]
@@ -82,17 +80,12 @@ def measure(experiment: Experiment, folder: Path, reporter: Reporter) -> dict[st
     except StateError as error:
         found["diverged"] = error.cause
     else:
-        with _largest(run.tuned) as model:
-            evaluation = session.evaluator.evaluate(model, val)
-        found |= {"value": evaluation.value(metric.name), "loss": evaluation.value("loss")}
+        largest = None if run.tuned.space is None else run.tuned.space.largest
+        judged = Judging(session, run.tuned, val, [largest])()
+        found |= {"value": judged.value, "loss": judged.plain}
         found |= {"seconds": run.folder.seconds()["train"], "example_steps": run.folder.example_steps()}
     shutil.rmtree(folder)
     return {**found, "examples": len(val), "epochs": experiment.train.epochs}
-
-
-def _largest(tuned: Tuned) -> AbstractContextManager[nn.Module]:
-    """Within it the largest genotype plays, where there are several."""
-    return nullcontext(tuned.model) if tuned.space is None else tuned.hold(tuned.space.largest)
 
 
 class Rates:

@@ -58,7 +58,7 @@ class Search:
         self.settings = session.experiment.search
         self.plan = planned(session.experiment, session.data, self.space)
         self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
-        self.polish = polish_info(self.settings)
+        self.polish = polish_info(session.experiment, session.lr)
         self._snapshots = load_numbers(session, tuned)
         folder = session.folder
         self._load(Calibration.read(folder.calibration) if folder.begun else Calibration())

@@ -13,6 +13,7 @@ from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
+from glora.runs.ladder import training_of
 from glora.runs.session import Session
 from glora.tasks.objective import Examples
 from glora.training.trainer import Trainer
@@ -39,7 +40,7 @@ class Training:
     @classmethod
     def of(cls, session: Session) -> Training:
         """The run's own."""
-        return cls(session.experiment.train, session.lr, session.info)
+        return cls(training_of(session.experiment, session.data), session.lr, session.info)
 
 
 def train(session: Session, tuned: Tuned) -> None:

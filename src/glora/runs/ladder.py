@@ -1,0 +1,153 @@
+"""`train.lr: auto` without a model: which rates are tried, how long, what is left for the training, and which is best.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all rates of a ladder in short trainings, then the best
+of them in longer ones. A rate is judged by its loss on val together with those of its neighbours on the ladder: good
+rates lie side by side, and a few hundred examples are noisy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+from glora.config import Experiment, TrainSettings
+from glora.methods.method import Method
+from glora.tasks.visible import VisibleData
+from glora.training.pace import example_steps
+
+__all__ = ["Ladder", "Rung", "best_rate", "ladder_of", "smoothed", "survivors", "training_of"]
+
+STEPS = tuple(range(-5, 2))  # halves of a decade from the method's own rate
+KEPT = 3  # rates that are tried once more
+LONGER = 3  # times as long
+LEAST = 4  # optimizer steps of a try
+FALLS = 0.5  # the best rate falls with this power of a training's length
+LOST = 2.0  # a training whose loss is no number counts as this times the worst of the others
+
+
+class Rung(NamedTuple):
+    """Trainings of one length.
+
+    Attributes:
+        rates: How many are tried.
+        examples: Training examples of each. epochs: Passes over them.
+    """
+
+    rates: int
+    examples: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What choosing a rate does.
+
+    Attributes:
+        rates: Lowest first.
+        rungs: One after the other.
+        passes: Of an example, forward and backward, of all tries together.
+        left: Epochs of the training at the rate that is chosen.
+        own: The method's own rate.
+        shorter: How many times shorter the longest try is than that training.
+    """
+
+    rates: tuple[float, ...]
+    rungs: tuple[Rung, ...]
+    passes: int
+    left: int
+    own: float
+    shorter: float
+
+    @property
+    def text(self) -> str:
+        """It in a sentence."""
+        tries = sum(rung.rates for rung in self.rungs)
+        epochs = "1 epoch" if self.left == 1 else f"{self.left:,} epochs"
+        return (
+            f"Learning rate: chosen on val in {tries} short trainings, {len(self.rates)} rates from {self.rates[0]:g} "
+            f"to {self.rates[-1]:g}, {self.passes:,} passes of an example; {epochs} are left for the training"
+        )
+
+
+def ladder_of(experiment: Experiment, data: VisibleData) -> Ladder | None:
+    """What choosing a rate does in a run of these settings; None where the rate is given.
+
+    The tries take `train.lr_share` of the passes that `train.epochs` stands for, and at least half of the epochs are
+    left, so that a run costs as much as one of a given rate; in a very short one the tries may take more.
+
+    Args:
+        experiment: The settings.
+        data: What the run sees.
+    """
+    settings, own = experiment.train, cast(Method, experiment.method).lr
+    if settings.lr != "auto":
+        return None
+    n = len(data.train)
+    whole = example_steps(settings, n)
+    tried = len(data.training(0)) if data.folds else n
+    unit = settings.lr_share * whole / (len(STEPS) + LONGER * KEPT)
+    rungs = (_rung(settings, len(STEPS), unit, tried), _rung(settings, KEPT, LONGER * unit, tried))
+    each = [_passes(settings, rung) for rung in rungs]
+    passes = sum(rung.rates * cost for rung, cost in zip(rungs, each, strict=True))
+    epochs = settings.longest
+    left = max(math.ceil(epochs / 2), epochs - math.ceil(passes / (whole / epochs)))
+    rates = tuple(float(f"{own * 10 ** (step / 2):.3g}") for step in STEPS)
+    return Ladder(rates, rungs, passes, left, own, left * whole / epochs / each[-1])
+
+
+def _rung(settings: TrainSettings, rates: int, passes: float, n: int) -> Rung:
+    """Trainings of about so many passes: several epochs, or one of some of the examples."""
+    an_epoch = example_steps(settings.model_copy(update={"epochs": 1}), n)
+    if passes >= an_epoch:
+        return Rung(rates, n, math.floor(passes / an_epoch))
+    return Rung(rates, min(n, max(LEAST * settings.batch_size, round(n * passes / an_epoch))), 1)
+
+
+def _passes(settings: TrainSettings, rung: Rung) -> int:
+    return example_steps(settings.model_copy(update={"epochs": rung.epochs}), rung.examples)
+
+
+def training_of(experiment: Experiment, data: VisibleData) -> TrainSettings:
+    """The training loop's settings, with the epochs that choosing the rate leaves."""
+    ladder = ladder_of(experiment, data)
+    settings = experiment.train
+    return settings if ladder is None else settings.model_copy(update={"epochs": ladder.left})
+
+
+def smoothed(losses: Mapping[float, float | None]) -> dict[float, float]:
+    """Rate -> its loss and those of its neighbours, weighted 1 2 1; at an end of the ladder 2 1.
+
+    Args:
+        losses: Rate -> loss; None where the training was lost.
+    """
+    known = [loss for loss in losses.values() if loss is not None]
+    worst = LOST * max(known, default=1.0)
+    rates = sorted(losses)
+    each = [worst if (loss := losses[rate]) is None else loss for rate in rates]
+    found = {}
+    for place, rate in enumerate(rates):
+        beside = each[max(0, place - 1) : place] + each[place + 1 : place + 2]
+        found[rate] = (2 * each[place] + math.fsum(beside)) / (2 + len(beside))
+    return found
+
+
+def survivors(losses: Mapping[float, float | None], n: int) -> list[float]:
+    """The best n rates, lowest first."""
+    scores = smoothed(losses)
+    return sorted(sorted(scores, key=lambda rate: (scores[rate], rate))[:n])
+
+
+def best_rate(rungs: Sequence[Mapping[float, float | None]], ladder: Ladder) -> float | None:
+    """The rate of the training: the best of the longest tries, lowered as the training is longer; None: all were lost.
+
+    Args:
+        rungs: Of each rung rate -> loss.
+        ladder: How long tries and training are.
+    """
+    last = rungs[-1]
+    if all(loss is None for loss in last.values()):
+        return None
+    [best] = survivors(last, 1)
+    return float(f"{best * min(1.0, ladder.shorter**-FALLS):.2g}")

@@ -1,0 +1,175 @@
+"""Before the training: the learning rate, where it is `auto`, by short trainings judged on val; no test example."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glora.errors import RunError, StateError
+from glora.files import append_jsonl, plain_json, read_jsonl, write_text
+from glora.methods.method import Tuned
+from glora.runs.folder import RunFolder
+from glora.runs.judging import Judging
+from glora.runs.ladder import Ladder, Rung, best_rate, ladder_of, survivors
+from glora.runs.session import Session
+from glora.runs.stages.train import run_training
+from glora.tasks.objective import Examples
+from glora.training.trainer import Trainer
+
+__all__ = ["choose_rate"]
+
+
+def choose_rate(session: Session, tuned: Tuned) -> None:
+    """Chooses the learning rate where it is open, or goes on; it is in the folder, and `tuned` is as it came.
+
+    Raises:
+        RunError: All rates have lost the training.
+    """
+    ladder = ladder_of(session.experiment, session.data)
+    chosen = session.folder.done("lr") is not None
+    session.accelerator.wait_for_everyone()  # before the main process writes
+    if ladder is None or chosen:
+        return
+    _Choosing(session, tuned, ladder).run()
+    session.accelerator.wait_for_everyone()  # it is written
+
+
+class _Choosing:
+    """The tries of a run, in `rates.jsonl`: a line each.
+
+    Args:
+        session: The run.
+        tuned: What is trained, with the numbers that every try begins with.
+        ladder: What is tried.
+    """
+
+    def __init__(self, session: Session, tuned: Tuned, ladder: Ladder) -> None:
+        self.session = session
+        self.tuned = tuned
+        self.ladder = ladder
+        self.train, self.val = _halves(session)
+        self.judging = Judging(session, tuned, self.val)
+        self.first = [value.detach().clone() for value in self._values()]
+        data, base = session.data.fingerprint, session.base_fingerprint
+        self.header = plain_json({"event": "rates", "data": data, "base": base, "rates": ladder.rates})
+        self.found = self._read()
+
+    def _values(self) -> list[Tensor]:
+        return [*self.tuned.parameters(), *self.tuned.model.buffers()]
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The tries that are done; those of other data or of another model are forgotten."""
+        records, main = read_jsonl(self.session.folder.rates), self.session.accelerator.is_main_process
+        known = records[1:] if records[:1] == [self.header] else []
+        self.session.accelerator.wait_for_everyone()
+        if main:
+            lines = [json.dumps(each, separators=(",", ":")) + "\n" for each in (self.header, *known)]
+            write_text(self.session.folder.rates, "".join(lines))
+        return known
+
+    def run(self) -> None:
+        """Tries what is left, and keeps what is best."""
+        session, ladder = self.session, self.ladder
+        rates, rungs = list(ladder.rates), list[Mapping[float, float | None]]()
+        for place, rung in enumerate(ladder.rungs):
+            rates = survivors(rungs[-1], rung.rates) if rungs else rates
+            rungs.append({rate: self._loss(place, rung, rate) for rate in rates})
+        best = best_rate(rungs, ladder)
+        if best is None:
+            tried = ", ".join(f"{rate:g}" for rate in ladder.rates)
+            raise RunError(f"Every learning rate that was tried lost the training: {tried}.", remedy="Give --lr.")
+        cost = {name: sum(each[name] for each in self.found) for name in ("example_steps", "seconds")}
+        why = self._why(best, rungs[-1], int(cost["example_steps"]))
+        session.reporter.say(why)
+        if session.accelerator.is_main_process:
+            session.folder.mark("lr", chosen=best, why=why, **cost)
+            shutil.rmtree(session.folder.tries, ignore_errors=True)
+
+    def _why(self, best: float, last: Mapping[float, float | None], passes: int) -> str:
+        [tried] = survivors(last, 1)
+        ladder = self.ladder
+        lowered = "" if best == tried else f", lowered to {best:.2g} for a training {ladder.shorter:.2g} times as long"
+        return (
+            f"Learning rate: {tried:g} was best on val of {len(ladder.rates)} from {ladder.rates[0]:g} to "
+            f"{ladder.rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. "
+            f"The method's own is {ladder.own:g}."
+        )
+
+    def _loss(self, place: int, rung: Rung, rate: float) -> float | None:
+        """What a try has on val, from the file or made now; None where its training was lost."""
+        for each in self.found:
+            if (each["rung"], each["rate"]) == (place, rate):
+                return None if each["loss"] is None else float(each["loss"])
+        session = self.session
+        found = {"event": "try", "rung": place, "rate": rate, **self._tried(place, rung, rate)}
+        self.found.append(found)
+        if session.accelerator.is_main_process:
+            append_jsonl(session.folder.rates, found)
+        loss: float | None = found["loss"]
+        name = session.objective.metrics[0].name
+        told = "the training was lost" if loss is None else f"val loss {loss:.4f}, {name} {found['value']:.4f}"
+        session.reporter.say(f"Learning rate {rate:g}, {_length(rung)}: {told}")
+        return loss
+
+    def _tried(self, place: int, rung: Rung, rate: float) -> dict[str, Any]:
+        session, seed = self.session, self.session.experiment.seed
+        with torch.no_grad():
+            for value, first in zip(self._values(), self.first, strict=True):
+                value.copy_(first)
+        torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
+        own = {"epochs": rung.epochs, "restart": False, "schedule": "cosine", "lr": rate}
+        settings = session.experiment.train.model_copy(update=own)
+        trainer = Trainer(
+            self.tuned,
+            self._some(rung),
+            session.objective,
+            settings,
+            lr=rate,
+            seed=seed,
+            accelerator=session.accelerator,
+        )
+        folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")
+        loss = value = None
+        try:
+            run_training(session, trainer, folder)
+        except StateError:  # it is no number any more
+            pass
+        else:
+            judged = self.judging()
+            if math.isfinite(judged.plain):
+                loss, value = judged.loss, judged.value
+        finally:
+            self._as_it_came()
+        return {"loss": loss, "value": value, "example_steps": trainer.example_steps, "seconds": trainer.seconds}
+
+    def _as_it_came(self) -> None:
+        with torch.no_grad():
+            for value, first in zip(self._values(), self.first, strict=True):
+                value.copy_(first)
+        if self.tuned.space is not None:
+            self.tuned.activate(self.tuned.space.largest)
+
+    def _some(self, rung: Rung) -> Examples:
+        """As many training examples as a try has, the same for all of a rung."""
+        n = len(self.train)
+        if rung.examples >= n:
+            return self.train
+        rng = random.Random(f"tries {self.session.experiment.seed}")
+        return self.train.subset(sorted(rng.sample(range(n), rung.examples)))
+
+
+def _halves(session: Session) -> tuple[Examples, Examples]:
+    """What tries are trained on, and what judges them; with folds those of the first."""
+    data = session.data
+    return (data.training(0), data.scoring[0]) if data.folds else (data.train, data.val)
+
+
+def _length(rung: Rung) -> str:
+    return f"{rung.epochs} epochs" if rung.epochs > 1 else f"{rung.examples:,} examples"
