@@ -106,7 +106,11 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The training loop: by default AdamW, a cosine from `lr` to 0 after a linear warm-up."""
 
-    epochs: int = Field(30, ge=1, description="Passes over the training examples.")
+    epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        30, description="Passes over the training examples; auto: until val gets no better, the best state is kept."
+    )
+    most_epochs: int = Field(30, ge=1, description="Of epochs auto: most passes; the learning rate is 0 after them.")
+    patience: int = Field(5, ge=1, description="Of epochs auto: epochs without a better val loss that end it.")
     batch_size: int = Field(32, ge=1, description="Examples per step, over all processes.")
     micro_batch: int | None = Field(
         None,
@@ -149,7 +153,11 @@ class TrainSettings(Settings):
     @property
     def longest(self) -> int:
         """Passes over the training examples, at most."""
-        return self.epochs
+        return self.most_epochs if self.epochs == "auto" else self.epochs
+
+    def lasting(self, epochs: int) -> TrainSettings:
+        """The same with at most so many passes."""
+        return self.model_copy(update={"most_epochs" if self.epochs == "auto" else "epochs": epochs})
 
     @model_validator(mode="after")
     def _whole_steps(self) -> TrainSettings:
@@ -223,6 +231,13 @@ class Experiment(Settings):
     train: TrainSettings = TrainSettings()
     search: SearchSettings
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of head, support tensors, batches, subnets and search.")
+
+    @model_validator(mode="after")
+    def _stopping(self) -> Experiment:
+        folds = getattr(self.data, "folds", 1)
+        if self.train.epochs == "auto" and folds > 1:
+            raise ValueError(f"train.epochs=auto needs val examples that no training sees; data.folds={folds} has none")
+        return self
 
     @model_validator(mode="after")
     def _set_aside(self) -> Experiment:

@@ -38,7 +38,7 @@ OPTIONS = {
     "objective": Setting("objective", "NAME"),
     "budget": Setting("search.budget", "NUMBER"),
     "min_budget": Setting("search.min_budget", "NUMBER"),
-    "epochs": Setting("train.epochs", "N", int),
+    "epochs": Setting("train.epochs", "N|auto"),
     "lr": Setting("train.lr", "RATE|auto"),
     "batch_size": Setting("train.batch_size", "N", int),
     "precision": Setting("train.precision", "no|bf16|fp16|auto"),

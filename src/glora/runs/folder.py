@@ -33,7 +33,7 @@ AFTER = {
 }  # change no score
 FEWEST = "search.min_budget"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
-CHOSEN = ("precision", "lr")  # by the run, before it trains
+CHOSEN = ("precision", "lr", "epochs")  # by the run, before it trains
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -81,7 +81,7 @@ class RunFolder:
         """The facts that a stage has left at its end; None as long as it has not ended.
 
         Args:
-            stage: `trained` or `searched`; or what the run has chosen: `precision`, `lr`.
+            stage: `trained` or `searched`; or what the run has chosen: `precision`, `lr`, `epochs`.
 
         Raises:
             RunError: The file is damaged.
@@ -330,7 +330,8 @@ class RunFolder:
             epoch: Epochs done.
             base: Fingerprint of the base, the head apart; None does not keep it.
         """
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
+        stages = ("train", "val", "warning")
+        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in stages and r["epoch"] <= epoch]
         begun = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
         records = [begun, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))

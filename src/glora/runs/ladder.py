@@ -113,7 +113,7 @@ def training_of(experiment: Experiment, data: VisibleData) -> TrainSettings:
     """The training loop's settings, with the epochs that choosing the rate leaves."""
     ladder = ladder_of(experiment, data)
     settings = experiment.train
-    return settings if ladder is None else settings.model_copy(update={"epochs": ladder.left})
+    return settings if ladder is None else settings.lasting(ladder.left)
 
 
 def smoothed(losses: Mapping[float, float | None]) -> dict[float, float]:

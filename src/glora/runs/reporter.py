@@ -87,9 +87,12 @@ def _training(experiment: Any, data: VisibleData) -> list[str]:
     ladder, settings = ladder_of(experiment, data), training_of(experiment, data)
     counts = [len(data.train), *(len(data.train) - len(part) for part in data.folds)]
     steps = sum(example_steps(settings, n) for n in counts)
-    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs:,} epochs"
+    epochs = "1 epoch" if settings.longest == 1 else f"{settings.longest:,} epochs"
+    epochs = f"up to {epochs}" if settings.epochs == "auto" else epochs
     times = f" of {len(data.folds) + 1} supernets" if data.folds else ""
     rate = f"learning rate {settings.lr:g}" if ladder is None else "at the rate that is chosen"
     training = f"Training: {epochs}{times}, {steps:,} passes of an example, {rate}"
     training += "" if settings.pace == "off" else f", PACE {settings.pace}"
+    if settings.epochs == "auto":
+        training += f"; it ends when val has got no better for {settings.patience} epochs, and the best state is kept"
     return [training] if ladder is None else [ladder.text, training]

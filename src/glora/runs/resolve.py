@@ -50,7 +50,7 @@ def _polish(experiment: Experiment, lr: float | Literal["auto"]) -> dict[str, An
     search, own = experiment.search, cast(Method, experiment.method).polish
     epochs = search.polish
     if epochs is None:
-        epochs = math.ceil(own.epochs * experiment.train.epochs)
+        epochs = math.ceil(own.epochs * experiment.train.longest)
     if not epochs:
         return {"polish": 0}
     start = search.polish_from or own.start

@@ -128,7 +128,7 @@ def _examples(settings: TrainSettings, step: int, n: int) -> int:
 def example_steps(settings: TrainSettings, examples: int) -> int:
     """Forward-and-backward passes of an example in a whole training on so many examples."""
     size = settings.batch_size
-    batches = [min(size, examples - first) for first in range(0, examples, size)] * settings.epochs
+    batches = [min(size, examples - first) for first in range(0, examples, size)] * settings.longest
     return sum(_examples(settings, step, n) * _passes(settings, step) for step, n in enumerate(batches))
 
 

@@ -20,6 +20,7 @@ from glora.methods.method import Tuned
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Objective, Varied
 from glora.training.average import Average
+from glora.training.best import Best
 from glora.training.optimizers import OPTIMIZERS
 from glora.training.pace import Pace, StepExamples
 from glora.training.schedules import SCHEDULES, Place
@@ -83,7 +84,8 @@ class Trainer:
     A training that loses what it had learned begins anew with a third of the learning rate: from there on it is one
     of the epochs that are left, from the numbers that `tuned` came with.
 
-    With `average` the parameters are in the end their moving mean over the last steps.
+    With `average` the parameters are in the end their moving mean over the last steps. With `val_loss` the training
+    ends in the state that was best on val, and once there was none better for `patience` epochs.
 
     Every process draws the same genotypes and takes its share of each batch; gradients are averaged over the
     processes, those of numbers that no process played stay absent.
@@ -96,6 +98,7 @@ class Trainer:
         lr: Learning rate at the top.
         seed: Decides batches and subnets.
         accelerator: Device, precision and processes.
+        val_loss: What the model does on val as it stands, asked after every epoch; None: val has no say.
 
     Attributes:
         lr: Learning rate at the top, as it is now.
@@ -118,8 +121,11 @@ class Trainer:
         lr: float,
         seed: int,
         accelerator: Accelerator,
+        val_loss: Callable[[], float] | None = None,
     ) -> None:
         self.tuned = tuned
+        self.val_loss = val_loss
+        self.best = Best(settings.patience)
         self.examples = examples
         self.objective = objective
         self.settings = settings
@@ -152,11 +158,11 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimizer steps of the training since it began."""
-        return self.steps_per_epoch * (self.settings.epochs - self.began)
+        return self.steps_per_epoch * (self.settings.longest - self.began)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step since it began."""
-        epochs = self.settings.epochs - self.began
+        epochs = self.settings.longest - self.began
         at = Place(step, self.steps_per_epoch, epochs, self.settings.warmup)
         return SCHEDULES[self.settings.schedule](self.lr, at)
 
@@ -166,7 +172,7 @@ class Trainer:
         Raises:
             StateError: The loss is NaN or infinite.
         """
-        while self.epoch < self.settings.epochs:
+        while not self.over:
             start = time.perf_counter() - self.seconds  # as if the epochs before had just run, and nothing between
             self.tuned.model.train()
             progress = None
@@ -174,17 +180,38 @@ class Trainer:
                 if on_progress is not None:
                     on_progress(progress)
             self.epoch += 1
-            self.seconds = time.perf_counter() - start
             assert progress is not None
             self._judge()
-            if self.epoch == self.settings.epochs:
-                self.average.swap()
+            self._look()
+            self.seconds = time.perf_counter() - start
+            if self.over:
+                self._end()
             yield progress
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left, or val has got no better for long enough."""
+        stops = self.val_loss is not None and self.best.over(self.epoch, self.began)
+        return stops or self.epoch >= self.settings.longest
+
+    def _look(self) -> None:
+        """Keeps the state where it is the best on val so far: that of the moving mean, where there is one."""
+        if self.val_loss is None or self.began == self.epoch:
+            return
+        self.average.swap()
+        self.best.see(self.epoch, self.val_loss(), self._values())
+        self.average.swap()
+
+    def _end(self) -> None:
+        """The numbers are those that the training ends in."""
+        self.average.swap()
+        if self.val_loss is not None:
+            self.best.put(self._values())
 
     def _judge(self) -> None:
         """Begins anew where the last epochs have lost what was learned; tells of that, or that nothing was learned."""
         last, chance = max(2, math.ceil(SURE / self.steps_per_epoch)), self.chance
-        left, now, self.warning = self.settings.epochs - self.epoch, self.losses[-1], ""
+        left, now, self.warning = self.settings.longest - self.epoch, self.losses[-1], ""
         if chance is None:
             return
         if self.settings.restart and collapsed(self.losses, last, chance):
@@ -239,7 +266,7 @@ class Trainer:
         self.losses.append(plain)
 
     def _progress(self, k: int, loss: float, metric: float, lr: float, start: float) -> Progress:
-        n, epochs = len(self.examples), self.settings.epochs
+        n, epochs = len(self.examples), self.settings.longest
         done = self.epoch * n + min(n, (k + 1) * self.settings.batch_size)
         speed = done / max(1e-9, time.perf_counter() - start)
         return Progress(
@@ -360,7 +387,8 @@ class Trainer:
             tensors |= {f"{index}.{name}": value for name, value in kept if isinstance(value, Tensor)}
         if self.pace.outputs is not None:
             tensors["pace.outputs"] = self.pace.outputs
-        tensors |= self.average.state()
+        best, told = self.best.state()
+        tensors |= {**self.average.state(), **best}
         scaler = self.accelerator.scaler
         return tensors, {
             "epoch": self.epoch,
@@ -370,6 +398,7 @@ class Trainer:
             "began": self.began,
             "losses": self.losses,
             "averaged": self.average.seen,
+            "best": told,
             "constants": self.tuned.constants,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -403,6 +432,7 @@ class Trainer:
         if self.accelerator.scaler is not None and meta["scaler"]:
             self.accelerator.scaler.load_state_dict(meta["scaler"])
         self.average.restore(tensors, int(meta.get("averaged", 0)))
+        self.best.restore(tensors, meta.get("best", {}), self._values())
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
         self.example_steps = int(meta["example_steps"])
         self.lr, self.began, self.losses = float(meta["lr"]), int(meta["began"]), list(meta["losses"])

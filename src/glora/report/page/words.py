@@ -45,6 +45,8 @@ def asked(run: RunRecord) -> list[tuple[str, str]]:
 
 def _training(settings: Mapping[str, Any]) -> str:
     epochs, size = _at(settings, "train.epochs"), _at(settings, "train.batch_size")
+    if epochs == "auto":
+        return f"epochs by val, at most {_at(settings, 'train.most_epochs')}, in batches of {size}"
     return "" if epochs is None else f"{epochs} epochs in batches of {size}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
+from glora.runs.judging import Judging
 from glora.runs.ladder import training_of
 from glora.runs.session import Session
 from glora.tasks.objective import Examples
@@ -88,18 +89,37 @@ def train_into(
         lr=training.lr,
         seed=seed,
         accelerator=session.accelerator,
+        val_loss=_val_loss(session, tuned) if training.settings.epochs == "auto" else None,
     )
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
+        if training.settings.epochs == "auto":
+            _tell_best(session, trainer, folder)
         file = folder.adapter if tuned.space is None else folder.supernet
         tuned.save(file, training.info, base_fingerprint=session.base_fingerprint)
         folder.mark("trained", file=file.name, seconds=trainer.seconds, example_steps=trainer.example_steps)
         folder.training.unlink(missing_ok=True)
 
 
+def _val_loss(session: Session, tuned: Tuned) -> Callable[[], float]:
+    """What a training that ends by val is asked for after every epoch."""
+    judging = Judging(session, tuned, session.data.val)
+    return lambda: judging().loss
+
+
+def _tell_best(session: Session, trainer: Trainer, folder: RunFolder) -> None:
+    """Which epoch's state was kept is told, and in the folder."""
+    best, epoch = trainer.best, trainer.epoch
+    why = f"Epochs: the state after {best.epoch} of {epoch} is kept, which was best on val: loss {best.loss:.4f}."
+    if not best.epoch:
+        why = f"Epochs: {epoch}; val had no finite loss after any of them."
+    session.reporter.say(why)
+    folder.mark("epochs", chosen=best.epoch, trained=epoch, why=why)
+
+
 def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     """Trains to the end, from the state in the folder where there is one; the main process keeps the metrics."""
-    accelerator, epochs, reporter = trainer.accelerator, trainer.settings.epochs, session.reporter
+    accelerator, epochs, reporter = trainer.accelerator, trainer.settings.longest, session.reporter
     if folder.training.is_file():
         _restore(folder, trainer)
         reporter.say(f"Training goes on after epoch {trainer.epoch} of {epochs}.")
@@ -119,7 +139,9 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
         if trainer.warning:
             reporter.say(trainer.warning)
             folder.record("warning", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.warning})
-        if trainer.epoch < epochs and cost <= SAVE_SHARE * (trainer.seconds - saved):
+        if trainer.best.epoch:
+            folder.record("val", {"epoch": trainer.epoch, "best_epoch": trainer.best.epoch, "best": trainer.best.loss})
+        if not trainer.over and cost <= SAVE_SHARE * (trainer.seconds - saved):
             start = time.perf_counter()
             _save(folder, trainer)
             saved, cost = trainer.seconds, time.perf_counter() - start
