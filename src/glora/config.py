@@ -141,6 +141,9 @@ class TrainSettings(Settings):
         le=1,
         description="Share of the steps, at the end, whose moving mean the training ends in; 0: none.",
     )
+    final: Literal["train", "all"] = Field(
+        "train", description="'all': once all is chosen, train anew on train and val together; no val tells of it then."
+    )
     restart: bool = Field(True, description="After a collapse begin anew, with a third of the learning rate.")
     precision: Precision = Field(
         "no", description="Mixed precision; 'no' is float32, auto: bf16 where a training step is quicker with it."

@@ -29,6 +29,7 @@ TITLES = {  # name of a row -> what it is
     "random_best": "best of {:,.0f} random",
     "largest": "largest subnet",
     "unpolished": "winner before polishing",
+    "before_final": "winner before it was trained on val too",
     "retrained": "winner trained alone",
 }
 SPLITS = {"test": "test", "aside": "set-aside", "val": "val"}  # from the most to the least honest, as they are called
@@ -137,9 +138,9 @@ class Outcome:
     def selection_bias(self) -> str:
         """How much better val looks than the examples set aside, in a sentence; empty where nothing was set aside.
 
-        It is told of what was chosen: the winner as it was before polishing.
+        It is told of what was chosen: the winner as it was before polishing, or before it was trained on val too.
         """
-        chosen = self.rows.get("unpolished", self.rows.get("winner", {}))
+        chosen = next((self.rows[name] for name in ("unpolished", "before_final", "winner") if name in self.rows), {})
         differences = self._differences(chosen, "selection_bias_{}")
         return f"Selection bias, val minus set-aside: {', '.join(differences.values())}." if differences else ""
 

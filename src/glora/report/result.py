@@ -52,7 +52,8 @@ class Result:
             how much better the winner is on the same examples, with the paired standard error.
         seconds: Wall time per stage: `train`, `search`, `test`, ...; `search` is the time of the scores, added up over
             all workers.
-        example_steps: Forward-and-backward passes of one example, per stage that trains: `train`, `rate`, `polish`.
+        example_steps: Forward-and-backward passes of one example, per stage that trains: `train`, `rate`,
+            `final`, `polish`.
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.

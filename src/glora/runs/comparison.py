@@ -169,7 +169,7 @@ def compare(winner: Contender, others: Mapping[str, Contender], objective: Objec
     rows: dict[str, Row] = {"winner": own | selection_bias(own, objective)}
     for name, other in others.items():
         row = _row(other)
-        if name == "unpolished":  # its weights were those that val chose
+        if name in ("unpolished", "before_final"):  # its weights were those that val chose
             row |= selection_bias(row, objective)
         for split in (split for split in other.splits if split in winner.splits):
             row |= ahead(winner.splits[split], other.splits[split], split)

@@ -69,6 +69,11 @@ class RunFolder:
         """The folder of one fold's supernet."""
         return RunFolder(self.path / f"fold-{place + 1}")
 
+    @property
+    def final(self) -> RunFolder:
+        """The folder of the training on train and val together."""
+        return RunFolder(self.path / "final")
+
     def retrained(self, genome: Sequence[int]) -> RunFolder:
         """The folder of the genotype trained alone."""
         return RunFolder(self.path / "retrained" / digest(genome))
@@ -345,6 +350,8 @@ class RunFolder:
         seconds = {"train": sum(facts.get("seconds", 0.0) for facts in self._trainings())}
         if rate := self.done("lr"):
             seconds["rate"] = rate["seconds"]
+        if final := self.final.done("trained"):
+            seconds["final"] = final["seconds"]
         for stage, file in (("search", self.journal), ("check", self.values)):
             if file.is_file():
                 seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
@@ -355,9 +362,10 @@ class RunFolder:
         return sum(facts.get("example_steps", 0) for facts in self._trainings())
 
     def work(self) -> dict[str, int]:
-        """The same by stage, with those that have chosen the learning rate."""
-        rate = self.done("lr")
-        return {"train": self.example_steps(), **({"rate": int(rate["example_steps"])} if rate else {})}
+        """The same by stage, with those that have chosen the learning rate, and those on train and val together."""
+        stages = {"rate": self.done("lr"), "final": self.final.done("trained")}
+        more = {stage: int(facts["example_steps"]) for stage, facts in stages.items() if facts}
+        return {"train": self.example_steps(), **more}
 
     def _trainings(self) -> list[dict[str, Any]]:
         """The facts of this training and of those of the folds."""
@@ -378,7 +386,7 @@ class RunFolder:
         Args:
             outcome: The winner, of whose polish and training alone is told too.
         """
-        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
+        files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl")), self.final.metrics]
         lines = [record["text"] for file in files for record in read_jsonl(file) if record["stage"] == "warning"]
         if outcome is not None:
             lines += [f"The polish: {line}" for line in self.polished(outcome.key).warnings()]

@@ -63,7 +63,7 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     *first, last = (f"{len(split):,} {name}" for name, split in task.splits.items())
     sizes = f"{', '.join(first)} and {last} {unit}"
     lines = [f"{task.name}: {sizes}, {task.objective.summary}", *task.notes, *data.notes, *backbone.notes, *tuned.notes]
-    training = _training(experiment, data)
+    training = _training(experiment, data, searches=tuned.space is not None)
     size = "" if backbone.preprocess is None else f" {backbone.preprocess.summary}".rstrip()
     what = f"{backbone.name}{size}, method {experiment.method.name}, {tuned.summary}"
     if tuned.space is None:
@@ -82,10 +82,12 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
     ]
 
 
-def _training(experiment: Any, data: VisibleData) -> list[str]:
+def _training(experiment: Any, data: VisibleData, *, searches: bool) -> list[str]:
     """What is going to be trained: before the training the rate, where it is chosen."""
     ladder, settings = ladder_of(experiment, data), training_of(experiment, data)
-    counts = [len(data.train), *(len(data.train) - len(part) for part in data.folds)]
+    last = len(data.everything) if settings.final == "all" else 0  # examples of the last training, where it has more
+    directly = last and not searches and settings.epochs != "auto"
+    counts = [last if directly else len(data.train), *(len(data.train) - len(part) for part in data.folds)]
     steps = sum(example_steps(settings, n) for n in counts)
     epochs = "1 epoch" if settings.longest == 1 else f"{settings.longest:,} epochs"
     epochs = f"up to {epochs}" if settings.epochs == "auto" else epochs
@@ -95,4 +97,8 @@ def _training(experiment: Any, data: VisibleData) -> list[str]:
     training += "" if settings.pace == "off" else f", PACE {settings.pace}"
     if settings.epochs == "auto":
         training += f"; it ends when val has got no better for {settings.patience} epochs, and the best state is kept"
-    return [training] if ladder is None else [ladder.text, training]
+    lines = [training] if ladder is None else [ladder.text, training]
+    if last and not directly and not experiment.search.polish:
+        most = example_steps(settings, last)
+        lines.append(f"At last the same on all {last:,} {data.train.unit}, train and val: up to {most:,} passes")
+    return lines

@@ -55,7 +55,8 @@ def _polish(experiment: Experiment, lr: float | Literal["auto"]) -> dict[str, An
         return {"polish": 0}
     start = search.polish_from or own.start
     rate = search.polish_lr or (None if lr == "auto" else lr * _polish_share(own, start))
-    return {"polish": epochs, "polish_from": start, "polish_lr": rate}
+    on = {"polish_on": "all"} if experiment.train.final == "all" else {}  # it is the last training
+    return {"polish": epochs, "polish_from": start, "polish_lr": rate, **on}
 
 
 def _polish_share(own: Polish, start: str) -> float:

@@ -289,6 +289,11 @@ class Run:
             self.reporter.say("This run was tested already; this is the result of then.")
             return found
         session = self.session
+        if not self.searches and session.trains_again(searches=False) and self.folder.done("final") is None:
+            raise RunError(
+                f"{self.folder.path} is not trained on train and val together yet.",
+                remedy=f"Run `glora train --out {self.folder.path}` first.",
+            )
         loaded = self.load()
         search = self._searching() if self.searches else None
         outcome = None if search is None else search.current()
@@ -327,6 +332,7 @@ class Run:
         metrics = {name: value for name, value in rows["winner"].items() if name not in ("parameters", "genotypes")}
         heads = [p for name in session.backbone.head for p in loaded.model.get_submodule(name).parameters()]
         warnings = (*self.folder.warnings(outcome), *Calibration.read(self.folder.calibration).notes)
+        seen = (session.seen,) if session.seen else ()
         untested = ("There are no test examples: nothing was tested.",) if self.task.test is None else ()
         new_keys = [f"A new key of the merged model: {key}" for key in loaded.new_keys]
         if loaded.no_merge:
@@ -347,7 +353,7 @@ class Run:
             metrics=metrics,
             controls={name: row for name, row in rows.items() if name != "winner"},
             **measured,
-            notes=(*self.task.notes, *data.notes, *self.folder.chosen, *untested, *warnings, *new_keys),
+            notes=(*self.task.notes, *data.notes, *self.folder.chosen, *seen, *untested, *warnings, *new_keys),
             verdict=() if outcome is None else (*earlier_tests(self.folder.tested), *outcome.verdict),
             winner="" if outcome is None else outcome.key,
             device=device_name(session.accelerator.device),

@@ -78,6 +78,25 @@ class Session:
             )
         return float(facts["chosen"])
 
+    def trains_again(self, *, searches: bool) -> bool:
+        """Whether the finished model is of a training of its own, on train and val, after the one that val judges.
+
+        Where val judges no training there is but one; and a winner that is polished is so on train and val.
+
+        Args:
+            searches: Whether the method has several genotypes.
+        """
+        train, polished = self.experiment.train, bool(self.experiment.search.polish)
+        return train.final == "all" and (not polished if searches else train.epochs == "auto")
+
+    @property
+    def seen(self) -> str:
+        """What is to be told of a model that was trained on val too; empty of others."""
+        if self.experiment.train.final != "all":
+            return ""
+        n, unit = len(self.data.everything), self.data.train.unit
+        return f"It was trained in the end on all {n:,} labelled {unit}, val among them: none tells how good it is."
+
     @cached_property
     def base_fingerprint(self) -> str:
         """The hash by which the method's files know the base: of the untouched network, computed once."""

@@ -22,6 +22,7 @@ CONTROLS = {  # control -> mark and colour
     "largest": ("up", "s3"),
     "retrained": ("right", "s2"),
     "unpolished": ("down", "s2"),
+    "before_final": ("down", "s2"),
 }
 BEYOND = 1.1  # a control this many times as large as anything scored is drawn at the edge
 CONFUSED = 40  # classes at most in the picture of confusions

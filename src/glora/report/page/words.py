@@ -22,6 +22,7 @@ STATES = {
 STAGES = {  # as a page calls them
     "train": "training",
     "rate": "choosing the learning rate",
+    "final": "training on train and val",
     "check": "winner and controls on val",
 }
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))

@@ -20,6 +20,7 @@ CONTROL_LOOKS = {  # control -> marker and colour
     "largest": ("^", "#CC79A7"),
     "retrained": ("P", "#009E73"),
     "unpolished": ("v", "#009E73"),
+    "before_final": ("v", "#009E73"),
 }
 BEYOND = 1.3  # a control this many times as large as anything scored is drawn at the edge
 

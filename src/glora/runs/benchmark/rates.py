@@ -26,6 +26,7 @@ from glora.runs.run import Reporter, Run
 __all__ = ["Rates", "Try", "measure"]
 
 ALONE: dict[str, Any] = {"rescore": 0, "controls": 0, "control": "none", "polish": 0}  # nothing is searched
+ALONE_TRAINED: dict[str, Any] = {"restart": False, "final": "train"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Try:
         data |= {"splits": "train800"} if "splits" in data else {}
         experiment = own.with_(
             seed=settings.seed,
-            train={**own.train.model_dump(), "lr": rate, "epochs": settings.epochs, "restart": False},
+            train={**own.train.model_dump(), "lr": rate, "epochs": settings.epochs, **ALONE_TRAINED},
             data=data,
             search={**own.search.model_dump(), **ALONE},
         )

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glora.errors import RunError, StateError
 from glora.files import append_jsonl, plain_json, read_jsonl, write_text
@@ -19,7 +18,7 @@ from glora.runs.folder import RunFolder
 from glora.runs.judging import Judging
 from glora.runs.ladder import Ladder, Rung, best_rate, ladder_of, survivors
 from glora.runs.session import Session
-from glora.runs.stages.train import run_training
+from glora.runs.stages.train import run_training, trained_values
 from glora.tasks.objective import Examples
 from glora.training.trainer import Trainer
 
@@ -56,13 +55,10 @@ class _Choosing:
         self.ladder = ladder
         self.train, self.val = _halves(session)
         self.judging = Judging(session, tuned, self.val)
-        self.first = [value.detach().clone() for value in self._values()]
+        self.first = [value.detach().clone() for value in trained_values(tuned)]
         data, base = session.data.fingerprint, session.base_fingerprint
         self.header = plain_json({"event": "rates", "data": data, "base": base, "rates": ladder.rates})
         self.found = self._read()
-
-    def _values(self) -> list[Tensor]:
-        return [*self.tuned.parameters(), *self.tuned.model.buffers()]
 
     def _read(self) -> list[dict[str, Any]]:
         """The tries that are done; those of other data or of another model are forgotten."""
@@ -121,7 +117,7 @@ class _Choosing:
     def _tried(self, place: int, rung: Rung, rate: float) -> dict[str, Any]:
         session, seed = self.session, self.session.experiment.seed
         with torch.no_grad():
-            for value, first in zip(self._values(), self.first, strict=True):
+            for value, first in zip(trained_values(self.tuned), self.first, strict=True):
                 value.copy_(first)
         torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
         own = {"epochs": rung.epochs, "restart": False, "schedule": "cosine", "lr": rate}
@@ -151,7 +147,7 @@ class _Choosing:
 
     def _as_it_came(self) -> None:
         with torch.no_grad():
-            for value, first in zip(self._values(), self.first, strict=True):
+            for value, first in zip(trained_values(self.tuned), self.first, strict=True):
                 value.copy_(first)
         if self.tuned.space is not None:
             self.tuned.activate(self.tuned.space.largest)

@@ -17,7 +17,7 @@ from glora.methods.method import Tuned
 from glora.report import plots
 from glora.report.metrics import MetricInfo, find_metric
 from glora.report.outcome import Outcome, Row, digest
-from glora.runs.calibration import temperatures
+from glora.runs.calibration import apply_calibration, temperatures
 from glora.runs.comparison import (
     Contender,
     ExampleValues,
@@ -36,7 +36,9 @@ from glora.searchers import Racing, SearchResult, Trial, search
 from glora.tasks.batching import weights_of
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
-__all__ = ["Search"]
+__all__ = ["BEFORE", "Search"]
+
+BEFORE = "before_final"  # the row of the winner as it was chosen, where it is then trained on val too
 
 
 class Search:
@@ -58,6 +60,7 @@ class Search:
         self.settings = session.experiment.search
         self.plan = planned(session.experiment, session.data, self.space)
         self.bounds: dict[str, Any] = {"budget": self.plan.budget, "min_budget": self.plan.min_budget}
+        self.again = session.trains_again(searches=True)
         self.polish = polish_info(session.experiment, session.lr)
         self._snapshots = load_numbers(session, tuned)
         folder = session.folder
@@ -66,6 +69,7 @@ class Search:
     def _load(self, calibration: Calibration) -> None:
         """The supernets are in place, calibrated, with what knows them."""
         data, folder = self.session.data, self.session.folder
+        self.calibration = calibration
         self.parts, self.final = calibrated_parts(self.session, self.tuned, self._snapshots, calibration)
         self.scorer = self._scorer(self.parts)
         files = [folder.fold(place).supernet for place in range(len(data.folds))] or [folder.supernet]
@@ -167,7 +171,10 @@ class Search:
 
     def rows(self, winner: Genome) -> dict[str, Row]:
         """The winner and its controls on val and on the examples set aside; what is known is not measured again."""
-        return compare(self.contender(winner), self.controls(**self.bounds), self.session.objective)
+        own, others = self.contender(winner), self.controls(**self.bounds)
+        if self.again:  # val and what was set aside are among its training examples
+            own, others = Contender(own.parameters, {}), {BEFORE: own, **others}
+        return compare(own, others, self.session.objective)
 
     def complete(self, outcome: Outcome, rows: Mapping[str, Row]) -> Outcome:
         """The outcome with all that was compared, in the folder and in the picture."""
@@ -294,18 +301,27 @@ class Search:
         """The winner's adapter and the outcome are in the folder, and the pictures where they can be drawn."""
         session, folder = self.session, self.session.folder
         folder.archive_result()
-        self.final.put()
-        self.tuned.activate(winner.genotype)
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            info = {**session.info, "winner": outcome.key}
+            self._put_finished()
+            self.tuned.activate(winner.genotype)
+            info = {**session.info, "winner": outcome.key, **({"final": "all"} if self.again else {})}
             self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
         outcome.write(folder.winner)
         folder.mark("searched", winner=outcome.key)
         for line in outcome.verdict:
             session.reporter.say(line)
         self._pictures(outcome, found, winner)
+
+    def _put_finished(self) -> None:
+        """The model has the numbers of the finished run: with `final: all` those of train and val, calibrated alike."""
+        session = self.session
+        if not self.again:
+            self.final.put()
+            return
+        self.tuned.load(session.folder.final.trained_file(), base_fingerprint=session.base_fingerprint)
+        apply_calibration(self.tuned, self.calibration)
 
     def _pictures(self, outcome: Outcome, found: SearchResult, winner: Trial) -> None:
         try:

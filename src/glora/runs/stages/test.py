@@ -13,7 +13,7 @@ from glora.report.examples import ByExample
 from glora.report.outcome import Outcome, Row
 from glora.runs.comparison import Contender, compare
 from glora.runs.session import Session
-from glora.runs.stages.search import Search
+from glora.runs.stages.search import BEFORE, Search
 from glora.tasks.evaluation import Evaluation
 from glora.tasks.images import ImageSet
 from glora.tasks.objective import Examples
@@ -83,7 +83,8 @@ class Testing:
     def alone(self, model: nn.Module, *, parameters: int) -> dict[str, Row]:
         """The row of a model that nothing was searched for, and that of its base where that can do the task."""
         self._say("the model")
-        contender = Contender(parameters, {"val": self.session.evaluator.evaluate(model, self.session.data.val)})
+        val = {} if self.session.seen else {"val": self.session.evaluator.evaluate(model, self.session.data.val)}
+        contender = Contender(parameters, val)
         return self._compared(contender, model, {})
 
     def _compared(self, winner: Contender, model: nn.Module, others: dict[str, Contender]) -> dict[str, Row]:
@@ -132,8 +133,12 @@ class Testing:
         winner = search.contender(outcome.genome)
         if polished is not None:
             others, winner = {"unpolished": winner, **others}, polished
+        if search.again:  # what is not trained on as many examples is no fair control: test sees none of it
+            others, winner = {BEFORE: winner, **others}, Contender(outcome.parameters, {})
         self._say("the merged winner and its controls" if others else "the merged winner")
         for name, other in others.items():
+            if search.again and name != BEFORE:
+                continue
             if self.test is not None and other.genome is not None:
                 with search.final.hold(search.space.decode(other.genome)) as held:
                     others[name] = self._with_test(other, held)

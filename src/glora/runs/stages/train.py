@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
@@ -19,7 +20,7 @@ from glora.runs.session import Session
 from glora.tasks.objective import Examples
 from glora.training.trainer import Trainer
 
-__all__ = ["Training", "run_training", "train", "train_into"]
+__all__ = ["Training", "run_training", "train", "train_into", "trained_values"]
 
 SAVE_SHARE = 0.05  # of the training time may go into saving its state
 
@@ -44,12 +45,20 @@ class Training:
         return cls(training_of(session.experiment, session.data), session.lr, session.info)
 
 
+def trained_values(tuned: Tuned) -> list[Tensor]:
+    """All that training changes."""
+    return [*tuned.parameters(), *tuned.model.buffers()]
+
+
 def train(session: Session, tuned: Tuned) -> None:
     """Trains a fresh `tuned`; with folds each fold's supernet first, then the winner's on all their examples.
 
-    What is trained already is not trained again; afterwards `tuned` has the numbers of the last.
+    With `final: all` the last training is on train and val together. What is trained already is not trained again;
+    afterwards `tuned` has the numbers of the last.
     """
-    data, folder = session.data, session.folder
+    data, folder, searches = session.data, session.folder, tuned.space is not None
+    again = session.trains_again(searches=searches)
+    first = [value.detach().clone() for value in trained_values(tuned)] if again else []
     if folds := len(data.folds):
         fresh = tuned.snapshot()
         for place in range(folds):
@@ -57,7 +66,29 @@ def train(session: Session, tuned: Tuned) -> None:
             train_into(session, tuned, folder.fold(place), data.training(place))
             tuned.restore(fresh)
         session.reporter.say(f"The winner's supernet, on the {data.train.unit} of all {folds} folds")
-    train_into(session, tuned, folder, data.train)
+    whole = session.experiment.train.final == "all" and not searches and not again
+    train_into(session, tuned, folder, data.everything if whole else data.train)
+    if again:
+        with torch.no_grad():
+            for value, before in zip(trained_values(tuned), first, strict=True):
+                value.copy_(before)
+        _train_again(session, tuned)
+
+
+def _train_again(session: Session, tuned: Tuned) -> None:
+    """Trains on train and val together, as was chosen; of a method without a search it is the run's adapter."""
+    folder, data = session.folder, session.data
+    training = Training.of(session)
+    if training.settings.epochs == "auto":
+        facts = folder.done("epochs")
+        assert facts is not None  # the training before has ended
+        training = replace(training, settings=training.settings.model_copy(update={"epochs": max(1, facts["chosen"])}))
+    if folder.final.done("trained") is None:
+        session.reporter.say(f"Once more on all {len(data.everything):,} {data.train.unit}, train and val together")
+    train_into(session, tuned, folder.final, data.everything, training)
+    if tuned.space is None and session.accelerator.is_main_process:
+        tuned.save(folder.adapter, {**training.info, "final": "all"}, base_fingerprint=session.base_fingerprint)
+        folder.mark("final")
 
 
 def train_into(
