@@ -92,7 +92,7 @@ def test_no_path_leads_from_the_search_to_a_test_image(photos: Path, tmp_path: P
     run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
     assert images_in(reachable(run)) >= set(run.task.test.items), "the walk can find them where there is a path"
-    search = run._searching()
+    search = run.searching()
     assert isinstance(search, Search)
     things = reachable(search)
     assert search.scorer in things
@@ -143,7 +143,7 @@ def test_a_search_whose_test_images_cannot_be_read_does_not_notice(
 
 def test_the_best_are_scored_again_and_the_best_on_all_images_wins(searched: Run) -> None:
     outcome = Outcome.read(searched.folder.winner)
-    values = searched._searching().values
+    values = searched.searching().values
     space = searched.tuned.adapted.space
     by_number = {trial.number: trial for trial in trials_of(searched)}
     assert outcome.rescored == 3
@@ -161,7 +161,7 @@ def test_the_best_are_scored_again_and_the_best_on_all_images_wins(searched: Run
 
 
 def trials_of(run: Run) -> Any:
-    return run._searching().finished.trials
+    return run.searching().finished.trials
 
 
 def test_of_equal_genotypes_the_smaller_wins(searched: Run) -> None:
@@ -210,7 +210,7 @@ def test_with_folds_each_genotype_is_scored_on_what_its_supernet_did_not_see(pho
     result = run.fit()
     assert result.metrics["val_examples"] == len(run.task.train) + len(run.task.val) - 2 == len(run.session.data.val)
     assert result.metrics["aside_examples"] == 2
-    outcome, search = Outcome.read(run.folder.winner), run._searching()
+    outcome, search = Outcome.read(run.folder.winner), run.searching()
     genotype = search.space.decode(outcome.genome)
     total = 0.0
     for place, part in enumerate(run.session.data.scoring):  # each fold's file, loaded into a network of its own

@@ -541,7 +541,7 @@ def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_pa
     one.search()
     torch.set_num_threads(threads)
     two = Run.open(tmp_path / "b", Recorder(), search={"workers": 2})
-    search = two._searching()
+    search = two.searching()
     recipe = recipe_of(two.session, search.tuned, search.parts)
     built = recipe.build()
     mine = built.parts[0].numbers.tuned
@@ -561,7 +561,7 @@ def test_workers_share_the_weights_and_make_the_same_search(photos: Path, tmp_pa
 def test_workers_play_a_supernet_with_the_scales_of_its_file(photos: Path, tmp_path: Path) -> None:
     run = Run(tiny(photos, train={"epochs": 1}), tmp_path / "run", Recorder())
     run.train()
-    search = run._searching()
+    search = run.searching()
     for support in run.tuned.adapted.supports.values():  # as if an older version had trained it
         support.scales = {"B.lora": 0.5}
     built, largest = recipe_of(run.session, search.tuned, search.parts).build(), search.space.largest

@@ -400,6 +400,37 @@ def merge(
 
 
 @app.command()
+def soup(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs of one base and one task.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="What to write: soup.safetensors, or soup, a folder, if not given."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(metavar="merged|adapter", help="The plain model, as `merge` writes it, or an adapter file.")
+    ] = "merged",
+    best: Annotated[
+        int | None, typer.Option(metavar="K", min=2, help="Of one run: the K best genotypes of its search, on val.")
+    ] = None,
+) -> None:
+    """Write one plain model of several: the base and the mean of what they change, heads averaged too.
+
+    Example: glora soup seed0 seed1 seed2 --out soup.safetensors
+    """
+    if to not in ("merged", "adapter"):
+        raise typer.BadParameter(f"--to {to}: choose merged or adapter")
+    with _reporting() as reporter:
+        from glora.runs.soup import soup as cook
+
+        made = cook([_expanded(run) for run in runs], reporter, best=best)
+        folder = made.loaded.saves_folder and to == "merged"
+        path = _expanded(out or Path("soup" if folder else "soup.safetensors"))
+        for line in (made.save_adapter(path) if to == "adapter" else made.save(path)).splitlines():
+            reporter.say(line)
+    typer.echo(path)
+
+
+@app.command()
 def chat(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A finished run, a folder that `glora merge` wrote, or any base.")

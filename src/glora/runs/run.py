@@ -220,7 +220,7 @@ class Run:
         """
         if not self.alone:
             return None
-        search = self._searching()
+        search = self.searching()
         if not self.folder.begun:  # a search anew
             self.folder.forget_search()
             if not self._told:
@@ -235,7 +235,7 @@ class Run:
             BudgetError: No scored genotype keeps the budget.
             RunError: The search is not finished.
         """
-        search = self._searching()
+        search = self.searching()
         outcome = search.pick(budget=budget, min_budget=min_budget)
         self.folder.write_config(self.experiment)
         return self._finished(search, outcome)
@@ -249,7 +249,12 @@ class Run:
             outcome = search.complete(outcome, tested.rows)
         return outcome
 
-    def _searching(self) -> Search:
+    def searching(self) -> Search:
+        """The search of the trained supernet, whether it was begun or not.
+
+        Raises:
+            RunError: There is nothing to search, or no supernet yet.
+        """
         if not self.searches:
             raise RunError(
                 f"Method {self.session.method.name!r} has one genotype: there is nothing to search.",
@@ -295,7 +300,7 @@ class Run:
                 remedy=f"Run `glora train --out {self.folder.path}` first.",
             )
         loaded = self.load()
-        search = self._searching() if self.searches else None
+        search = self.searching() if self.searches else None
         outcome = None if search is None else search.current()
         model = loaded.model.to(session.accelerator.device)
         latency = self._latency(model)

@@ -304,7 +304,7 @@ class Search:
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            self._put_finished()
+            self.put_finished()
             self.tuned.activate(winner.genotype)
             info = {**session.info, "winner": outcome.key, **({"final": "all"} if self.again else {})}
             self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
@@ -314,7 +314,7 @@ class Search:
             session.reporter.say(line)
         self._pictures(outcome, found, winner)
 
-    def _put_finished(self) -> None:
+    def put_finished(self) -> None:
         """The model has the numbers of the finished run: with `final: all` those of train and val, calibrated alike."""
         session = self.session
         if not self.again:
