@@ -605,7 +605,7 @@ def assert_told(told: Outcome, cause: str, tip: str = "") -> None:
         (["data", "digits"], "digits  scikit-learn's 1,797 handwritten digits"),
         (["searchers"], "random     Random genotypes within the budget, none twice."),
         (["models", "test_vit"], "test_vit"),
-        (["settings"], "train.epochs = 30  Passes over the training examples."),
+        (["settings"], "train.epochs = 30  Passes over the training examples; auto:"),
         (["settings", "lora"], "method.rank = 8  Rank of the update."),
         (["settings", "linear"], "linear has no settings."),
         (["layers", "test_vit", "--image-size", "32"], "blocks.0.attn.qkv  linear 192 x 64"),

@@ -242,8 +242,8 @@ def _members(
 ) -> Iterator[Tuned]:
     """The models, one after the other."""
     if best is None:
-        for run in runs:
-            yield load_tuned(run, model=copy.deepcopy(model)).tuned
+        for path in runs:
+            yield load_tuned(path, model=copy.deepcopy(model)).tuned
         return
     run = Run.open(runs[0], reporter)
     search = run.searching()

@@ -108,7 +108,7 @@ class Step:
             start = time.perf_counter()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 output = self.objective.forward(model, batch, train=True)
-            self.objective.training_losses(output, batch).mean().backward()
+            self.objective.training_losses(output, batch).mean().backward()  # type: ignore[no-untyped-call]
             self._wait()
             taken = time.perf_counter() - start
             model.train(training)

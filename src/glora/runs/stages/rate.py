@@ -15,7 +15,7 @@ from glora.errors import RunError, StateError
 from glora.files import append_jsonl, plain_json, read_jsonl, write_text
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
-from glora.runs.judging import Judging
+from glora.runs.judging import Judged, Judging
 from glora.runs.ladder import Ladder, Rung, best_rate, ladder_of, survivors
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
@@ -132,18 +132,18 @@ class _Choosing:
             accelerator=session.accelerator,
         )
         folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")
-        loss = value = None
+        judged: Judged | None = None
         try:
             run_training(session, trainer, folder)
         except StateError:  # it is no number any more
             pass
         else:
             judged = self.judging()
-            if math.isfinite(judged.plain):
-                loss, value = judged.loss, judged.value
         finally:
             self._as_it_came()
-        return {"loss": loss, "value": value, "example_steps": trainer.example_steps, "seconds": trainer.seconds}
+        lost = judged is None or not math.isfinite(judged.plain)
+        told = {"loss": None, "value": None} if judged is None or lost else {"loss": judged.loss, "value": judged.value}
+        return {**told, "example_steps": trainer.example_steps, "seconds": trainer.seconds}
 
     def _as_it_came(self) -> None:
         with torch.no_grad():
