@@ -395,6 +395,21 @@ def test_rates_are_chosen_on_val_and_used_by_every_cell_of_the_method(
     assert not view.begun, "finished cells need no rate"
 
 
+def test_a_cell_may_choose_its_rate_and_its_epochs_itself(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    auto = {"lr": "auto", "epochs": "auto", "most_epochs": 4, "average": 0.5, "final": "all"}
+    rows = [{"label": "LoRA", "method": LORA, "train": auto}, {"label": "tuned", "method": LORA}]
+    file = written(tmp_path, benchmark(tasks[0], methods=rows, rates={"grid": [1e-3], "epochs": 1}))
+    run(file, out := tmp_path / "out", view := Told())
+    assert view.begun == ["tuned on photos, learning rate 0.001", "LoRA on photos, seed 0", "tuned on photos, seed 0"]
+    one, other = (Result.read(out / "results" / f"photos-{name}-seed0.json") for name in ("LoRA", "tuned"))
+    assert one.example_steps.keys() == {"train", "rate", "final"}
+    assert {"Learning rate", "Epochs"} <= {note.partition(":")[0] for note in one.notes}
+    assert one.config["train"]["lr"] == "auto"
+    assert "val_loss" not in one.metrics
+    assert other.config["train"]["lr"] == 1e-3
+    assert "rate" not in other.example_steps
+
+
 def test_a_stop_among_the_rates_loses_none(tasks: tuple[Path, Path], tmp_path: Path) -> None:
     class Stops(Told):
         def ended(self, *args: Any, **more: Any) -> None:

@@ -15,7 +15,7 @@ from glora.config import build_experiment
 from glora.errors import RunError
 from glora.files import read_jsonl
 from glora.runs import resolve as resolving
-from glora.runs.ladder import Ladder, best_rate, ladder_of, smoothed, survivors, training_of
+from glora.runs.ladder import Ladder, best_rate, further, ladder_of, smoothed, survivors, training_of
 from glora.runs.loaded import load_run
 from glora.runs.resolve import resolve
 from glora.runs.run import Run
@@ -41,7 +41,10 @@ def ladder(n: int = 800, **train: Any) -> Ladder:
 
 def test_the_tries_take_a_share_of_the_passes_and_leave_the_rest() -> None:
     found = ladder(epochs=30)
-    assert [rung.rates for rung in found.rungs] == [7, 3]
+    assert [rung.rates for rung in found.rungs] == [9, 3]
+    first, second = (rung.examples * rung.epochs for rung in found.rungs)
+    assert second == pytest.approx(3 * first, rel=0.01)
+    assert found.passes >= 0.98 * 30 * 800 / 3
     assert found.passes <= 30 * 800 / 3
     assert found.passes + found.left * 800 <= 30 * 800
     assert found.left >= 20
@@ -53,8 +56,23 @@ def test_the_tries_take_a_share_of_the_passes_and_leave_the_rest() -> None:
 def test_a_short_training_keeps_half_of_its_epochs_and_a_try_has_some_steps() -> None:
     found = ladder(epochs=1)
     assert found.left == 1
-    assert found.rungs[0].examples == 4 * 32
-    assert f"{found.passes:,} passes" in found.text and "1 epoch is" not in found.text
+    [rung] = found.rungs
+    assert rung.examples == 4 * 32, "the same again would tell nothing new"
+    assert f"{found.passes:,} passes" in found.text.replace("\n", " ")
+
+
+def test_beyond_an_end_of_the_ladder_some_more_are_tried_while_the_best_is_there() -> None:
+    found = ladder(epochs=30)
+    losses: dict[float, float | None] = {rate: 9.0 - place for place, rate in enumerate(found.rates)}
+    first = further(losses, found)
+    assert first == pytest.approx(found.own * 10, rel=0.01)
+    second = further({**losses, first: 0.5}, found)
+    assert second == pytest.approx(found.own * 10**1.5, rel=0.01)
+    assert further({**losses, first: 0.5, second: 0.1}, found) is None, "no more than two"
+    assert further({**losses, first: 9.0}, found) is None, "the best is inside"
+    falling: dict[float, float | None] = {rate: 1.0 + place for place, rate in enumerate(found.rates)}
+    assert further(falling, found) == pytest.approx(found.own * 10**-3, rel=0.01)
+    assert further(dict.fromkeys(found.rates), found) is None
 
 
 def test_a_given_rate_has_no_ladder() -> None:
@@ -112,11 +130,12 @@ def test_the_choice_its_cost_and_its_reason_are_told(chosen: tuple[Run, Any, Any
     facts = run.folder.done("lr")
     assert facts is not None
     tries = read_jsonl(run.folder.rates)[1:]
-    assert len(tries) == 10
+    assert 7 <= len(tries) <= 12
     assert result.example_steps["rate"] == facts["example_steps"] == sum(each["example_steps"] for each in tries)
     plan = ladder_of(run.experiment, run.session.data)
     assert plan is not None
-    assert result.example_steps == {"train": plan.left * len(run.session.data.train), "rate": plan.passes}
+    assert result.example_steps["train"] == plan.left * len(run.session.data.train)
+    assert result.example_steps["rate"] <= plan.passes
     assert "seconds" in facts and result.seconds["rate"] > 0
     assert facts["why"] in result.notes
     before = reporter.lines.index(plan.text)

@@ -17,9 +17,10 @@ from glora.methods.method import Method
 from glora.tasks.visible import VisibleData
 from glora.training.pace import example_steps
 
-__all__ = ["Ladder", "Rung", "best_rate", "ladder_of", "smoothed", "survivors", "training_of"]
+__all__ = ["Ladder", "Rung", "best_rate", "further", "ladder_of", "smoothed", "survivors", "training_of"]
 
 STEPS = tuple(range(-5, 2))  # halves of a decade from the method's own rate
+FURTHER = 2  # more rates at an end of the ladder, while the best is there
 KEPT = 3  # rates that are tried once more
 LONGER = 3  # times as long
 LEAST = 4  # optimizer steps of a try
@@ -31,7 +32,7 @@ class Rung(NamedTuple):
     """Trainings of one length.
 
     Attributes:
-        rates: How many are tried.
+        rates: How many are tried, at most.
         examples: Training examples of each. epochs: Passes over them.
     """
 
@@ -45,9 +46,9 @@ class Ladder:
     """What choosing a rate does.
 
     Attributes:
-        rates: Lowest first.
-        rungs: One after the other.
-        passes: Of an example, forward and backward, of all tries together.
+        rates: Lowest first; further ones may be tried at an end.
+        rungs: One after the other, each longer than the one before.
+        passes: Of an example, forward and backward, of all tries together, at most.
         left: Epochs of the training at the rate that is chosen.
         own: The method's own rate.
         shorter: How many times shorter the longest try is than that training.
@@ -66,8 +67,9 @@ class Ladder:
         tries = sum(rung.rates for rung in self.rungs)
         epochs = "1 epoch" if self.left == 1 else f"{self.left:,} epochs"
         return (
-            f"Learning rate: chosen on val in {tries} short trainings, {len(self.rates)} rates from {self.rates[0]:g} "
-            f"to {self.rates[-1]:g}, {self.passes:,} passes of an example; {epochs} are left for the training"
+            f"Learning rate: chosen on val in up to {tries} short trainings, {len(self.rates)} rates from "
+            f"{self.rates[0]:g} to {self.rates[-1]:g}, and then further ones and the best again; up to {self.passes:,} "
+            f"passes of an example. {epochs} are left for the training"
         )
 
 
@@ -87,22 +89,41 @@ def ladder_of(experiment: Experiment, data: VisibleData) -> Ladder | None:
     n = len(data.train)
     whole = example_steps(settings, n)
     tried = len(data.training(0)) if data.folds else n
-    unit = settings.lr_share * whole / (len(STEPS) + LONGER * KEPT)
-    rungs = (_rung(settings, len(STEPS), unit, tried), _rung(settings, KEPT, LONGER * unit, tried))
+    first = len(STEPS) + FURTHER
+    unit = settings.lr_share * whole / (first + LONGER * KEPT)
+    rungs = (_rung(settings, first, unit, tried), _rung(settings, KEPT, LONGER * unit, tried))
+    if rungs[0][1:] == rungs[1][1:]:  # of a very short training: the same again tells nothing new
+        rungs = rungs[:1]
     each = [_passes(settings, rung) for rung in rungs]
     passes = sum(rung.rates * cost for rung, cost in zip(rungs, each, strict=True))
     epochs = settings.longest
     left = max(math.ceil(epochs / 2), epochs - math.ceil(passes / (whole / epochs)))
-    rates = tuple(float(f"{own * 10 ** (step / 2):.3g}") for step in STEPS)
+    rates = tuple(_rate(own, step) for step in STEPS)
     return Ladder(rates, rungs, passes, left, own, left * whole / epochs / each[-1])
 
 
+def _rate(own: float, step: int) -> float:
+    """So many halves of a decade from the method's own."""
+    return float(f"{own * 10 ** (step / 2):.3g}")
+
+
+def further(losses: Mapping[float, float | None], ladder: Ladder) -> float | None:
+    """The next rate beyond the end of the ladder that the best is at; None where it is inside, or after some more."""
+    rates, more = sorted(losses), len(losses) - len(ladder.rates)
+    [best] = survivors(losses, 1)
+    if more >= FURTHER or losses[best] is None or best not in (rates[0], rates[-1]):
+        return None
+    low = STEPS[0] - sum(rate < ladder.rates[0] for rate in rates)
+    high = STEPS[-1] + sum(rate > ladder.rates[-1] for rate in rates)
+    return _rate(ladder.own, low - 1 if best == rates[0] else high + 1)
+
+
 def _rung(settings: TrainSettings, rates: int, passes: float, n: int) -> Rung:
-    """Trainings of about so many passes: several epochs, or one of some of the examples."""
+    """Trainings of about so many passes: as few epochs of as many of the examples as that takes."""
     an_epoch = example_steps(settings.model_copy(update={"epochs": 1}), n)
-    if passes >= an_epoch:
-        return Rung(rates, n, math.floor(passes / an_epoch))
-    return Rung(rates, min(n, max(LEAST * settings.batch_size, round(n * passes / an_epoch))), 1)
+    epochs = math.ceil(passes / an_epoch)
+    examples = math.floor(n * passes / an_epoch / epochs)
+    return Rung(rates, min(n, max(LEAST * settings.batch_size, examples)), epochs)
 
 
 def _passes(settings: TrainSettings, rung: Rung) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from glora.files import append_jsonl, plain_json, read_jsonl, write_text
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judged, Judging
-from glora.runs.ladder import Ladder, Rung, best_rate, ladder_of, survivors
+from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survivors
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
 from glora.tasks.objective import Examples
@@ -76,25 +76,28 @@ class _Choosing:
         rates, rungs = list(ladder.rates), list[Mapping[float, float | None]]()
         for place, rung in enumerate(ladder.rungs):
             rates = survivors(rungs[-1], rung.rates) if rungs else rates
-            rungs.append({rate: self._loss(place, rung, rate) for rate in rates})
+            losses = {rate: self._loss(place, rung, rate) for rate in rates}
+            while not rungs and (more := further(losses, ladder)) is not None:
+                losses[more] = self._loss(place, rung, more)
+            rungs.append(losses)
         best = best_rate(rungs, ladder)
         if best is None:
             tried = ", ".join(f"{rate:g}" for rate in ladder.rates)
             raise RunError(f"Every learning rate that was tried lost the training: {tried}.", remedy="Give --lr.")
         cost = {name: sum(each[name] for each in self.found) for name in ("example_steps", "seconds")}
-        why = self._why(best, rungs[-1], int(cost["example_steps"]))
+        why = self._why(best, rungs, int(cost["example_steps"]))
         session.reporter.say(why)
         if session.accelerator.is_main_process:
             session.folder.mark("lr", chosen=best, why=why, **cost)
             shutil.rmtree(session.folder.tries, ignore_errors=True)
 
-    def _why(self, best: float, last: Mapping[float, float | None], passes: int) -> str:
-        [tried] = survivors(last, 1)
-        ladder = self.ladder
+    def _why(self, best: float, rungs: Sequence[Mapping[float, float | None]], passes: int) -> str:
+        [tried] = survivors(rungs[-1], 1)
+        ladder, rates = self.ladder, sorted(rungs[0])
         lowered = "" if best == tried else f", lowered to {best:.2g} for a training {ladder.shorter:.2g} times as long"
         return (
-            f"Learning rate: {tried:g} was best on val of {len(ladder.rates)} from {ladder.rates[0]:g} to "
-            f"{ladder.rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. "
+            f"Learning rate: {tried:g} was best on val of {len(rates)} from {rates[0]:g} to "
+            f"{rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. "
             f"The method's own is {ladder.own:g}."
         )
 
@@ -131,6 +134,7 @@ class _Choosing:
             seed=seed,
             accelerator=session.accelerator,
         )
+        trainer.chance = None  # what a bad rate does is no warning
         folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")
         judged: Judged | None = None
         try:
@@ -141,8 +145,8 @@ class _Choosing:
             judged = self.judging()
         finally:
             self._as_it_came()
-        lost = judged is None or not math.isfinite(judged.plain)
-        told = {"loss": None, "value": None} if judged is None or lost else {"loss": judged.loss, "value": judged.value}
+        whole = judged is not None and math.isfinite(judged.plain)
+        told = {name: getattr(judged, name) if whole else None for name in ("loss", "value")}
         return {**told, "example_steps": trainer.example_steps, "seconds": trainer.seconds}
 
     def _as_it_came(self) -> None:
@@ -168,4 +172,5 @@ def _halves(session: Session) -> tuple[Examples, Examples]:
 
 
 def _length(rung: Rung) -> str:
-    return f"{rung.epochs} epochs" if rung.epochs > 1 else f"{rung.examples:,} examples"
+    epochs = "1 epoch" if rung.epochs == 1 else f"{rung.epochs} epochs"
+    return f"{epochs} of {rung.examples:,} examples"
