@@ -13,6 +13,7 @@ import torch
 
 from glora.adapt.adapter_file import read_header
 from glora.errors import RunError
+from glora.methods import METHODS
 from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.loaded import load_run
@@ -140,3 +141,14 @@ def test_killed_in_the_last_training_it_goes_on(photos: Path, tmp_path: Path) ->
     whole, other, _ = fitted(tiny(photos, **ALL), tmp_path / "whole")
     assert run.folder.adapter.read_bytes() == whole.folder.adapter.read_bytes()
     assert result.metrics == other.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_chooses_its_rate_and_epochs_and_ends_on_all_examples(
+    photos: Path, tmp_path: Path, method: str
+) -> None:
+    auto = {"lr": "auto", "epochs": "auto", "most_epochs": 3, "average": 0.5, "final": "all"}
+    run, result, _ = fitted(tiny(photos, method=method, train=auto), tmp_path / "run")
+    check_told(run, result)
+    assert {"train", "rate"} < result.example_steps.keys() <= {"train", "rate", "final", "polish"}

@@ -100,7 +100,7 @@ def test_a_default_search_on_texts_costs_at_most_half_of_the_training(tmp_path: 
     assert cost.training.examples == pytest.approx(3 * 20 * len(data.train))
     assert 0.2 < cost.share <= 0.5 and chosen.full_scores < experiment.search.searcher.candidates  # type: ignore[attr-defined]
     assert any("search.share=0.5 lets it score" in line for line in told)
-    lines = plan(experiment, run.task, data, run.session.backbone, run.tuned, lr=1e-3)
+    lines = plan(experiment, run.task, data, run.session.backbone, run.tuned)
     assert lines[-len(told) :] == told and f"{cost.work.tokens:,.0f} tokens" in told[0]
     more = planned(experiment.with_(search={**experiment.search.model_dump(), "share": 2.0}), data, space)  # type: ignore[arg-type]
     assert more.full_scores > 2 * chosen.full_scores
