@@ -4,9 +4,10 @@ It holds `config.yaml` (resolved), `state.json` (the stages that are done), `met
 `search.jsonl` (the journal), `calibration.json` (how strongly subnets play in it), `examples.jsonl` (what winner and
 controls do example by example), `winner.json`, `adapter.safetensors`, `result.json`, `test_examples.json` (what the
 finished model does on every test example), `test_images/` (small, those it gets most wrong) and `plots/`; while
-training runs also `training.safetensors`, with folds a folder for each, `retrained/` and `polished/`; in `tested/` the
-results of winners that were tested before. A model is
-known by `Outcome.key`, which its adapter and its result carry: what a stop has left is never taken for what it is not.
+training runs also `training.safetensors`, with folds a folder for each, `final/`, `retrained/` and `polished/`; of a
+learning rate that is chosen `rates.jsonl` (the tries) and, while they run, `tries/`; in `tested/` the results of
+winners that were tested before. A model is known by `Outcome.key`, which its adapter and its result carry: what a stop
+has left is never taken for what it is not.
 """
 
 from __future__ import annotations

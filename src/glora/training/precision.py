@@ -22,6 +22,7 @@ __all__ = ["FEW", "Chosen", "Step", "bf16_units", "chosen_precision", "device_of
 
 GAIN = 0.9  # bf16 must take at most this share of float32's time: a timing has noise
 TIMES = 3  # steps of each precision that are timed, after one that is not
+SHORT = 1.0  # seconds that a second look may take
 FEW = 2  # examples of a step that shows how slow bf16 is without units
 AMPERE = (8, 0)  # the first CUDA capability with bf16 units
 UNITS = ("avx512_bf16", "amx_bf16", "avx10_2", "arm_bf16", "bf16")  # what processors call theirs
@@ -164,7 +165,10 @@ def slowdown(seconds: Callable[[str], float]) -> str:
         seconds: How long a step of a few examples takes in a precision.
     """
     seconds("no")
-    times = seconds("bf16") / min(seconds("no") for _ in range(TIMES))
+    slow = seconds("bf16")
+    if slow < SHORT:  # the first one prepares what the next have
+        slow = min(slow, seconds("bf16"))
+    times = slow / min(seconds("no") for _ in range(TIMES))
     return (
         f"The processor has no units for bfloat16: a training step takes {times:.3g} times as long as in float32. "
         "Take --precision no, or auto."
