@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from glora.runs.ladder import Ladder, best_rate, further, ladder_of, smoothed, s
 from glora.runs.loaded import load_run
 from glora.runs.resolve import resolve
 from glora.runs.run import Run
-from suites.toy import Recorder, tiny
+from suites.toy import Recorder, image_folder, tiny
 from suites.training import equal, values
 
 TESTS = Path(__file__).parent
@@ -217,6 +218,27 @@ def test_killed_anywhere_it_goes_on_to_the_same_choice(photos: Path, tmp_path: P
     assert tries[0] == tries[1]
     assert run.session.lr == whole.session.lr
     assert run.folder.supernet.read_bytes() == whole.folder.supernet.read_bytes()
+
+
+def test_tries_on_other_images_are_forgotten(tmp_path: Path) -> None:
+    class Stops(Recorder):
+        def training(self, progress: Any) -> None:
+            super().training(progress)
+            if list((tmp_path / "run" / "tries").glob("*/training.safetensors")):
+                raise KeyboardInterrupt
+
+    photos = image_folder(tmp_path / "photos")
+    settings = tiny(photos, method="lora", train={"lr": "auto", "lr_share": 0.5, "epochs": 40})
+    with pytest.raises(KeyboardInterrupt):
+        Run(settings, tmp_path / "run", Stops()).train()
+    assert (tmp_path / "run" / "tries").is_dir()
+    for number in range(10):
+        shutil.copy(photos / "light" / f"{number}.png", photos / "dark" / f"{number}.png")
+    runs = [Run(settings, tmp_path / name, Recorder()) for name in ("run", "fresh")]
+    for each in runs:
+        each.train()
+    lines = [[(row["rung"], row["rate"], row["loss"]) for row in read_jsonl(each.folder.rates)[1:]] for each in runs]
+    assert lines[0] == lines[1]
 
 
 def test_with_folds_val_of_the_first_judges(photos: Path, tmp_path: Path) -> None:

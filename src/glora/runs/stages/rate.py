@@ -34,6 +34,8 @@ def choose_rate(session: Session, tuned: Tuned) -> None:
     ladder = ladder_of(session.experiment, session.data)
     chosen = session.folder.done("lr") is not None
     session.accelerator.wait_for_everyone()  # before the main process writes
+    if chosen and session.accelerator.is_main_process:
+        shutil.rmtree(session.folder.tries, ignore_errors=True)  # a stop may have left it
     if ladder is None or chosen:
         return
     _Choosing(session, tuned, ladder).run()
@@ -62,12 +64,17 @@ class _Choosing:
 
     def _read(self) -> list[dict[str, Any]]:
         """The tries that are done; those of other data or of another model are forgotten."""
-        records, main = read_jsonl(self.session.folder.rates), self.session.accelerator.is_main_process
-        known = records[1:] if records[:1] == [self.header] else []
-        self.session.accelerator.wait_for_everyone()
-        if main:
+        folder, accelerator = self.session.folder, self.session.accelerator
+        records = read_jsonl(folder.rates)
+        mine = records[:1] == [self.header]
+        known = records[1:] if mine else []
+        accelerator.wait_for_everyone()  # all have read what the main process will write anew
+        if accelerator.is_main_process:
+            if not mine:
+                shutil.rmtree(folder.tries, ignore_errors=True)
             lines = [json.dumps(each, separators=(",", ":")) + "\n" for each in (self.header, *known)]
-            write_text(self.session.folder.rates, "".join(lines))
+            write_text(folder.rates, "".join(lines))
+        accelerator.wait_for_everyone()
         return known
 
     def run(self) -> None:
