@@ -91,9 +91,8 @@ def ladder_of(experiment: Experiment, data: VisibleData) -> Ladder | None:
     tried = len(data.training(0)) if data.folds else n
     first = len(STEPS) + FURTHER
     unit = settings.lr_share * whole / (first + LONGER * KEPT)
-    rungs = (_rung(settings, first, unit, tried), _rung(settings, KEPT, LONGER * unit, tried))
-    if rungs[0][1:] == rungs[1][1:]:  # of a very short training: the same again tells nothing new
-        rungs = rungs[:1]
+    short, long = _rung(settings, first, unit, tried), _rung(settings, KEPT, LONGER * unit, tried)
+    rungs = (short,) if short[1:] == long[1:] else (short, long)  # the same again would tell nothing new
     each = [_passes(settings, rung) for rung in rungs]
     passes = sum(rung.rates * cost for rung, cost in zip(rungs, each, strict=True))
     epochs = settings.longest
