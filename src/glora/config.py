@@ -162,7 +162,9 @@ class SearchSettings(Settings):
         "auto", description="Most that the search costs, of the training's passes; auto: 0.5 of texts, else any."
     )
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
-    controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
+    controls: int | None = Field(
+        None, ge=0, le=100_000, description="Random genotypes to compare with; 50 if not given."
+    )
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
     polish: int | None = Field(
         None, ge=0, description="Epochs of the winner alone, before test; the method's own if not given, 0 of glora."

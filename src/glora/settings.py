@@ -30,6 +30,7 @@ __all__ = [
 
 Made = TypeVar("Made", bound="Settings")
 
+LONGEST, MOST_VALUES = 2_000_000, 200_000  # characters and values of a file of settings
 NAMED_BY = {"method": "name", "objective": "name", "searcher": "name", "data": "source"}  # of groups of several kinds
 
 
@@ -89,17 +90,35 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, is no YAML mapping, or has a key twice.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}
+        text = path.read_text(encoding="utf-8")
+        if len(text) > LONGEST:
+            raise ValueError(f"it has {len(text):,} characters, of {LONGEST:,} that are allowed")
+        data = yaml.load(text, _UniqueKeys) or {}
+        _check_size(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
     except _KeyTwiceError as error:
         raise ConfigError(f"{path} has {error}.", remedy="Put what belongs to one key in one place.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # also of dates that are none, and keys
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is no YAML: {reason}.", remedy="Mend the file at that place.") from error
+        raise ConfigError(f"{path} is no YAML: {reason[:400]}.", remedy="Mend the file at that place.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is no experiment.", remedy="Write a YAML mapping such as `data: {source: digits}`.")
     return data
+
+
+def _check_size(data: Any) -> None:
+    """Raises ValueError where there are more values than a file of that length has: a few aliases can stand for any."""
+    left, count = [data], 0
+    while left:
+        each = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        if isinstance(each, dict):
+            left += [*each, *each.values()]
+        elif isinstance(each, (list, tuple, set)):
+            left += each
 
 
 class _KeyTwiceError(ValueError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from typing import Any
 import yaml
 
 from glora.config import FORMAT, Experiment, build_experiment
-from glora.errors import RunError, listed
-from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, write_text
+from glora.errors import ConfigError, RunError, listed
+from glora.files import append_jsonl, read_json, read_jsonl, read_metadata, write_json, write_text
 from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
+from glora.settings import read_settings
 
 __all__ = ["ANY_TIME", "RunFolder", "flat"]
 
@@ -33,6 +35,13 @@ AFTER = {
 }  # change no score
 FEWEST = "search.min_budget"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
+ANEW = "Bring the file back, or start anew with another --out."
+LINES: dict[str, dict[str, type]] = {  # stage of a line of the metrics -> what it needs to have
+    "begun": {"data": str},
+    "train": {"epoch": int},
+    "warning": {"epoch": int, "text": str},
+}
+FOLDERS = ("retrained", "polished")
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -113,6 +122,7 @@ class RunFolder:
 
     def mark(self, stage: str, **facts: Any) -> None:
         """The stage is done, its files are written."""
+        self.need_there()
         write_json(self.stages, {**self._stages(), stage: facts})
 
     def unmark(self, stage: str) -> None:
@@ -123,14 +133,10 @@ class RunFolder:
     def _stages(self) -> dict[str, Any]:
         if not self.stages.is_file():
             return {}
-        try:
-            found = json.loads(self.stages.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.stages} cannot be read: {error}.", remedy="Start anew with another --out."
-            ) from error
+        found = read_json(self.stages, remedy=ANEW)
+        if not isinstance(found, dict) or (odd := [name for name, facts in found.items() if not _are_facts(facts)]):
+            what = f"the facts of {listed(odd)} are damaged" if isinstance(found, dict) else "it is no mapping"
+            raise RunError(f"{self.stages} cannot be read: {what}.", remedy=ANEW)
         return found
 
     @property
@@ -177,6 +183,8 @@ class RunFolder:
         return self.current_result()
 
     def _beside(self, key: str) -> Path:
+        if not re.fullmatch(r"[0-9A-Za-z]*", key):  # it becomes the name of a file
+            raise RunError(f"{self.result} is damaged: its winner is {key[:80]!r}.", remedy="Test the winner again.")
         return self.others / f"{key or 'unknown'}.json"
 
     def forget_search(self) -> None:
@@ -196,11 +204,11 @@ class RunFolder:
         if not self.config.is_file():
             raise RunError(f"{self.path} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
         try:
-            data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
-        data = data if isinstance(data, Mapping) else {}
+            data = read_settings(self.config)
+        except ConfigError as error:
+            raise RunError(error.cause, remedy=ANEW) from error
+        if not data:
+            raise RunError(f"{self.config} is empty.", remedy=ANEW)
         if data.get("format") != FORMAT:
             raise RunError(
                 f"{self.path} is a run of glora 0.1, whose settings have other places.",
@@ -301,7 +309,24 @@ class RunFolder:
     @property
     def _begun(self) -> dict[str, Any]:
         """What the run began with; empty before."""
-        return next((record for record in read_jsonl(self.metrics) if record["stage"] == "begun"), {})
+        return next((record for record in self._records() if record["stage"] == "begun"), {})
+
+    def _records(self) -> list[dict[str, Any]]:
+        """The lines of the metrics.
+
+        Raises:
+            RunError: One is damaged; the message has its number.
+        """
+        records = read_jsonl(self.metrics)
+        for number, record in enumerate(records, start=1):
+            stage = record.get("stage")
+            wanted: dict[str, type] = LINES.get(stage, {}) if isinstance(stage, str) else {"stage": str}
+            if odd := [name for name, kind in wanted.items() if type(record.get(name)) is not kind]:
+                raise RunError(
+                    f"{self.metrics}, line {number}, is damaged: {odd[0]} is {str(record.get(odd[0]))[:80]!r}.",
+                    remedy=ANEW,
+                )
+        return records
 
     def begin(self, data: str, epoch: int, *, base: str | None = None) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone.
@@ -311,13 +336,15 @@ class RunFolder:
             epoch: Epochs done.
             base: Fingerprint of the base, the head apart; None does not keep it.
         """
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
+        self.need_there()
+        kept = [r for r in self._records() if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
         begun = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
         records = [begun, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
     def record(self, stage: str, values: Mapping[str, Any]) -> None:
         """One more line of the metrics."""
+        self.need_there()
         append_jsonl(self.metrics, {"stage": stage, **values})
 
     def seconds(self) -> dict[str, float]:
@@ -325,7 +352,8 @@ class RunFolder:
         seconds = {"train": sum(facts.get("seconds", 0.0) for facts in self._trainings())}
         for stage, file in (("search", self.journal), ("check", self.values)):
             if file.is_file():
-                seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
+                every = (record.get("seconds", 0.0) for record in read_jsonl(file))
+                seconds[stage] = sum(each for each in every if isinstance(each, int | float))
         return seconds
 
     def example_steps(self) -> int:
@@ -352,11 +380,35 @@ class RunFolder:
             outcome: The winner, of whose polish and training alone is told too.
         """
         files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl"))]
-        lines = [record["text"] for file in files for record in read_jsonl(file) if record["stage"] == "warning"]
+        folders = (self if file == self.metrics else RunFolder(file.parent) for file in files)
+        lines = [each["text"] for folder in folders for each in folder._records() if each["stage"] == "warning"]
         if outcome is not None:
             lines += [f"The polish: {line}" for line in self.polished(outcome.key).warnings()]
             lines += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).warnings()]
         return lines
+
+    def need_there(self) -> None:
+        """Nothing while the folder of a run that has begun is there: what was removed is not made again.
+
+        Raises:
+            RunError: It was removed, or its settings were.
+        """
+        if (
+            not self.config.is_file()
+            and not (self.path.parent / self.config.name).is_file()
+            and not (self.path.parent.parent / self.config.name).is_file()
+        ):  # the folders of other trainings have no settings of their own
+            raise RunError(
+                f"{self.path} was removed, or its {self.config.name} was, while the run went on.",
+                remedy="Bring the folder back and give the same command again, or start anew.",
+            )
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file of this name in the folder, or in a folder of it, is the run's own."""
+        path, own = path.resolve(), self.path.resolve()
+        files = {file.name for file in vars(self).values() if file != self.path}
+        top = path.relative_to(own).parts[:1] if path.is_relative_to(own) else ()
+        return bool(top) and (top[0] in files or top[0] in FOLDERS or top[0].startswith("fold-"))
 
     def need(self, file: Path, command: str) -> None:
         """Nothing when an earlier stage has left its file.
@@ -366,6 +418,17 @@ class RunFolder:
         """
         if not file.is_file():
             raise RunError(f"{self.path} has no {file.name} yet.", remedy=f"Run `{command}` first.")
+
+
+def _are_facts(facts: Any) -> bool:
+    """Whether these are what a stage leaves: numbers that are no less than 0, and names of files in the folder."""
+    if not isinstance(facts, dict):
+        return False
+    numbers = [facts.get(name, 0) for name in ("seconds", "example_steps")]
+    file = facts.get("file", "")
+    return all(type(each) in (int, float) and each >= 0 for each in numbers) and (
+        isinstance(file, str) and Path(file).name == file
+    )
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

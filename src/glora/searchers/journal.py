@@ -106,6 +106,8 @@ class Journal:
         if found is None and not self.writable:
             self.unfinished()
         elif found is None:
+            if not self.path.is_file():
+                raise RunError(f"{self.path} was removed while the search went on.", remedy="Start the search again.")
             append_jsonl(self.path, line)
         elif found != line:
             raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=START_ANEW)
@@ -153,9 +155,11 @@ def _defect(line: Mapping[str, Any], *, raced: bool) -> str:
         return f"there is no event {event!r}"
     if type(number) is not int or number < 0:
         return f"the number of a trial is {number!r}"
+    if type(piece) not in (int, type(None)):
+        return f"trial {number} has the piece {str(piece)[:80]!r}"
     if event == "ask":
         return ""  # `write` compares it with what is asked now
-    if (piece is not None) != raced or type(piece) not in (int, type(None)):
+    if (piece is not None) != raced:
         return f"trial {number} has the piece {piece!r}"
     if event == "start":
         return ""

@@ -59,8 +59,9 @@ class PeftLora(PeftKind):
             rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
             if isinstance(rank, int) and rank != up.shape[0]:
                 refuse(parts.path, f"{module} has rank {up.shape[0]}, and {rank} by the configuration.")
-            parts.put(layer, "B", Choice("lora", up.shape[0]), **_factors(parts.path, module, layer, up, down))
-            if scale != 1.0:
+            factors = _factors(parts.path, module, layer, up, down if scale > 0 else down * scale)
+            parts.put(layer, "B", Choice("lora", up.shape[0]), **factors)
+            if scale > 0 and scale != 1.0:  # a scale of ours is above 0
                 parts.scales[layer.name]["B.lora"] = scale
             shift = tensors.pop(f"{module}.lora_B.bias", None)
             if shift is not None and shift.any():

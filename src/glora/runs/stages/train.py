@@ -129,6 +129,7 @@ def _save(folder: RunFolder, trainer: Trainer) -> None:
     tensors["rng"] = torch.get_rng_state()  # drop-out and drop-path of the backbone draw from it
     if trainer.accelerator.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(trainer.accelerator.device)
+    folder.need_there()
     save_tensors(folder.training, tensors, meta)
 
 
