@@ -224,7 +224,9 @@ def read_json(path: Path, *, remedy: str) -> Any:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.", remedy=remedy) from error
     except json.JSONDecodeError as error:
-        raise RunError(f"{path}, line {error.lineno}, cannot be read: {error.msg}.", remedy=remedy) from error
+        raise RunError(
+            f"{path} cannot be read: it is no JSON in line {error.lineno}, {error.msg}.", remedy=remedy
+        ) from error
     except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}.", remedy=remedy) from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from glora.errors import RunError
+from glora.errors import GloraError, RunError
 from glora.files import read_json, write_json
 from glora.report.metrics import MetricInfo, find_metric
 from glora.report.records import checked
@@ -244,9 +244,11 @@ class Outcome:
                 remedy=remedy,
             )
         try:
-            return checked(cls, {k: v for k, v in data.items() if k not in ("format", "verdict")}, "outcome")
-        except RunError as error:
+            found = checked(cls, {k: v for k, v in data.items() if k not in ("format", "verdict")}, "outcome")
+            _ = found.verdict  # what it says needs the metrics that it names
+        except GloraError as error:
             raise RunError(f"{path}: {error.cause}", remedy=remedy) from error
+        return found
 
 
 def digest(*parts: Any) -> str:

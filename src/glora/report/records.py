@@ -13,6 +13,7 @@ from glora.errors import RunError
 __all__ = ["checked"]
 
 Record = TypeVar("Record")
+LONGEST, MOST = 200, 12  # characters of a problem, and problems, in a message
 WORDS = {"unexpected_keyword_argument": "unknown", "missing": "missing"}  # the kind of a problem, in words
 
 
@@ -37,4 +38,6 @@ def checked(record: type[Record], data: Mapping[str, Any], what: str) -> Record:
             name = ".".join(map(str, each["loc"][:2]))
             text = WORDS.get(each["type"]) or f"{each['msg'].lower()}, not {repr(each['input'])[:200]}"
             problems.setdefault(name, f"{name}: {text}")
-        raise RunError(f"The {what} has wrong fields. {'; '.join(problems.values())}.") from error
+        told = [text[:LONGEST] for text in problems.values()]
+        more = f"; and {len(told) - MOST} more" if len(told) > MOST else ""
+        raise RunError(f"The {what} has wrong fields. {'; '.join(told[:MOST])}{more}.") from error

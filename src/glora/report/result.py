@@ -149,11 +149,7 @@ class Result:
         """
         path = Path(path)
         name = path.absolute().parent.name if path.name == "result.json" else path.stem
-        try:
-            data = read_json(path, remedy="Name a result file.")
-        except RunError as error:
-            raise RunError(error.cause.replace("cannot be read", "is no JSON" if path.is_file() else "cannot be read"),
-                           remedy=error.remedy) from error  # fmt: skip
+        data = read_json(path, remedy="Name a result file.")
         try:
             found = cls.from_json(data)
             return found if found.run else replace(found, run=name)

@@ -25,6 +25,7 @@ from glora.files import append_jsonl, read_jsonl
 __all__ = ["Journal", "genome_record"]
 
 FORMAT = 2
+LONGEST = 300  # characters of a value in a message
 START_ANEW = "It was written by another version of glora, or edited: start on a new journal."
 
 
@@ -128,8 +129,9 @@ class Journal:
         for key in self.header.keys() | found.keys():
             mine, theirs = self.header.get(key), found.get(key)
             if mine != theirs:
+                differ = f"its {key} is {_short(theirs)}, here it is {_short(mine)}"
                 raise RunError(
-                    f"{self.path} is the journal of another search: its {key} is {theirs!r}, here it is {mine!r}.",
+                    f"{self.path} is the journal of another search: {differ}.",
                     allowed="A search goes on with the space, settings, budgets, seed and context it began with.",
                     remedy="Use those, or another journal path.",
                 )
@@ -152,11 +154,11 @@ def _defect(line: Mapping[str, Any], *, raced: bool) -> str:
     """What is wrong with a line that no search writes; empty when nothing is."""
     event, number, piece = (line.get(name) for name in ("event", "number", "piece"))
     if event not in ("ask", "start", "score"):
-        return f"there is no event {event!r}"
+        return f"there is no event {_short(event)}"
     if type(number) is not int or number < 0:
-        return f"the number of a trial is {number!r}"
+        return f"the number of a trial is {_short(number)}"
     if type(piece) not in (int, type(None)):
-        return f"trial {number} has the piece {str(piece)[:80]!r}"
+        return f"trial {number} has the piece {_short(piece)}"
     if event == "ask":
         return ""  # `write` compares it with what is asked now
     if (piece is not None) != raced:
@@ -164,15 +166,24 @@ def _defect(line: Mapping[str, Any], *, raced: bool) -> str:
     if event == "start":
         return ""
     if not _finite(line.get("seconds")):
-        return f"trial {number} has seconds={line.get('seconds')!r}"
+        return f"trial {number} has seconds={_short(line.get('seconds'))}"
     if raced:
         values = line.get("values")
         fine = isinstance(values, list) and all(value is None or _finite(value) for value in values)
         return "" if fine else f"trial {number} has values={reprlib.repr(values)}"
     score, error = line.get("score", "missing"), line.get("standard_error")
     if score is not None and not _finite(score):
-        return f"trial {number} has score={score!r}"
-    return "" if _finite(error) and error is not None and error >= 0 else f"trial {number} has standard_error={error!r}"
+        return f"trial {number} has score={_short(score)}"
+    return (
+        ""
+        if _finite(error) and error is not None and error >= 0
+        else f"trial {number} has standard_error={_short(error)}"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _finite(value: Any) -> bool:

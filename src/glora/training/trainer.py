@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from glora.config import TrainSettings
-from glora.errors import StateError
+from glora.errors import StateError, listed
 from glora.methods.method import Tuned
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Objective, Varied
@@ -364,6 +364,23 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _check_fits(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Raises StateError unless the state is of a training of this model."""
+        wanted = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
+        wanted |= {f"{index}.value": value for index, value in enumerate(self.parameters)}
+        odd = [name for name, value in wanted.items() if name not in tensors or tensors[name].shape != value.shape]
+        shapes = {name.partition(".")[0]: value.shape for name, value in wanted.items() if name.endswith(".value")}
+        for name, value in tensors.items():
+            index, _, moving = name.partition(".")
+            odd += [name] if moving in MOVING and value.dim() and value.shape != shapes.get(index, value.shape) else []
+        numbers = ("epoch", "seconds", "example_steps", "lr", "began")
+        odd += [name for name in numbers if type(meta.get(name)) not in (int, float)]
+        if odd or not isinstance(meta.get("losses"), list):
+            raise StateError(
+                f"The unfinished training does not fit this model: {listed(odd) or 'losses'}.",
+                remedy="Delete its training.safetensors: the training starts again.",
+            )
+
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
 
@@ -378,6 +395,7 @@ class Trainer:
                 "numbers would play another function now.",
                 remedy="Finish it with that version, or start anew with another --out.",
             )
+        self._check_fits(tensors, meta)
         optimizer = self.optimizer.state_dict()
         with torch.no_grad():
             for name, buffer in self.tuned.model.named_buffers():

@@ -11,6 +11,7 @@ import torch
 
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
+from glora.errors import RunError
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
 from glora.runs.session import Session
@@ -135,7 +136,13 @@ def _save(folder: RunFolder, trainer: Trainer) -> None:
 
 def _restore(folder: RunFolder, trainer: Trainer) -> None:
     tensors, meta = read_tensors(folder.training)
-    torch.set_rng_state(tensors["rng"])
+    now, then = torch.get_rng_state(), tensors.get("rng")
+    if then is None or then.dtype != now.dtype or then.shape != now.shape:
+        raise RunError(
+            f"{folder.training} is damaged: it has no state of the random numbers.",
+            remedy="Delete it; its stage starts again.",
+        )
+    trainer.restore(tensors, meta)
+    torch.set_rng_state(then)
     if "cuda_rng" in tensors and trainer.accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda_rng"], trainer.accelerator.device)
-    trainer.restore(tensors, meta)
