@@ -36,6 +36,7 @@ __all__ = [
     "try_experiment",
 ]
 
+LONGEST, MOST = 400, 40  # characters of an error, and errors, that are told at once
 FORMAT = 2  # of a run folder's config; 1 was glora 0.1, whose settings had other places
 TABLES = {  # group -> the table of its kinds
     "method": "glora.methods:METHODS",
@@ -301,8 +302,9 @@ def build_experiment(
 def all_errors(problems: Sequence[str], source: str) -> ConfigError:
     """The error that lists them all, one a line."""
     count = f"{len(problems)} errors" if len(problems) > 1 else "1 error"
+    told = [each if len(each) <= LONGEST else f"{each[:LONGEST]}..." for each in problems[:MOST]]
     return ConfigError(
-        f"{count} in {source}:\n  " + "\n  ".join(problems), remedy="`glora ls settings` lists every setting."
+        f"{count} in {source}:\n  " + "\n  ".join(told), remedy="`glora ls settings` lists every setting."
     )
 
 

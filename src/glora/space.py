@@ -95,11 +95,10 @@ class SearchSpace:
             raise SpaceError(f"ranks={str(self.ranks)[:200]} is not allowed.", allowed=allowed)
         need(self.only, (LayerConfig, type(None)), SpaceError, "only", "a LayerConfig, or None")
         object.__setattr__(self, "ranks", tuple(sorted(ranks, reverse=True)))
-        for field, allowed in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
-            if getattr(self, field) not in allowed:
-                raise SpaceError(
-                    f"{field}={getattr(self, field)!r} is not allowed.", allowed=f"Allowed: {', '.join(allowed)}."
-                )
+        for field, names in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
+            if getattr(self, field) not in names:
+                found = repr(getattr(self, field))[:200]
+                raise SpaceError(f"{field}={found} is not allowed.", allowed=f"Allowed: {', '.join(names)}.")
 
     @classmethod
     def paper(cls, ranks: tuple[int, ...] = (8,)) -> SearchSpace:

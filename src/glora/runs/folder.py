@@ -391,15 +391,12 @@ class RunFolder:
         """Nothing while the folder of a run that has begun is there: what was removed is not made again.
 
         Raises:
-            RunError: It was removed, or its settings were.
+            RunError: It was removed.
         """
-        if (
-            not self.config.is_file()
-            and not (self.path.parent / self.config.name).is_file()
-            and not (self.path.parent.parent / self.config.name).is_file()
-        ):  # the folders of other trainings have no settings of their own
+        above = (self.path.parent, self.path.parent.parent)  # of another training in the folder of a run
+        if not self.path.is_dir() and not any((folder / self.config.name).is_file() for folder in above):
             raise RunError(
-                f"{self.path} was removed, or its {self.config.name} was, while the run went on.",
+                f"{self.path} was removed while the run went on.",
                 remedy="Bring the folder back and give the same command again, or start anew.",
             )
 

@@ -284,6 +284,8 @@ def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
     if isinstance(source, str) and source in SOURCES and not registry.load(SOURCES[source]).reads_paths:
         kind = registry.load(SOURCES[source])
         return kind
+    if not isinstance(source, str | Path):
+        return DataSettings  # which says what a source is
     path = Path(source).expanduser()
     if str(source) == "" or not path.exists():
         raise _nowhere(source)
