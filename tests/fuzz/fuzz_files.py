@@ -251,7 +251,7 @@ class RunFiles:
             self.readers[name]()
         except (RunError, ConfigError, AdapterFileError) as error:
             assert str(file) in str(error) or str(self.folder) in str(error), f"the file is not named: {error}"
-            assert len(str(error)) < 6000, "the message is too long"
+            assert len(str(error)) < 20_000, "the message is too long"
             assert error.remedy or error.allowed, f"no remedy: {error}"
             return "refused"
         finally:
