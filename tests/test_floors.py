@@ -23,8 +23,8 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
     "cli": 8,
     "__main__": 9, "__init__": 9,
 }  # fmt: skip
-NO_TORCH = ("version", "errors", "registry", "plain", "tensor_file", "files", "settings", "genes", "genotype", "space", "searchers", "report",
-            "config")  # fmt: skip
+NO_TORCH = ("version", "errors", "registry", "plain", "tensor_file", "files", "settings", "genes", "genotype", "space",
+            "searchers", "report", "config")  # fmt: skip
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
                  "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval")  # fmt: skip
 ALSO = {
