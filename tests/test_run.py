@@ -250,6 +250,7 @@ def test_a_run_killed_in_training_and_in_search_ends_as_if_it_was_not(
 
 def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
     run.begin("f", 0)
     for epoch in (1, 2, 3):
         run.record("train", {"epoch": epoch, "loss": 1.0})

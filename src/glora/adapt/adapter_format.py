@@ -203,9 +203,11 @@ def _said_state(path: str | Path, header: Mapping[str, Any]) -> AdapterState:
         AdapterFileError: The header is damaged.
     """
     if header["version"] == NUMBERS:
+        method = header["method"].get("name") if isinstance(header.get("method"), dict) else None
         raise AdapterFileError(
-            f"{path} holds the numbers of another method, no support tensors.",
-            remedy="Load it with glora.load_adapter.",
+            f"{path} holds the numbers of the method {str(method)[:40]!r}, no support tensors.",
+            allowed="glora.load_adapter reads it where the method is none of support tensors.",
+            remedy=DAMAGED,
         )
     try:
         space = SearchSpace.from_json(header["space"])
@@ -424,7 +426,7 @@ def read_state(
     state = _said_state(path, header)
     _check_sites(model, path, state, header)  # first: what it takes time to check is then as small as the model
     layout = read_tensor_layout(path)
-    _check_layout(model, path, state, layout, marks=_texts(header, "marks"))
+    _check_layout(path, state, layout, _texts(header, "marks"), checked=CHECKSUM in header)
     _check_own(model, path, state, layout, header)
     _fill_state(path, state, header, layout)
     if check_base and (base_fingerprint or _fingerprint_for(model, state)) != header.get("base"):
@@ -462,10 +464,15 @@ def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header
 
 
 def _check_layout(
-    model: nn.Module, path: str | Path, state: AdapterState, layout: Layout, marks: Sequence[str]
+    path: str | Path, state: AdapterState, layout: Layout, marks: Sequence[str], *, checked: bool
 ) -> None:
-    """Raises AdapterFileError unless the genotype is one of the space's, and every support tensor is as it reads it."""
-    options = {site: state.space.options(site) for site in set(state.sites.values())}
+    """Raises AdapterFileError unless the genotype is one of the space's, and every support tensor is as it reads it.
+
+    Files of before there was a checksum may have a choice that a lean space drops: methods with tied support tensors
+    wrote such.
+    """
+    space = state.space if checked else replace(state.space, variant="paper", only=None)
+    options = {site: space.options(site) for site in set(state.sites.values())}
     for name, config in (state.genotype or {}).items():
         for choice, offered in zip(config, options[state.sites[name]], strict=True):
             if choice not in offered:
