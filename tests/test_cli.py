@@ -322,7 +322,7 @@ def test_check_tells_every_error_at_once(glora: Any, tmp_path: Path) -> None:
     assert_one_error(told, "4 errors in", "glora ls")
     assert all(name in told.err for name in ("'digits'", "'glora'", "'dinov2_vits14'", "search.searcher"))
     file.write_text("data: {source: digits}\ntrain: {lr: 1}\nseed: 1\ntrain: {epochs: 2}\n")
-    assert_one_error(glora("check", file), "has the key 'train' twice, in line 2 and in line 4", "in one place")
+    assert_one_error(glora("check", file), "train: the key is there twice, in line 2 and in line 4")
     file.write_text("data: {source: digits}\n")
     assert glora("check", file)[:2] == (0, "")
 

@@ -26,9 +26,9 @@ from glora.files import append_jsonl, read_json, read_jsonl, read_metadata, writ
 from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
-from glora.settings import read_settings
+from glora.settings import flat, read_settings
 
-__all__ = ["ANY_TIME", "RunFolder", "flat"]
+__all__ = ["ANY_TIME", "RunFolder"]
 
 AFTER = {
     f"search.{name}" for name in ("controls", "control", "polish", "polish_from", "polish_on", "polish_lr")
@@ -426,11 +426,3 @@ def _are_facts(facts: Any) -> bool:
     return all(type(each) in (int, float) and each >= 0 for each in numbers) and (
         isinstance(file, str) and Path(file).name == file
     )
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of nested settings."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
