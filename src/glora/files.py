@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -25,6 +25,7 @@ __all__ = [
     "append_jsonl",
     "atomic",
     "atomic_folder",
+    "lock",
     "plain_json",
     "read_json",
     "read_jsonl",
@@ -33,6 +34,7 @@ __all__ = [
     "sha256",
     "write_json",
     "write_text",
+    "written",
 ]
 
 
@@ -47,7 +49,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _told(path):
+    with written(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
@@ -73,7 +75,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    with _told(path):
+    with written(path):
         shutil.rmtree(temporary, ignore_errors=True)  # of a process of this number that was killed
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +141,7 @@ WHY = {  # errno -> remedy
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
     """Turns what the system says of a file that cannot be written into one WriteError."""
     try:
         yield
@@ -250,7 +252,7 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     line = json.dumps(plain_json(record), separators=(",", ":"), allow_nan=False) + "\n"
-    with _told(path):
+    with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         _append(path, line.encode())
@@ -269,6 +271,34 @@ def _append(path: Path, line: bytes) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def lock(path: Path, *, taken: str) -> BinaryIO | None:
+    """The file, made where it is missing, locked until it is closed or the process ends; None where there are no locks.
+
+    Args:
+        path: A file in a folder that exists; what it holds stays.
+        taken: The cause of the error when another holds it.
+
+    Raises:
+        RunError: Another holds it, or it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.", remedy="Give the path of a file.") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(taken, remedy="Wait for its end, or stop it; a killed one holds nothing.") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def read_written(path: Path) -> Written:
         loader = yaml.SafeLoader(text)
         if (node := loader.get_single_node()) is not None:
             _walk(node, lines, twice)
-            data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+            data = loader.construct_document(node)
         data = data or {}
         _check_size(data)
     except OSError as error:

@@ -30,6 +30,7 @@ from glora.files import atomic, read_metadata, read_tensor_layout
 from glora.genotype import Genotype, Site
 from glora.space import SearchSpace
 from glora.tensor_file import Layout
+from glora.version import __version__
 
 __all__ = [
     "CHECKSUM",
@@ -104,7 +105,8 @@ def _write(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Te
             f"{listed(odd)} has numbers that are not finite: {path} is not written.",
             remedy="Go back to the last good state, and train with a lower learning rate.",
         )
-    whole = {**header, CHECKSUM: checksum(header, tensors, tensors.__getitem__)}
+    said = {**header, "made": {"glora": __version__, "torch": torch.__version__}}
+    whole = {**said, CHECKSUM: checksum(said, tensors, tensors.__getitem__)}
     with atomic(path) as temporary:
         save_file(dict(tensors), temporary, metadata={"glora": json.dumps(whole)})
 

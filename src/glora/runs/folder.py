@@ -11,10 +11,12 @@ known by `Outcome.key`, which its adapter and its result carry: what a stop has 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import yaml
 
 from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import ConfigError, RunError, listed
-from glora.files import append_jsonl, read_json, read_jsonl, read_metadata, write_json, write_text
+from glora.files import append_jsonl, lock, read_json, read_jsonl, read_metadata, write_json, write_text, written
 from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
@@ -65,6 +67,7 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"  # a folder, where a program gave the tokenizer
         self.values = self.path / "examples.jsonl"
         self.stages = self.path / "state.json"
+        self.lock = self.path / ".lock"  # empty
         self.result = self.path / "result.json"
         self.tested_examples = self.path / TESTED
         self.thumbnails = self.path / THUMBNAILS
@@ -246,7 +249,7 @@ class RunFolder:
         if only_search and not tested and (not begun or AFTER.issuperset(differing)):
             return experiment
         if not only_search or tested:
-            remedy = "Choose another --out, or give the same settings to continue it."
+            remedy = f"Give the same settings to continue it, or {self.anew}"
         else:
             remedy = (
                 f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
@@ -270,23 +273,40 @@ class RunFolder:
         if not os.access(above, os.W_OK):
             raise RunError(f"{above} cannot be written to.", remedy="Choose another --out.")
 
+    @property
+    def anew(self) -> str:
+        """How to begin again beside this run, in words: with a folder that is free."""
+        others = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
+        return f"start anew beside it: --out {next(each for each in others if not each.exists())}"
+
     def write_config(self, experiment: Experiment) -> None:
         """The settings are in the folder, and what a killed process was writing is not."""
         for stale in self.path.glob(".*.tmp"):
             stale.unlink()
         write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
-    def check_data(self, fingerprint: str) -> None:
+    def check_data(self, fingerprint: str, parts: Mapping[str, str] | None = None) -> None:
         """Nothing when the examples are those that the run began with.
+
+        Args:
+            fingerprint, parts: The task's.
 
         Raises:
             RunError: They have changed: what was a test example then may be a training example now.
         """
-        if self._begun.get("data", fingerprint) != fingerprint:
-            raise RunError(
-                f"The data has changed since the run in {self.path} began.",
-                remedy="Bring back the data of then, or start anew with another --out.",
-            )
+        if self._begun.get("data", fingerprint) == fingerprint:
+            return
+        then, now = self._begun.get("parts"), parts or {}
+        then = then if isinstance(then, dict) else {}
+        odd = [
+            f"{name} ({then.get(name, 'none')} then, {now.get(name, 'none')} now)"
+            for name in dict.fromkeys([*then, *now])
+            if then.get(name) != now.get(name)
+        ]
+        raise RunError(
+            f"The data has changed since the run in {self.path} began{f': {listed(odd)}' if then and odd else ''}.",
+            remedy=f"Bring back the data of then, or {self.anew}",
+        )
 
     def check_base(self, fingerprint: str) -> None:
         """Nothing when the base, its head apart, is the one that the run began with.
@@ -298,7 +318,7 @@ class RunFolder:
             raise RunError(
                 f"The run in {self.path} began with another model: the weights differ, the head apart.",
                 allowed="A layer that starts at random needs the same seed every time, unless it is the head.",
-                remedy="Bring back the model of then, or start anew with another --out.",
+                remedy=f"Bring back the model of then, or {self.anew}",
             )
 
     @property
@@ -328,17 +348,19 @@ class RunFolder:
                 )
         return records
 
-    def begin(self, data: str, epoch: int, *, base: str | None = None) -> None:
+    def begin(self, data: str, epoch: int, *, base: str | None = None, parts: Mapping[str, str] | None = None) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone.
 
         Args:
             data: Fingerprint of the examples.
             epoch: Epochs done.
             base: Fingerprint of the base, the head apart; None does not keep it.
+            parts: Fingerprints of what the data consists of, by name.
         """
         self.need_there()
         kept = [r for r in self._records() if r["stage"] in ("train", "warning") and r["epoch"] <= epoch]
-        begun = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
+        begun: dict[str, Any] = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
+        begun |= {"parts": dict(parts)} if parts else {}
         records = [begun, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
@@ -399,6 +421,22 @@ class RunFolder:
                 f"{self.path} was removed while the run went on.",
                 remedy="Bring the folder back and give the same command again, or start anew.",
             )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it no other process may work in the folder, which is made where it is missing.
+
+        Raises:
+            RunError: Another does.
+        """
+        with written(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        file = lock(self.lock, taken=f"Another process is working on the run in {self.path}.")
+        try:
+            yield
+        finally:
+            if file is not None:
+                file.close()
 
     def owns(self, path: Path) -> bool:
         """Whether a file of this name in the folder, or in a folder of it, is the run's own."""

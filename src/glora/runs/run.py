@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from torch import nn
 
@@ -35,6 +37,7 @@ from glora.settings import merged
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
 from glora.tasks.images import Preprocess
+from glora.tasks.memory import memory_told
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
@@ -42,6 +45,20 @@ from glora.training.device import device_name, new_accelerator
 from glora.training.pace import check_pace
 
 __all__ = ["Reporter", "Run"]
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def _held(stage: Callable[Concatenate[Run, Given], Made]) -> Callable[Concatenate[Run, Given], Made]:
+    """The stage, during which no other process may work in the run's folder."""
+
+    @functools.wraps(stage)
+    def alone(run: Run, /, *args: Given.args, **kwargs: Given.kwargs) -> Made:
+        with run.holding(makes=stage.__name__ in ("fit", "train")):
+            return stage(run, *args, **kwargs)
+
+    return alone
 
 
 class Run:
@@ -66,6 +83,9 @@ class Run:
         GloraError: Data, model, targets or budget are wrong.
     """
 
+    _holds = False  # whether this process works in the folder
+    _begun = False  # whether the folder is there, unless someone removes it
+
     def __init__(
         self,
         experiment: Experiment,
@@ -81,7 +101,7 @@ class Run:
         accelerator = new_accelerator(experiment.train.precision)
         self.reporter: Reporter = reporter if accelerator.is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
-        self.folder.check_data(found.fingerprint)
+        self.folder.check_data(found.fingerprint, found.parts)
         backbone = _reading(backbone or _backbone(experiment, found.objective), experiment)
         self.task = found.prepared(backbone.preprocess)
         model = copy.deepcopy(backbone.model)
@@ -123,7 +143,9 @@ class Run:
             RunError: The folder holds none, or its search was made with other settings.
         """
         experiment = RunFolder(folder).experiment()
-        return cls(experiment.with_(search=changed_search(experiment, search or {})), folder, reporter, **given)
+        run = cls(experiment.with_(search=changed_search(experiment, search or {})), folder, reporter, **given)
+        run._begun = True
+        return run
 
     def _check_processes(self) -> None:
         search = self.session.experiment.search
@@ -141,6 +163,29 @@ class Run:
         """The settings, nothing left open."""
         return self.session.experiment
 
+    @contextmanager
+    def holding(self, *, makes: bool) -> Iterator[None]:
+        """Within it no other process may work in the folder; other processes of this run leave that to the main one.
+
+        Args:
+            makes: Whether what follows makes the folder; if not, and there is none, it is left to say so.
+
+        Raises:
+            RunError: Another process does, or the folder of a run that has begun is gone.
+        """
+        if self._begun and self.alone:
+            self.folder.need_there()
+        if self._holds or not self.alone or not (makes or self.folder.path.is_dir()):
+            yield
+            return
+        with self.folder.held():
+            self._holds = True
+            try:
+                yield
+            finally:
+                self._holds = False
+
+    @_held
     def fit(self) -> Result | None:
         """All stages: train, search, and one look at test.
 
@@ -165,6 +210,7 @@ class Run:
         """Whether this is the main process, which works alone after the training."""
         return bool(self.session.accelerator.is_main_process)
 
+    @_held
     def train(self) -> None:
         """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
         session = self.session
@@ -180,8 +226,10 @@ class Run:
             self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
+                self._begun = True
         train(session, self.tuned)
 
+    @_held
     def search(self) -> Outcome | None:
         """Searches the trained supernet on val, saves the winner's adapter and pictures, compares it with controls.
 
@@ -201,6 +249,7 @@ class Run:
         self.folder.write_config(self.experiment)
         return self._finished(search, search.run())
 
+    @_held
     def pick(self, *, budget: int | None, min_budget: int | None = None) -> Outcome:
         """The winner for another budget out of a finished search, without a new score; its adapter and pictures.
 
@@ -245,6 +294,7 @@ class Run:
             preprocess=session.backbone.preprocess,
         )
 
+    @_held
     def evaluate(self) -> Result | None:
         """The Result: val, and test exactly once; a run that has one is not tested again.
 
@@ -329,8 +379,12 @@ class Run:
     def _latency(self, model: nn.Module) -> dict[str, float]:
         session = self.session
         base = session.base().to(session.accelerator.device)
-        batch = session.data.val.batch(range(_timed(session.data.val)))
-        return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
+        val, size = session.data.val, session.evaluator.batch_size
+        count = min(_timed(val), size)
+        remedy = f"Take fewer at a time: search.batch_size={max(1, count // 2)}, of {size} now."
+        with memory_told(f"a forward pass of {count} {val.unit}, whose time is taken", remedy=remedy):
+            batch = val.batch(range(count))
+            return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
 
 
 def _say(reporter: Reporter, lines: Sequence[str]) -> None:
@@ -387,6 +441,8 @@ def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
         "head": list(backbone.head),
         "objective": task.objective.model_dump(mode="json"),
         "preprocess": preprocess,
+        "task": task.name,
+        "data": task.fingerprint,
         **said_of(task),
     }
 

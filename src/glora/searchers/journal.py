@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from glora.errors import ConfigError, RunError
-from glora.files import append_jsonl, read_jsonl
+from glora.files import append_jsonl, lock, read_jsonl
 
 __all__ = ["Journal", "genome_record"]
 
@@ -193,21 +193,7 @@ def _finite(value: Any) -> bool:
 def _lock(path: Path) -> BinaryIO | None:
     """The file, locked for this search until it is closed or the process ends; None where the system has no locks."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}.", remedy="Give the path of a file.") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunError(
-            f"Another search is running on {path}.", remedy="Wait for its end, or stop it; a killed one holds nothing."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
+    return lock(path, taken=f"Another search is running on {path}.")

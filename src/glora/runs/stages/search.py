@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glora.errors import BudgetError, MissingExtraError, RunError
-from glora.files import sha256
+from glora.files import plain_json, sha256
 from glora.genes import GenotypeSpace
 from glora.methods.method import Tuned
 from glora.report import plots
@@ -299,7 +299,7 @@ class Search:
         if self.polish:  # the adapter of this run is the polished one
             folder.adapter.unlink(missing_ok=True)
         else:
-            info = {**session.info, "winner": outcome.key}
+            info = {**session.info, "winner": outcome.key, "metrics": plain_json(outcome.rows.get("winner", {}))}
             self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
         outcome.write(folder.winner)
         folder.mark("searched", winner=outcome.key)

@@ -20,6 +20,7 @@ from glora.training.trainer import Trainer
 
 __all__ = ["Training", "run_training", "train", "train_into"]
 
+FORMAT = 1  # of the state of an unfinished training
 SAVE_SHARE = 0.05  # of the training time may go into saving its state
 
 
@@ -77,7 +78,7 @@ def train_into(
     if done:
         tuned.load(folder.trained_file(), base_fingerprint=session.base_fingerprint)
         return
-    folder.check_data(session.data.fingerprint)
+    folder.check_data(session.data.fingerprint, session.data.parts)
     seed = session.experiment.seed
     torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
     trainer = Trainer(
@@ -92,7 +93,8 @@ def train_into(
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
         file = folder.adapter if tuned.space is None else folder.supernet
-        tuned.save(file, training.info, base_fingerprint=session.base_fingerprint)
+        info = {**training.info, "metrics": {"train_loss": trainer.losses[-1]}}
+        tuned.save(file, info, base_fingerprint=session.base_fingerprint)
         folder.mark("trained", file=file.name, seconds=trainer.seconds, example_steps=trainer.example_steps)
         folder.training.unlink(missing_ok=True)
 
@@ -106,7 +108,8 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     accelerator.wait_for_everyone()  # all have read what the main process will write anew
     main = accelerator.is_main_process
     if main:
-        folder.begin(session.data.fingerprint, trainer.epoch, base=session.base_fingerprint)
+        data = session.data
+        folder.begin(data.fingerprint, trainer.epoch, base=session.base_fingerprint, parts=data.parts)
     saved, cost = trainer.seconds, 0.0
     for progress in trainer.run(reporter.training):
         if trainer.began == trainer.epoch:  # it begins anew
@@ -131,11 +134,17 @@ def _save(folder: RunFolder, trainer: Trainer) -> None:
     if trainer.accelerator.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(trainer.accelerator.device)
     folder.need_there()
-    save_tensors(folder.training, tensors, meta)
+    save_tensors(folder.training, tensors, {**meta, "format": FORMAT})
 
 
 def _restore(folder: RunFolder, trainer: Trainer) -> None:
     tensors, meta = read_tensors(folder.training)
+    if meta.get("format", FORMAT) != FORMAT:  # of before it was kept: the first
+        raise RunError(
+            f"{folder.training} has the format {str(meta['format'])[:40]}.",
+            allowed=f"This glora continues a training of format {FORMAT}.",
+            remedy=f"Finish it with the version of then, or {folder.anew}",
+        )
     now, then = torch.get_rng_state(), tensors.get("rng")
     if then is None or then.dtype != now.dtype or then.shape != now.shape:
         raise RunError(
