@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,8 +29,12 @@ from glora.errors import AdapterFileError, RunError, StateError, WriteError
 from glora.files import append_jsonl, atomic, atomic_folder, read_jsonl, write_json, write_text
 from glora.methods.files import load_adapter
 from glora.plain import parse_json
+from glora.report.outcome import Outcome
 from glora.report.result import Result
 from glora.runs.folder import RunFolder
+from glora.searchers.journal import Journal
+from glora.settings import flat
+from glora.tasks.calibration import Calibration
 
 OUTPUTS: dict[str, Any] = json.loads((FROZEN / "outputs.json").read_text())
 
@@ -317,6 +322,59 @@ def test_files_of_earlier_versions_play_what_they_played(name: str) -> None:
     with torch.no_grad():
         found = load_adapter(base(), FROZEN / f"{name}.safetensors").model.eval()(images())
     assert torch.allclose(found, torch.tensor(OUTPUTS[name]), atol=1e-6)
+
+
+def frozen_run(folder: Path) -> dict[str, Callable[[], Any]]:
+    """The frozen files of a run folder of format 2, in the folder; file name -> its reader."""
+    readers = good_run(folder)
+    kept = sorted((FROZEN / "run_2").iterdir())
+    assert {file.name for file in kept} == readers.keys()
+    for file in kept:
+        shutil.copy(file, folder / file.name)
+    return readers
+
+
+def test_run_folders_of_earlier_versions_are_read_as_they_were(tmp_path: Path) -> None:
+    """As above: these files are never written anew."""
+    readers, folder = frozen_run(tmp_path / "run"), RunFolder(tmp_path / "run")
+    settings = flat(yaml.safe_load(folder.config.read_text()))
+    assert {name: flat(folder.experiment().to_json())[name] for name in settings} == settings
+    assert folder.done("trained") == {"file": "supernet.safetensors", "seconds": 1.5, "example_steps": 100}
+    assert (folder.seconds()["train"], folder.example_steps(), folder.warnings()) == (1.5, 100, ["It began anew."])
+    folder.check_data("ab")
+    folder.check_base("cd")
+    outcome = Outcome.read(folder.winner)
+    assert (outcome.genome, outcome.score, outcome.parameters, outcome.key) == (
+        (1, 0, 2),
+        -0.25,
+        90,
+        "f261d43de2fb9e1e",
+    )
+    assert outcome.rows["winner"]["val_accuracy"] == 0.5
+    result = Result.read(folder.result)
+    assert (result.metrics, result.winner, result.parameters) == ({"test_accuracy": 0.5}, outcome.key, 9)
+    tested = readers["test_examples.json"]()
+    assert tested.values == {"accuracy": (1.0, None, 0.0)}
+    assert Calibration.read(folder.calibration) == Calibration(0.8, 1.25)
+    journal = Journal(folder.journal, {"searcher": "random", "seed": 0, "racing": None})
+    assert journal.recall("ask", 0) == {"event": "ask", "number": 0, "genome": [0, 1]}
+    assert (journal.recall("score", 0) or {})["score"] == 0.5
+    journal.close()
+    assert readers["examples.jsonl"]()((0, 1))["val"].value("accuracy") == 0.5
+    assert readers["harness.json"]() == []
+    tensors, meta = readers["training.safetensors"]()
+    assert torch.equal(tensors["0.value"], torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    assert meta == {"epoch": 1, "losses": [0.5]}
+
+
+def test_results_of_format_1_are_read_under_todays_names() -> None:
+    found = Result.read(FROZEN / "result_1.json")
+    assert found.metrics["test_accuracy"] == 0.25
+    assert (found.metrics["val_examples"], found.metrics["test_examples"]) == (20, 40)
+    assert found.controls["largest"]["test_loss"] == 2.0
+    assert found.example_steps == {"train": 7}
+    assert [metric.name for metric in found.metrics_info] == ["accuracy", "loss"]
+    assert found.verdict == ("A winner.",)
 
 
 def test_every_frozen_file_has_its_outputs() -> None:
