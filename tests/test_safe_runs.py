@@ -18,7 +18,8 @@ from torch import nn
 import glora
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import Experiment
-from glora.errors import RunError, StateError
+from glora.errors import BackboneError, RunError, StateError
+from glora.runs import run as runs
 from glora.runs.folder import RunFolder
 from glora.runs.run import Run
 from glora.tasks.memory import memory_told
@@ -154,6 +155,24 @@ def test_a_diverging_run_keeps_the_state_of_the_last_good_epoch(
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
     monkeypatch.undo()
     assert Run(settings, tmp_path / "run", Recorder()).fit() is not None
+
+
+def test_a_base_that_is_not_finite_is_named_before_anything_begins(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = runs.load_backbone
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        found = load(*args, **kwargs)
+        with torch.no_grad():
+            found.model.blocks[0].norm1.weight[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(runs, "load_backbone", broken)
+    with pytest.raises(BackboneError, match=r"not finite, in blocks\.0\.norm1\.weight\.") as told:
+        Run(tiny(photos), tmp_path / "run", Recorder())
+    assert "checkpoint again" in told.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_number_that_the_last_step_of_an_epoch_spoils_is_not_saved(photos: Path, tmp_path: Path) -> None:

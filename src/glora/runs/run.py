@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import torch
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
 from glora.config import Experiment
-from glora.errors import ConfigError, GloraError, RunError
+from glora.errors import BackboneError, ConfigError, GloraError, RunError, listed
 from glora.methods.method import Method, Tuned
 from glora.report.outcome import Outcome, Row
 from glora.report.result import Result
@@ -46,6 +47,7 @@ from glora.training.pace import check_pace
 
 __all__ = ["Reporter", "Run"]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
@@ -102,7 +104,7 @@ class Run:
         self.reporter: Reporter = reporter if accelerator.is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
         self.folder.check_data(found.fingerprint, found.parts)
-        backbone = _reading(backbone or _backbone(experiment, found.objective), experiment)
+        backbone = _finite(_reading(backbone or _backbone(experiment, found.objective), experiment))
         self.task = found.prepared(backbone.preprocess)
         model = copy.deepcopy(backbone.model)
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
@@ -430,6 +432,23 @@ def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
             f"data.resize={resize} is about images, and this run's model is given {given}.", remedy="Leave it out."
         )
     return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
+
+
+def _finite(backbone: Backbone) -> Backbone:
+    """The base, all of whose numbers are finite.
+
+    Raises:
+        BackboneError: Some are not; names their tensors.
+    """
+    named = backbone.model.named_parameters()
+    plain = {name: value for name, value in named if type(value) is nn.Parameter and value.device.type != "meta"}
+    if odd := [name for name, value in plain.items() if value.dtype in FLOATS and not bool(value.isfinite().all())]:
+        raise BackboneError(
+            f"The base {backbone.name} has numbers that are not finite, in {listed(odd)}.",
+            allowed="Every weight of the base is a finite number; nothing can be trained on another.",
+            remedy="Get its checkpoint again from its source, or another one.",
+        )
+    return backbone
 
 
 def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
