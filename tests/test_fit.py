@@ -206,6 +206,17 @@ def test_another_model_other_data_or_settings_are_refused_by_name(
         whole_job(done[2], **changes)
 
 
+def test_other_inputs_of_the_same_number_and_targets_are_refused_where_they_are_known(tmp_path: Path) -> None:
+    fitted(tmp_path / "run", PAIRS)
+    changed = X.clone()
+    changed[5, 3] += 1e-3
+    with pytest.raises(
+        RunError, match=r"data has changed since .*: (train|val|test) \(\d+ examples, \w+ then, \d+ examples"
+    ):
+        fitted(tmp_path / "run", TensorDataset(changed, Y))
+    fitted(tmp_path / "run", Subset(TensorDataset(X.clone(), Y), range(len(X))))
+
+
 def test_a_fresh_head_may_start_elsewhere(done: tuple[glora.FitResult, Recorder, Path]) -> None:
     result, _, out = done
     net = Net()

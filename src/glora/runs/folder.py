@@ -294,10 +294,10 @@ class RunFolder:
         Raises:
             RunError: They have changed: what was a test example then may be a training example now.
         """
-        if self._begun.get("data", fingerprint) == fingerprint:
-            return
-        then, now = self._begun.get("parts"), parts or {}
+        then, now = self._begun.get("parts"), dict(parts or {})
         then = then if isinstance(then, dict) else {}
+        if self._begun.get("data", fingerprint) == fingerprint and (then == now or not then or not now):
+            return
         odd = [
             f"{name} ({then.get(name, 'none')} then, {now.get(name, 'none')} now)"
             for name in dict.fromkeys([*then, *now])

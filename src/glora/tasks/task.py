@@ -16,7 +16,7 @@ from glora.settings import Count, Settings, build
 from glora.tasks.augment import Augment, Augmentation
 from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
-from glora.tasks.objective import Examples, Measured, Objective, Targets
+from glora.tasks.objective import Examples, Fixed, Measured, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
@@ -83,6 +83,8 @@ class Task:
             split.identify(digest, root)
             own = hashlib.sha256()
             split.identify(own, root)
+            if isinstance(split, Fixed):
+                split.identify_inputs(own)
             parts[name] = f"{len(split)} {split.unit}, {own.hexdigest()[:8]}"
         return replace(self, fingerprint=digest.hexdigest(), parts=parts)
 
