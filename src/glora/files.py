@@ -22,9 +22,11 @@ from glora.plain import LARGE, parse_json
 from glora.tensor_file import Layout, read_layout
 
 __all__ = [
+    "LOCK",
     "append_jsonl",
     "atomic",
     "atomic_folder",
+    "held",
     "lock",
     "plain_json",
     "read_json",
@@ -36,6 +38,8 @@ __all__ = [
     "write_text",
     "written",
 ]
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -299,6 +303,28 @@ def lock(path: Path, *, taken: str) -> BinaryIO | None:
     except OSError:  # a file system without locks
         pass
     return file
+
+
+@contextmanager
+def held(folder: Path, *, what: str) -> Iterator[None]:
+    """Within it no other process can hold the folder, which is made where it is missing; it has a file `.lock` then.
+
+    Args:
+        folder: Where the work is done.
+        what: What it is, in the words of an error: `the run in x`.
+
+    Raises:
+        RunError: Another process holds it.
+        WriteError: It cannot be made.
+    """
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    file = lock(folder / LOCK, taken=f"Another process is working on {what}.")
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

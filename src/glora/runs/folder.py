@@ -15,8 +15,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import yaml
 
 from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import ConfigError, RunError, listed
-from glora.files import append_jsonl, lock, read_json, read_jsonl, read_metadata, write_json, write_text, written
+from glora.files import LOCK, append_jsonl, held, read_json, read_jsonl, read_metadata, write_json, write_text
 from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
@@ -67,7 +67,7 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"  # a folder, where a program gave the tokenizer
         self.values = self.path / "examples.jsonl"
         self.stages = self.path / "state.json"
-        self.lock = self.path / ".lock"  # empty
+        self.lock = self.path / LOCK  # empty
         self.result = self.path / "result.json"
         self.tested_examples = self.path / TESTED
         self.thumbnails = self.path / THUMBNAILS
@@ -422,21 +422,13 @@ class RunFolder:
                 remedy="Bring the folder back and give the same command again, or start anew.",
             )
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Within it no other process may work in the folder, which is made where it is missing.
 
         Raises:
             RunError: Another does.
         """
-        with written(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        file = lock(self.lock, taken=f"Another process is working on the run in {self.path}.")
-        try:
-            yield
-        finally:
-            if file is not None:
-                file.close()
+        return held(self.path, what=f"the run in {self.path}")
 
     def owns(self, path: Path) -> bool:
         """Whether a file of this name in the folder, or in a folder of it, is the run's own."""
