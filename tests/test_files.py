@@ -491,6 +491,21 @@ def test_the_line_is_told(tmp_path: Path) -> None:
         readers["result.json"]()
 
 
+def test_wrong_settings_of_a_run_are_told_with_their_lines(tmp_path: Path) -> None:
+    good_run(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    lines = folder.config.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines, 1) if line.strip().startswith("epochs: "))
+    lines[place - 1] = "  epochs: many"
+    folder.config.write_text("\n".join([*lines, "more: 1"]))
+    with pytest.raises(RunError) as caught:
+        folder.experiment()
+    assert f"2 errors in {folder.config}" in caught.value.cause
+    assert f"line {place}: train.epochs: " in caught.value.cause
+    assert f"line {len(lines) + 1}: more: no such setting" in caught.value.cause
+    assert "Mend the file there" in caught.value.remedy
+
+
 def test_what_is_measured_is_a_cache_and_measured_again_when_it_is_damaged(tmp_path: Path) -> None:
     readers = good_run(tmp_path / "run")
     file = tmp_path / "run" / "examples.jsonl"

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import build_experiment
-from glora.errors import AdapterFileError, ConfigError, RunError
+from glora.errors import AdapterFileError, RunError
 from glora.files import write_json, write_text
 from glora.methods.files import load_adapter
 from glora.report.examples import ByExample, beside
@@ -249,7 +249,7 @@ class RunFiles:
         file.write_bytes(content)
         try:
             self.readers[name]()
-        except (RunError, ConfigError, AdapterFileError) as error:
+        except (RunError, AdapterFileError) as error:
             assert str(file) in str(error) or str(self.folder) in str(error), f"the file is not named: {error}"
             assert len(str(error)) < 20_000, "the message is too long"
             assert error.remedy or error.allowed, f"no remedy: {error}"

@@ -201,8 +201,7 @@ class RunFolder:
         """The settings of the run in the folder.
 
         Raises:
-            RunError: There is none.
-            ConfigError: Its settings are damaged.
+            RunError: There is none, or its settings are damaged; tells all that is wrong, with the lines.
         """
         if not self.config.is_file():
             raise RunError(f"{self.path} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
@@ -218,7 +217,10 @@ class RunFolder:
                 allowed="Its adapter and its result are still read.",
                 remedy="Continue it with glora 0.1, or start anew with another --out.",
             )
-        found = build_experiment(data, source=str(self.config))
+        try:
+            found = build_experiment(data, source=str(self.config))
+        except ConfigError as error:
+            raise RunError(error.cause, remedy="Mend the file there, or start anew with another --out.") from error
         if found.search.polish and found.search.polish_from is None:  # of before there was a choice
             return found.with_(search={**found.search.model_dump(), "polish_from": "supernet"})
         return found
