@@ -819,24 +819,28 @@ def _print_comparison(console: Any, found: Any) -> None:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C. Its own class: what typer makes of a KeyboardInterrupt depends on its version."""
+    """Ctrl-C, or SIGTERM. Its own class: what typer makes of a KeyboardInterrupt depends on its version."""
 
-    came = False
+    came = 0  # the signal that did
+    process = 0  # whose command it is: what that has forked ends at once
 
 
-def _interrupt(*_: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-    _Interrupted.came = True
+def _interrupt(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    if os.getpid() != _Interrupted.process:
+        os.kill(os.getpid(), number)
+        return
+    _Interrupted.came = number
     raise _Interrupted
 
 
 def _never_dropped(lost: Any) -> None:
-    """Ctrl-C comes again when it came where Python drops what is raised: in a weakref's callback, in `__del__`."""
+    """The signal comes again when it came where Python drops what is raised: in a weakref's callback, in `__del__`."""
     if lost.exc_type is not _Interrupted:
         sys.__unraisablehook__(lost)
         return
-    signal.signal(signal.SIGINT, _interrupt)
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(_Interrupted.came, _interrupt)
+    threading.Timer(0.05, os.kill, (os.getpid(), _Interrupted.came)).start()
 
 
 _GOES_ON = {
@@ -846,24 +850,31 @@ _GOES_ON = {
 
 
 def main() -> None:
-    """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130."""
-    before, hook, _Interrupted.came = signal.getsignal(signal.SIGINT), sys.unraisablehook, False
-    if before is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, _interrupt)
+    """The entry point: a GloraError becomes one message with a TIP and exit code 2, a signal one line.
+
+    Ctrl-C ends with 130, SIGTERM with 143.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: usual for number, usual in defaults.items() if signal.getsignal(number) == usual}
+    hook, _Interrupted.came, _Interrupted.process = sys.unraisablehook, 0, os.getpid()
+    for number in before:  # not those that a shell has ignored
+        signal.signal(number, _interrupt)
         sys.unraisablehook = _never_dropped
     try:
         app()
     except BaseException as error:
         if _Interrupted.came:  # whatever it became on its way: an import cut short can raise anything
-            typer.echo(f"Interrupted.{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
-            sys.exit(130)
+            said = "Interrupted." if _Interrupted.came == signal.SIGINT else "Terminated."
+            typer.echo(f"{said}{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
+            sys.exit(128 + _Interrupted.came)
         if isinstance(error, GloraError):
             _fail(" ".join(part for part in (error.cause, error.allowed) if part), error.remedy, 2)
         if isinstance(error, OSError):  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", "", 1)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glora.config import TABLES, build_experiment, describe
 from glora.errors import ConfigError, UnknownNameError, nearest
 from glora.registry import load
-from glora.settings import is_benchmark, read_settings
+from glora.settings import is_benchmark, read_written
 
 if TYPE_CHECKING:
     from glora.genotype import Site
@@ -89,7 +89,7 @@ def check(path: Path) -> str:
     Raises:
         ConfigError: Lists every unknown name, unknown key and wrong value at once, with the nearest ones.
     """
-    data = read_settings(path)
+    data = read_written(path)
     if is_benchmark(data):
         from glora.runs.benchmark.settings import build_benchmark
 

@@ -133,6 +133,7 @@ class LoadedRun:
             RunError: The folder holds something else.
         """
         self.merge()
+        _refuse_own(Path(path).expanduser())
         if self.saves_folder and Path(path).suffix != ".safetensors":
             return merged_folder(self._merged(), Path(path).expanduser())
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
@@ -435,6 +436,19 @@ def load_tuned(
         folder.check_base(base_fingerprint)
     tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
     return LoadedTuned(folder, tuned, experiment, objective, info, _as_written(info, preprocess))
+
+
+def _refuse_own(path: Path) -> None:
+    """Raises RunError where the path is a file of a run, or has a run inside."""
+    path = path.resolve()
+    runs = (RunFolder(folder) for folder in path.parents if (folder / "config.yaml").is_file())
+    if owner := next((run for run in runs if run.owns(path)), None):
+        raise RunError(
+            f"{path} is the run's own file: the merged model would take its place.",
+            remedy=f"Choose another --out, such as {owner.path / 'merged.safetensors'}.",
+        )
+    if RunFolder(path).config.is_file():
+        raise RunError(f"{path} is a run.", remedy=f"Choose another --out, such as {path / 'merged'}.")
 
 
 def _base(

@@ -16,7 +16,7 @@ from glora.settings import Count, Settings, build
 from glora.tasks.augment import Augment, Augmentation
 from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
-from glora.tasks.objective import Examples, Measured, Objective, Targets
+from glora.tasks.objective import Examples, Fixed, Measured, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
@@ -37,6 +37,7 @@ class Task:
         test: Examples that only the final result sees; None where there are none.
         notes: What a user should be told: the split that was chosen, the files skipped.
         fingerprint: sha256 over the objective and the examples of each split; changes when the data does.
+        parts: What can change -> its own state, in words that differ then: `{"val": "20 images, 5f3e..."}`.
         group: The group of tasks that it belongs to, where there is one: natural, specialized, structured.
         others: Further test sets by name, read once at the end, as test is.
         among: Of further test sets that have some of the classes alone: which; they are also scored among those.
@@ -49,6 +50,7 @@ class Task:
     test: Examples | None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     others: Mapping[str, Examples] = field(default_factory=dict)
     among: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -75,10 +77,16 @@ class Task:
         """The same task with its fingerprint; file names count relative to `root`."""
         said = self.objective.model_dump_json(exclude=set(self.objective.of_training))
         digest = hashlib.sha256(said.encode())
-        for split in (*self.splits.values(), *self.others.values()):
+        parts = {"objective": hashlib.sha256(said.encode()).hexdigest()[:8]}
+        for name, split in {**self.splits, **self.others}.items():
             digest.update(f"split {len(split)}\n".encode())
             split.identify(digest, root)
-        return replace(self, fingerprint=digest.hexdigest())
+            own = hashlib.sha256()
+            split.identify(own, root)
+            if isinstance(split, Fixed):
+                split.identify_inputs(own)
+            parts[name] = f"{len(split)} {split.unit}, {own.hexdigest()[:8]}"
+        return replace(self, fingerprint=digest.hexdigest(), parts=parts)
 
 
 class DataSettings(Settings):
@@ -284,6 +292,8 @@ def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
     if isinstance(source, str) and source in SOURCES and not registry.load(SOURCES[source]).reads_paths:
         kind = registry.load(SOURCES[source])
         return kind
+    if not isinstance(source, str | Path):
+        return DataSettings  # which says what a source is
     path = Path(source).expanduser()
     if str(source) == "" or not path.exists():
         raise _nowhere(source)

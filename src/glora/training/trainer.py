@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,10 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from glora.config import TrainSettings
-from glora.errors import StateError
+from glora.errors import StateError, listed
 from glora.methods.method import Tuned
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
+from glora.tasks.memory import memory_told
 from glora.tasks.objective import Batch, Examples, Objective, Varied
 from glora.training.average import Average
 from glora.training.best import Best
@@ -76,6 +77,15 @@ class Progress:
     lr: float
     examples_per_second: float
     seconds_left: float
+
+
+class _Taken(NamedTuple):
+    """A step that was taken: its number, its examples, the generator before it, and its sums."""
+
+    step: int
+    examples: int
+    before: tuple[Any, ...]
+    sums: Tensor
 
 
 class Trainer:
@@ -248,22 +258,54 @@ class Trainer:
         rng = random.Random(f"subnets {self.seed} {epoch}")
         sums = torch.zeros(4, device=self.accelerator.device)
         shown, first = 0.0, epoch * self.steps_per_epoch
+        unseen: list[_Taken] = []  # steps since the last look at the loss
         self.pace.begin(epoch)
         for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
             batch = whole[: self.pace.examples(first + k, len(whole))]
-            sums = sums + self._step(batch, first + k, rng)
+            before = rng.getstate()
+            with memory_told(f"a training step of {len(batch)} {self.examples.unit}", remedy=self._smaller()):
+                unseen.append(_Taken(first + k, len(batch), before, self._step(batch, first + k, rng)))
+            sums = sums + unseen[-1].sums
             if time.perf_counter() - shown < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
             shown = time.perf_counter()
             *totals, seen = sums.tolist()
             mean, metric, plain = (total / seen for total in totals)
             if not math.isfinite(mean):
-                raise StateError(
-                    f"The training loss is {mean} in epoch {self.epoch + 1}.",
-                    remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
-                )
+                raise self._diverged("The training loss is", unseen)
+            unseen = unseen[-1:]
             yield self._progress(k, mean, metric, self.lr_at(first + k), start)
+        if not all(bool(value.isfinite().all()) for value in self.parameters):  # of the last step, whose loss was
+            raise self._diverged("A trained number becomes", unseen)
         self.losses.append(plain)
+
+    def _diverged(self, what: str, unseen: Sequence[_Taken]) -> StateError:
+        """What is said where numbers are not finite: in which step, at which learning rate, and what was played."""
+        totals = [taken.sums[0].item() for taken in unseen]
+        place = next((place for place, total in enumerate(totals) if not math.isfinite(total)), len(totals) - 1)
+        taken, rng = unseen[place], random.Random()
+        rng.setstate(taken.before)
+        self.tuned.before_step(rng, range(taken.examples), taken.examples, taken.step / self.steps)
+        played = [text if len(text := repr(each)) < 300 else f"{text[:300]}..." for each in self.tuned.playing]
+        number = totals[place] if not math.isfinite(totals[place]) else "infinite or NaN"
+        return StateError(
+            f"{what} {number} in epoch {self.epoch + 1}, step {taken.step + 1} of {self.steps}, at a learning rate of "
+            f"{self.lr_at(taken.step):.3g}.{f' In play: {listed(played, n=1)}.' if played else ''}",
+            allowed="What was saved before is as it was.",
+            remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32, in another folder.",
+        )
+
+    def _smaller(self) -> str:
+        """What to try where a training step does not fit into memory."""
+        size, most = self.settings.batch_size, self.settings.micro_batch
+        passes = min(size, most or size)
+        if passes == 1:
+            return "Take a smaller model or smaller inputs, or train.precision=bf16."
+        said = f"train.batch_size is {size}" + (f", train.micro_batch {most}" if most else "")
+        return (
+            f"{said}: begin anew with train.micro_batch={passes // 2}, which makes the same steps with less memory, or "
+            "with train.precision=bf16."
+        )
 
     def _progress(self, k: int, loss: float, metric: float, lr: float, start: float) -> Progress:
         n, epochs = len(self.examples), self.settings.longest
@@ -403,6 +445,23 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _check_fits(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Raises StateError unless the state is of a training of this model."""
+        wanted = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
+        wanted |= {f"{index}.value": value for index, value in enumerate(self.parameters)}
+        odd = [name for name, value in wanted.items() if name not in tensors or tensors[name].shape != value.shape]
+        shapes = {name.partition(".")[0]: value.shape for name, value in wanted.items() if name.endswith(".value")}
+        for name, value in tensors.items():
+            index, _, moving = name.partition(".")
+            odd += [name] if moving in MOVING and value.dim() and value.shape != shapes.get(index, value.shape) else []
+        numbers = ("epoch", "seconds", "example_steps", "lr", "began")
+        odd += [name for name in numbers if type(meta.get(name)) not in (int, float)]
+        if odd or not isinstance(meta.get("losses"), list):
+            raise StateError(
+                f"The unfinished training does not fit this model: {listed(odd) or 'losses'}.",
+                remedy="Delete its training.safetensors: the training starts again.",
+            )
+
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
 
@@ -417,6 +476,7 @@ class Trainer:
                 "numbers would play another function now.",
                 remedy="Finish it with that version, or start anew with another --out.",
             )
+        self._check_fits(tensors, meta)
         optimizer = self.optimizer.state_dict()
         with torch.no_grad():
             for name, buffer in self.tuned.model.named_buffers():
