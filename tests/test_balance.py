@@ -159,7 +159,7 @@ def test_what_has_no_classes_is_not_balanced(tmp_path: Path) -> None:
 
 
 def test_pace_fast_needs_every_example_in_every_epoch(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train.pace=fast .* data.balance=sampling"):
+    with pytest.raises(ConfigError, match=r"train.pace=fast .* data.balance=sampling"):
         tiny(tmp_path, data={"balance": "sampling"}, train={"pace": "fast"})
 
 
