@@ -99,9 +99,7 @@ def imbalance(train: Examples, objective: Objective, balance: Balance) -> list[s
 def _rare(sizes: dict[str, int], unit: str) -> list[str]:
     """A sentence on the classes with a tenth or less of the largest one's examples; none where there are none."""
     largest = max(sizes, key=lambda name: sizes[name])
-    rare: Sequence[str] = sorted(
-        (name for name in sizes if sizes[name] * RARE <= sizes[largest]), key=sizes.__getitem__
-    )
+    rare = sorted((name for name, size in sizes.items() if size * RARE <= sizes[largest]), key=sizes.__getitem__)
     if not rare:
         return []
     some = "classes are" if len(rare) > 1 else "class is"
