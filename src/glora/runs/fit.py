@@ -72,6 +72,10 @@ class FitResult:
         """How good the model is, how it was chosen, and what it beats, in words."""
         return self.record.verdict
 
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per genotype that the search asked for; see `LoadedRun.to_pandas`."""
+        return self.run.to_pandas()
+
     def predict(self, inputs: Any, *, max_tokens: int = MOST) -> list[dict[str, Any]]:
         """What the model predicts for new inputs; see `LoadedRun.predict`."""
         return self.run.predict(inputs, max_tokens=max_tokens)
