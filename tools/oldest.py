@@ -4,7 +4,7 @@
     python tools/oldest.py --extras vision,text -- tests/test_transformers.py
     python tools/oldest.py --list                  # the versions alone
 
-What a package itself needs is left to pip. Use a Python that has wheels of those versions: 3.10 to 3.12.
+What a package itself needs is left to pip, and may deprecate what that package does: here warnings are no errors. Use a Python that has wheels of those versions: 3.10 to 3.12.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from environments import ROOT, name_of, new_environment, project, run
 
 TESTS = ("test_support", "test_layers", "test_space", "test_searchers", "test_train", "test_fit", "test_state")
-TOOLS = ("pytest", "hypothesis", "pytest-xdist")
+TOOLS = ("pytest", "hypothesis", "pytest-xdist", "pymoo")
 PLACE = ROOT / ".venv-oldest"
 
 
@@ -54,7 +54,9 @@ def main() -> int:
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     run(python, "-m", "pip", "install", "--quiet", "--constraint", pins, "--editable", target, *TOOLS)
     tests = options.tests or [str(Path("tests") / f"{name}.py") for name in TESTS]
-    return subprocess.run([str(python), "-m", "pytest", "-q", *tests], cwd=ROOT, check=False).returncode
+    return subprocess.run(
+        [str(python), "-m", "pytest", "-q", "-o", "filterwarnings=default", *tests], cwd=ROOT, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

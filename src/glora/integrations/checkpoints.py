@@ -112,7 +112,7 @@ class SupernetState:
     def __init__(self, adapted: Adapted) -> None:
         self.adapted = adapted
         self._fingerprint = ""  # of the base, which is frozen: computed once
-        model = adapted.model
+        model: Any = adapted.model
         self._hooks = [
             model.register_state_dict_post_hook(partial(self._saving)),  # torch marks it, and a method takes no marks
             model.register_load_state_dict_pre_hook(partial(self._loading)),

@@ -50,14 +50,14 @@ class Balance:
         if not self.on:
             return None
         check_balance(self, objective)
-        _, places, sizes = train.targets.unique(return_inverse=True, return_counts=True)
-        found = sizes.double().pow(-self.power)[places]
+        found = train.targets.bincount()[train.targets].double().pow(-self.power)
         return found / found.mean()
 
     def chance(self, train: Examples) -> float:
         """The loss of knowing how much each class counts and nothing else: the entropy of their shares."""
-        sizes = train.targets.unique(return_counts=True)[1].double().pow(1 - self.power)
-        shares = sizes / sizes.sum()
+        sizes = train.targets.bincount()
+        counting = sizes[sizes > 0].double().pow(1 - self.power)
+        shares = counting / counting.sum()
         return -(shares * shares.log()).sum().item() or math.log(2)
 
 
@@ -84,8 +84,7 @@ def imbalance(train: Examples, objective: Objective, balance: Balance) -> list[s
     check_balance(balance, objective)
     if not isinstance(objective, Classes):
         return []
-    found, counts = train.targets.unique(return_counts=True)
-    sizes = {objective.classes[place]: n for place, n in zip(found.tolist(), counts.tolist(), strict=True)}
+    sizes = {objective.classes[place]: count for place, count in enumerate(train.targets.bincount().tolist()) if count}
     said = _rare(sizes, train.unit)
     if balance.on:
         shares = "the same" if balance.power == 1 else f"as much as their number to the power {1 - balance.power:g}"
