@@ -4,7 +4,8 @@
     python tools/oldest.py --extras vision,text -- tests/test_transformers.py
     python tools/oldest.py --list                  # the versions alone
 
-What a package itself needs is left to pip, and may deprecate what that package does: here warnings are no errors. Use a Python that has wheels of those versions: 3.10 to 3.12.
+What a package itself needs is left to pip, and may deprecate what that package does: here warnings are no errors. Use a
+Python that has wheels of those versions: 3.10 to 3.12.
 """
 
 from __future__ import annotations
