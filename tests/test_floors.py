@@ -26,7 +26,8 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
 NO_TORCH = ("version", "errors", "registry", "plain", "tensor_file", "files", "settings", "genes", "genotype", "space",
             "searchers", "report", "config")  # fmt: skip
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
-                 "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval")  # fmt: skip
+                 "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval",
+                 "tensorboard", "trackio", "wandb", "lightning")  # fmt: skip
 ALSO = {
     "timm": {"tasks.augment"},  # its transforms of training images, two floors below its models
     "transformers": {"integrations.transformers_callback"},  # the callbacks of its trainer

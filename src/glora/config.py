@@ -285,6 +285,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _drawing(self) -> Experiment:
+        if getattr(self.data, "balance", None) == "sampling" and self.train.pace == "fast":
+            raise ValueError(
+                "train.pace=fast compares an example with itself an epoch before, and data.balance=sampling draws some "
+                "more than once an epoch, and others not at all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitness(self) -> Experiment:
         objective: Any = self.objective
         metrics = {metric.name: metric for metric in objective.metrics}

@@ -43,6 +43,7 @@ __all__ = [
     "read_numbers",
     "read_state",
     "state_from",
+    "tensors_of",
     "write_numbers",
     "write_state",
 ]
@@ -147,9 +148,14 @@ def write_state(
         "statistics": list(state.statistics),
         "info": dict(info or {}),
     } | ({"marks": list(marks)} if marks else {})
-    tensors = state.tensors | {HEAD + name: value for name, value in state.head.items()} | dict(marks or {})
-    tensors |= {STATISTICS + name: value for name, value in state.statistics.items()}
+    tensors = tensors_of(state) | dict(marks or {})
     _write(path, header, _apart({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+
+
+def tensors_of(state: AdapterState) -> dict[str, Tensor]:
+    """All tensors of a state under the names that they have in an adapter file."""
+    head = {HEAD + name: value for name, value in state.head.items()}
+    return {**state.tensors, **head, **{STATISTICS + name: value for name, value in state.statistics.items()}}
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,8 +308,7 @@ def state_from(tensors: Mapping[str, Tensor], like: AdapterState, path: str | Pa
         AdapterFileError: It has other tensors than the state, or a tensor of another shape.
     """
     parts: dict[str, dict[str, Tensor]] = {"": {}, HEAD: {}, STATISTICS: {}}
-    wanted = like.tensors | {HEAD + name: value for name, value in like.head.items()}
-    wanted |= {STATISTICS + name: value for name, value in like.statistics.items()}
+    wanted = tensors_of(like)
     _same_names(path, wanted, list(tensors))
     for name, value in tensors.items():
         if value.shape != wanted[name].shape:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from glora.cli.options import Command, given, takes
-from glora.errors import GloraError
+from glora.errors import GloraError, RunError
 
 __all__ = ["app", "main", "search_or_pick"]
 
@@ -49,17 +49,27 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as method.rank=4."),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", metavar="NAME", help="Where curves are shown too: tensorboard, trackio, wandb (repeat it)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
-def _reporting() -> Iterator[Any]:
-    """A reporter on stderr for the time of a command."""
+def _reporting(run: Path | None = None, log: Sequence[str] | None = None) -> Iterator[Any]:
+    """A reporter on stderr for the time of a command; with loggers for the run in that folder."""
     logging.getLogger("glora").addHandler(logging.NullHandler())
     from glora.runs.console import ConsoleReporter
 
     with ConsoleReporter() as reporter:
-        yield reporter
+        if run is None or not log:
+            yield reporter
+            return
+        from glora.runs.logged import logging_to
+
+        with logging_to(log, run, reporter) as logged:
+            yield logged
 
 
 def _run(
@@ -81,6 +91,7 @@ def fit(
     out: Out = Path("run"),
     config: Config = None,
     overrides: Overrides = None,
+    log: Log = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -88,7 +99,7 @@ def fit(
 
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
-    with _reporting() as reporter:
+    with _reporting(out, log) as reporter:
         run = _run(out, config, overrides, settings, reporter)
         result = run.fit()
     if result is None:  # not the main process
@@ -101,12 +112,18 @@ def fit(
 
 @app.command(cls=Command)
 @takes(search=False)
-def train(out: Out = Path("run"), config: Config = None, overrides: Overrides = None, **settings: Any) -> None:
+def train(
+    out: Out = Path("run"),
+    config: Config = None,
+    overrides: Overrides = None,
+    log: Log = None,
+    **settings: Any,
+) -> None:
     """Train only: the supernet, or the baseline.
 
     Example: glora train --model dinov2_vits14 --data digits --out run --epochs 1
     """
-    with _reporting() as reporter:
+    with _reporting(out, log) as reporter:
         (run := _run(out, config, overrides, settings, reporter)).train()
     if run.alone:
         file, verb = ("supernet", "search") if run.searches else ("adapter", "eval")
@@ -124,6 +141,7 @@ def search(
     show_it: Annotated[
         bool, typer.Option("--show", help="Print the winner site by site; alone it searches nothing.")
     ] = False,
+    log: Log = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -138,7 +156,7 @@ def search(
     """
     changes = _search_settings(given(settings), overrides or ())
     if changes or not show_it:
-        with _reporting() as reporter:
+        with _reporting(run, log) as reporter:
             found = search_or_pick(run, changes, reporter)
         if found is None:  # not the main process
             return
@@ -494,7 +512,7 @@ def export(
 @app.command()
 def ls(
     what: Annotated[
-        str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|settings|runs")
+        str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|loggers|settings|runs")
     ],
     name: Annotated[
         str | None,
@@ -694,6 +712,25 @@ def report(
 
     reporting.report([run.expanduser() for run in runs], out, images=images)
     typer.echo(out)
+
+
+@app.command()
+def log(
+    run: RunPath,
+    to: Annotated[list[str], typer.Option("--to", metavar="NAME", help="tensorboard, trackio or wandb (repeat it).")],
+) -> None:
+    """Hand the curves of a run, finished or not, to a logger; `--log NAME` of other commands does it as they work.
+
+    Example: glora log run --to tensorboard
+    """
+    from glora.report.loggers import Feed
+    from glora.report.page import read_run
+
+    read_run(run)  # tells when there is none
+    feed = Feed(run, to)
+    for line in feed.close():
+        raise RunError(line)
+    typer.echo(f"{run}: logged to {', '.join(to)}", err=True)
 
 
 @app.command()

@@ -31,6 +31,7 @@ from glora.runs.merged_folder import Merged, merged_folder
 from glora.runs.reading import naming_of, reading_of
 from glora.runs.session import evaluator_of
 from glora.runs.text_predictions import MOST, TextPredictor, are_texts
+from glora.searchers.frame import journal_frame
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
 from glora.tasks.evaluation import Evaluation
@@ -96,6 +97,15 @@ class LoadedRun:
     def result(self) -> Result | None:
         """The result, where the run was tested; None before."""
         return self.folder.current_result()
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per genotype that the search asked for; see `glora.searchers.frame.journal_frame`.
+
+        Raises:
+            RunError: Nothing was searched.
+            MissingExtraError: pandas is not installed.
+        """
+        return journal_frame(self.folder.journal)
 
     def merge(self) -> nn.Module:
         """The plain model: the class and the state-dict keys of the base.

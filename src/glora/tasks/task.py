@@ -14,6 +14,7 @@ from glora import registry
 from glora.errors import DataError, UnknownNameError, nearest
 from glora.settings import Count, Settings, build
 from glora.tasks.augment import Augment, Augmentation
+from glora.tasks.balance import Balance, Kind, imbalance
 from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
 from glora.tasks.objective import Examples, Fixed, Measured, Objective, Targets
@@ -106,6 +107,12 @@ class DataSettings(Settings):
         "none",
         description="Of training images: light, a random crop and flip; few_shot, also RandAugment and erasing.",
     )
+    balance: Kind = Field(
+        "none", description="Classes of unequal size in training: weights in the loss, or sampling of rare ones more."
+    )
+    balance_power: float = Field(
+        1.0, ge=0, le=1, description="How far data.balance goes: 1, all classes count the same; 0.5, by square roots."
+    )
     mixup: float = Field(0.0, ge=0, description="Alpha of mixup: training images averaged in pairs; 0 is never.")
     cutmix: float = Field(0.0, ge=0, description="Alpha of cutmix: a box from another training image; 0 is never.")
     resize: Resize = Field(
@@ -116,6 +123,11 @@ class DataSettings(Settings):
     def augmentation(self) -> Augmentation:
         """What training images go through."""
         return Augmentation(self.augment, self.mixup, self.cutmix)
+
+    @property
+    def balancing(self) -> Balance:
+        """How much the examples of a class count in training."""
+        return Balance(self.balance, self.balance_power)
 
     @classmethod
     def detects(cls, path: Path) -> bool:
@@ -192,7 +204,8 @@ def assemble(
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
     train = augmented(train, settings)
-    told = (*notes, *_repeated({"train": train, "val": val, "test": test}), *split_notes)
+    repeated = _repeated({"train": train, "val": val, "test": test})
+    told = (*notes, *repeated, *split_notes, *imbalance(train, objective, settings.balancing))
     task = Task(name, objective, train, val, test, told, group=group, others=further, among=among or {})
     return task.stamped(root)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from glora.config import TrainSettings
 from glora.errors import StateError, listed
 from glora.methods.method import Tuned
+from glora.tasks.balance import Balance
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.memory import memory_told
 from glora.tasks.objective import Batch, Examples, Objective, Varied
@@ -109,6 +110,7 @@ class Trainer:
         seed: Decides batches and subnets.
         accelerator: Device, precision and processes.
         val_loss: What the model does on val as it stands, asked after every epoch; None: val has no say.
+        balance: How much the examples of a class count.
 
     Attributes:
         lr: Learning rate at the top, as it is now.
@@ -119,6 +121,7 @@ class Trainer:
 
     Raises:
         ConfigError: PACE is asked for, and nothing can be perturbed.
+        DataError: Classes are to be balanced, and there are none.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class Trainer:
         seed: int,
         accelerator: Accelerator,
         val_loss: Callable[[], float] | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.tuned = tuned
         self.val_loss = val_loss
@@ -149,8 +153,12 @@ class Trainer:
         self.example_steps = 0
         self.parameters = list(tuned.parameters())
         self.lengths = lengths_of(examples)
-        self.uniform = weights_of(examples) is None
-        self.chance = objective.chance(examples)
+        balance = balance or Balance()
+        counting = balance.counting(objective, examples)
+        self.counting = counting if balance.kind == "weights" else None  # how much each counts in the loss
+        self.drawing = counting if balance.kind == "sampling" else None  # how often each is drawn
+        self.uniform = weights_of(examples) is None and self.counting is None
+        self.chance = objective.chance(examples) if counting is None else balance.chance(examples)
         first = objective.metrics[0]
         mixed = isinstance(examples, Varied) and examples.mixes
         self.metric = first if first.per_example and not mixed else None
@@ -325,9 +333,15 @@ class Trainer:
         )
 
     def _order(self, epoch: int) -> Tensor:
-        """The examples in the order of an epoch, `(n,)`; those that have lengths in batches of about the same."""
+        """The examples in the order of an epoch, `(n,)`; those that have lengths in batches of about the same.
+
+        Each comes once; where classes are balanced by sampling, as often as it was drawn.
+        """
         n, seed = len(self.examples), (self.seed * 1_000_003 + epoch) % 2**63
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(n, generator=generator)
+        if self.drawing is not None:
+            order = torch.multinomial(self.drawing, n, replacement=True, generator=generator)
         if self.lengths is None or self.settings.order == "random":
             return order
         rng = random.Random(f"batches {self.seed} {epoch}")
@@ -367,14 +381,15 @@ class Trainer:
     def _weights(self, batch: Tensor) -> Tensor:
         """How much each example of a step counts in its loss, `(n,)`: 1 where all count the same."""
         weights = weights_of(self.examples, batch.tolist())
-        return torch.ones(len(batch), dtype=torch.float64) if weights is None else weights
+        weights = torch.ones(len(batch), dtype=torch.float64) if weights is None else weights
+        return weights if self.counting is None else weights * self.counting[batch]
 
     def _pass(self, taken: StepExamples, weights: Tensor, rng: random.Random) -> Tensor:
         """Forward and backward of some examples of a step; the sums over them, as `_step` gives them."""
         places = list(taken.positions)
         mine, total = weights[places], weights.sum().item()
         share = mine.sum().item() / total if taken.mine else 0.0
-        examples = send_to_device(self._read(taken.batch, places), self.accelerator.device)
+        examples = send_to_device(self._read(taken, places), self.accelerator.device)
         rows = [place for place in places for _ in range(examples.rows)]
         self.tuned.before_step(rng, rows, len(taken.batch), taken.step / self.steps)
         with self.pace.around():
@@ -386,12 +401,12 @@ class Trainer:
         metric = self._metric(output, examples, mine) * taken.mine
         return torch.stack([total * loss.detach(), metric, total * share * plain.detach()])
 
-    def _read(self, batch: Tensor, positions: Sequence[int]) -> Batch:
-        """This process's examples, as they look in this epoch."""
+    def _read(self, taken: StepExamples, positions: Sequence[int]) -> Batch:
+        """This process's examples, as they look in this epoch; in this step, where an epoch may have one twice."""
         if isinstance(self.examples, Varied):
-            drawn = {"seed": self.seed, "epoch": self.epoch - self.began}
-            return self.examples.training_batch(batch.tolist(), positions, **drawn)
-        return self.examples.batch(batch[list(positions)].tolist())
+            drawn = {"seed": self.seed, "epoch": self.epoch - self.began if self.drawing is None else taken.step}
+            return self.examples.training_batch(taken.batch.tolist(), positions, **drawn)
+        return self.examples.batch(taken.batch[list(positions)].tolist())
 
     def _forward(self, batch: Batch) -> Any:
         with self.accelerator.autocast():

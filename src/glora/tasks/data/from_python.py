@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from glora.errors import DataError, listed
+from glora.tasks.balance import imbalance
 from glora.tasks.images import ImageSet, Preprocess, is_image, read_image
 from glora.tasks.objective import Batch, Examples, Objective, Targets
 from glora.tasks.splits import carve_val, sampled
@@ -384,6 +385,7 @@ def task_of(
     notes = (*told, *_cut(made, objective, settings))
     objective = objective.fitted(made["train"].targets)
     train = augmented(made["train"], settings)
+    notes = (*notes, *imbalance(train, objective, settings.balancing))
     return Task(name, objective, train, made["val"], made.get("test"), notes).stamped()
 
 
