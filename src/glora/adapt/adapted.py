@@ -24,6 +24,7 @@ from glora.adapt.state import AdapterState, NamedAdapter, fill
 from glora.adapt.statistics import freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
 from glora.adapt.support import Support
+from glora.adapt.wrappers import bare
 from glora.errors import (
     ConfigError,
     GloraError,
@@ -59,7 +60,8 @@ def inject(
     """The model adapted in place: every target layer gets support tensors; fresh, it is the base bit for bit.
 
     Args:
-        model: Any module; everything but support tensors and head is frozen.
+        model: Any module; everything but support tensors and head is frozen. What `torch.compile` and its like have
+            put around it stays there; names are those of the model inside.
         space: What may be chosen at every site.
         targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too, but for a
             language model's output layer; `"conv"`, `"norm"`, `"embedding"`, `"all"`); a regular expression searched in
@@ -85,6 +87,7 @@ def inject(
     """
     need(model, nn.Module, TargetError, "model", "a torch.nn.Module")
     need(space, SearchSpace, SpaceError, "space", "a SearchSpace")
+    model = bare(model)
     sites, heads, notes = plan_sites(
         model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_format import fingerprint, is_adapter, read_header, write_state
 from glora.adapt.reading import read_state
+from glora.adapt.wrappers import bare
 from glora.errors import AdapterFileError
 from glora.files import atomic, read_metadata
 
@@ -82,6 +83,7 @@ def load_adapter(
     Raises:
         AdapterFileError: The file is damaged or does not fit the model; the model is untouched then.
     """
+    model = bare(model)
     return Adapted.from_state(model, read_state(model, path, check_base=check_base, base_fingerprint=base_fingerprint))
 
 

@@ -23,6 +23,7 @@ from glora.adapt.head import fits_head, head_of
 from glora.adapt.sites import base_state, site_of, weights_by_site
 from glora.adapt.state import AdapterState
 from glora.adapt.statistics import statistics_of
+from glora.adapt.wrappers import plain_modules
 from glora.errors import AdapterFileError, SpaceError, listed
 from glora.files import atomic, read_metadata
 from glora.genotype import Genotype, Site
@@ -333,7 +334,7 @@ def read_state(
 
 def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header: Mapping[str, Any]) -> None:
     """Raises AdapterFileError unless the model has the sites, and the same layers share a weight."""
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     here = {name: site_of(group) for name, group in weights_by_site(model).items()}
     missing = [name for name in state.sites if name not in here]
     if unknown := missing + [name for name in state.head_modules if name not in modules]:

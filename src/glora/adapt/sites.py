@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from glora.adapt import attach, layers
 from glora.adapt.head import find_head, is_inside, output_layers
 from glora.adapt.layers.quantized import plain_parts
+from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
 
@@ -101,7 +102,7 @@ def _notes_on_sharing(
     if tied := [" = ".join(weight.name for weight in every[name]) for name in chosen if len(every[name]) > 1]:
         notes.append(f"A shared weight is one site, adapted in all its layers, A and B alone: {listed(tied)}.")
     names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in plain_modules(model, remove_duplicate=False):
         names.setdefault(module, []).append(name)
     twice = [
         " = ".join(names[weight.layer]) for site in chosen for weight in every[site] if len(names[weight.layer]) > 1
@@ -130,7 +131,7 @@ def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
         own = (*module._parameters.values(), *module._buffers.values())
         return is_parametrized(module) or any(value is not None for value in own)
 
-    rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
+    rows = ((name, module, layers.row_of(module)) for name, module in plain_modules(model))
     return [n for n, m, row in rows if row and row[0].kind in kinds and holds(m) and not layers.views_of(m)]
 
 
@@ -139,7 +140,7 @@ def _loose(model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], heads: 
     adapted = {id(tensor) for group in every.values() for each in group for tensor in (each.weight, each.bias)}
     return [
         name or type(module).__name__
-        for name, module in model.named_modules()
+        for name, module in plain_modules(model)
         if not is_inside(name, heads) and not layers.row_of(module)
         if any(value is not None and id(value) not in adapted for value in module._parameters.values())
     ]
@@ -231,7 +232,7 @@ def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
     """
     owners = _owners(model)
     found = {}
-    for module, layer in model.named_modules():
+    for module, layer in plain_modules(model):
         if attach.is_attached(layer):
             views = {slot: adapter.view for slot, adapter in attach.adapters_of(layer).items()}
         else:
@@ -328,7 +329,7 @@ def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequenc
 
 
 def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: str, argument: str) -> TargetError:
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     if expression in modules:
         kind = type(modules[expression]).__name__
         what = f"{argument} names {expression!r}, a {kind}: it cannot be adapted or is in the head."
@@ -360,6 +361,7 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     for key, value in model.state_dict(keep_vars=True).items():
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
+        plain = plain_name(plain)
         if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
             found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
     return found

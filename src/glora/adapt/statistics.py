@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glora.adapt.head import is_inside
+from glora.adapt.wrappers import plain_modules
 
 __all__ = ["freeze_statistics", "statistics_of"]
 
@@ -17,7 +18,7 @@ def _tracking(model: nn.Module, head: Sequence[str]) -> dict[str, nn.Module]:
     """The modules outside the head that keep running statistics, by name."""
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in plain_modules(model)
         if getattr(module, "track_running_stats", False) and not is_inside(name, head)
     }
 
