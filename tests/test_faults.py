@@ -127,3 +127,149 @@ def test_adapters_of_peft_are_not_adapted_themselves() -> None:
         with pytest.raises(StateError, match=r"adapters of PEFT's already, in .*body.*merge_and_unload"):
             glora.inject(model, SPACE)
     assert list(glora.inject(tuned.merge_and_unload(), SPACE).sites) == ["body"]
+
+
+# What counts as the base
+
+
+class Scaled(Net):
+    """Its own running scale, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def move(self, h: Tensor) -> None:
+        self.scale.mul_(0.9).add_(0.1 * h.detach().std())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        if self.training:
+            self.move(h)
+        return self.head(h / self.scale)
+
+
+class Rebound(Scaled):
+    """A new tensor in the old one's place."""
+
+    def move(self, h: Tensor) -> None:
+        self.scale = 0.9 * self.scale + 0.1 * h.detach().std()
+
+
+class Within(Net):
+    """A part with a step counter and a codebook, as vector quantisers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Codes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(self.body(x)))
+
+
+class Codes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("codes", torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x, self.codes).argmin(1)
+        if self.training:
+            self.steps += 1
+            self.codes.index_add_(0, nearest, 0.1 * x.detach())
+        return x + self.codes[nearest].detach()
+
+
+class Spectral(Net):
+    """torch's own: every pass in training is one step of the power method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.extra(self.body(x)))
+
+
+def trained(adapted: glora.Adapted, steps: int = 3) -> None:
+    adapted.model.train()
+    optimizer = torch.optim.SGD(adapted.parameters(), 0.1)
+    for step in range(steps):
+        adapted.model(inputs() + step).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [Scaled, Rebound, Within, Spectral])
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+def test_buffers_that_move_in_training_stay_the_bases(
+    tmp_path: Path, kind: Any, compiled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, plain = net(kind), net(kind)
+    adapted = glora.inject(model, SPACE, targets=["body"])
+    if compiled:
+        model.compile(backend="eager")
+    trained(adapted)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    y = model.eval()(inputs())
+    if not compiled:
+        assert "put back after every pass" in caplog.text
+    other = glora.load_adapter(net(kind), tmp_path / "a.safetensors")
+    torch.testing.assert_close(other.model.eval()(inputs()), y)
+    trained(adapted)
+    assert same_state(copy.deepcopy(adapted).detach(), plain)
+    assert same_state(adapted.detach(), plain)
+
+
+def test_a_copy_of_a_model_keeps_its_own_buffers() -> None:
+    adapted = glora.inject(net(Scaled), SPACE)
+    other = copy.deepcopy(adapted)
+    adapted.model.scale.fill_(7)
+    other.model.train()(inputs())
+    assert (adapted.model.scale, other.model.scale) == (7, 1)
+
+
+def test_a_cache_may_move_in_evaluation() -> None:
+    model = net(Scaled)
+    adapted = glora.inject(model, SPACE)
+    model.eval()
+    model.scale.fill_(2)
+    model(inputs())
+    assert model.scale == 2
+    assert adapted.detach().scale == 1
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_norms_of_others_keep_statistics_like_torchs(tmp_path: Path, statistics: bool) -> None:
+    layers = pytest.importorskip("timm.layers")
+
+    def make() -> nn.Module:
+        return net(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), layers.EvoNorm2dB0(8), nn.Flatten(), nn.Linear(8 * 36, 3)))
+
+    model = make()
+    adapted = glora.inject(model, SPACE, targets="conv", head=["3"], statistics=statistics)
+    x = torch.randn(4, 3, 8, 8)
+    model.train()(x)
+    assert torch.equal(model[1].running_var, make()[1].running_var) is not statistics
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    again = glora.load_adapter(make(), tmp_path / "a.safetensors")
+    torch.testing.assert_close(again.model.eval()(x), model.eval()(x))
+    assert same_state(adapted.detach(), make())
+
+
+@pytest.mark.parametrize("average", ["AveragedModel", "ModelEmaV2", "ModelEmaV3"])
+def test_a_copy_that_follows_the_parameters_plays_them(average: str) -> None:
+    model = net()
+    adapted = glora.inject(model, SPACE)
+    if average == "AveragedModel":
+        shadow: Any = torch.optim.swa_utils.AveragedModel(model, avg_fn=lambda _, new, __: new)
+        update = shadow.update_parameters
+    else:
+        shadow = getattr(pytest.importorskip("timm.utils"), average)(model, decay=0.0)
+        update = shadow.update
+    moved(adapted)
+    update(model)
+    y = model.eval()(inputs())
+    assert torch.equal(shadow.module.eval()(inputs()), y)
+    assert not torch.equal(net()(inputs()), y)

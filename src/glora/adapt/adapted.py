@@ -21,7 +21,7 @@ from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
 from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, weights_by_site
 from glora.adapt.state import AdapterState, NamedAdapter, fill
-from glora.adapt.statistics import freeze_statistics, statistics_of
+from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
 from glora.adapt.support import Support
 from glora.adapt.wrappers import bare
@@ -72,7 +72,8 @@ def inject(
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
         seed: Draws the `up` factors.
         statistics: Let training update the running statistics of norms (BatchNorm) outside the head. They are then
-            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen.
+            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen, and
+            other buffers that move in training always are.
 
     Returns:
         The adapted model. The largest genotype of the space is active, so that an ordinary training loop trains all
@@ -185,6 +186,7 @@ class Adapted:
             names = [site_of_weight.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
             attach.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
         self._statistics_hooks = [] if self.statistics else freeze_statistics(self.model, self.head)
+        self._buffers = BaseBuffers(self.model, self.head)
 
     @classmethod
     def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
@@ -370,6 +372,7 @@ class Adapted:
         """
         self._need_attached("state")
         self._need_one_adapter("state")
+        self._buffers.put_back()  # the file names the base by its fingerprint
         if not (whole or isinstance(self.active, Genotype)):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to save.")
         genotype = self.active if isinstance(self.active, Genotype) and not whole else None
@@ -428,6 +431,7 @@ class Adapted:
 
     def base_fingerprint(self) -> str:
         """The sha256 of the base, computed anew; given to `save_adapter` and its kin they need not compute it again."""
+        self._buffers.put_back()
         return fingerprint(self.model, (*self.head, *(statistics_of(self.model, self.head) if self.statistics else ())))
 
     def _own(self) -> dict[str, Tensor]:
@@ -672,7 +676,7 @@ class Adapted:
     def _release(self) -> None:
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        for hook in self._statistics_hooks:
+        for hook in (*self._statistics_hooks, self._buffers):
             hook.remove()
         self._guard_batch(several=False)
         self._end_mixture()
