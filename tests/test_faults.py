@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import glora
-from glora.errors import StateError
+from glora.errors import AdapterFileError, StateError
 from glora.space import SearchSpace
+from glora.training.alone import example_alone
+from suites.training import adapted as adapt_for_training
+from suites.training import make_trainer, run
 
 SPACE = SearchSpace(ranks=(4, 2))
 
@@ -273,3 +276,167 @@ def test_a_copy_that_follows_the_parameters_plays_them(average: str) -> None:
     y = model.eval()(inputs())
     assert torch.equal(shadow.module.eval()(inputs()), y)
     assert not torch.equal(net()(inputs()), y)
+
+
+def test_layers_that_the_checkpoint_lacks_are_named(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.BertConfig(**sizes, num_attention_heads=2)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    notes = glora.inject(model, SPACE).notes
+    assert any("Random and frozen" in note and "bert.pooler.dense.weight" in note for note in notes)
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    adapted = glora.inject(model, SPACE, head=["bert.pooler", "classifier"])
+    assert not any("Random and frozen" in note for note in adapted.notes)
+    glora.save_adapter(moved(adapted), tmp_path / "a.safetensors")
+    other = transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    glora.load_adapter(other, tmp_path / "a.safetensors")
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(other.eval()(ids).logits, model.eval()(ids).logits)
+    plain = glora.inject(transformers.BertForSequenceClassification(config), SPACE)
+    assert not any("Random and frozen" in note for note in plain.notes), "all of it is random, and says so"
+
+
+# The head that is trained whole
+
+
+class Wide(Net):
+    """A head of several layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("kind", [Net, Wide])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_of_a_half_precision_base_trains_in_float32(tmp_path: Path, kind: Any, dtype: torch.dtype) -> None:
+    model, base, x = net(kind).to(dtype), net(kind).to(dtype), inputs().to(dtype)
+    plain = model(x)
+    adapted = glora.inject(model, SPACE)
+    assert torch.equal(model(x), plain), "the fresh model is the base, bit for bit"
+    assert {parameter.dtype for parameter in adapted.parameters()} == {torch.float32}
+    before = [parameter.detach().clone() for parameter in adapted.head_parameters()]
+    optimizer = torch.optim.AdamW(adapted.parameters(), 1e-5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    for step in range(20):
+        scaler.scale(model(x + step / 20).float().square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    for parameter, first in zip(adapted.head_parameters(), before, strict=True):
+        assert (parameter != first).all(), "every number moves, at a rate below what the base's type can show"
+    y = model(x)
+    assert y.dtype == dtype
+    shadow = copy.deepcopy(model)
+    assert torch.equal(shadow(x), y)
+    for parameter in adapted.head_parameters():
+        parameter.data.zero_()
+    assert torch.equal(shadow(x), y), "a copy has its own head"
+    adapted = glora.inject(net(kind).to(dtype), SPACE)
+    moved(adapted)
+    y = adapted.model(x)
+    glora.save_adapter(adapted, tmp_path / "a.safetensors")
+    other = glora.load_adapter(net(kind).to(dtype), tmp_path / "a.safetensors")
+    assert torch.equal(other.model(x), y)
+    other.add("b", tmp_path / "a.safetensors")
+    other.switch(["default", "base", "b", "b"])
+    rounded = {"rtol": 0.1, "atol": 0.02}  # per sample other sums are rounded
+    torch.testing.assert_close(other.model(x)[[0, 2, 3]], y[[0, 2, 3]], **rounded)
+    torch.testing.assert_close(other.model(x)[1], plain[1], **rounded)
+    other.switch("default")
+    merged = other.merge()
+    assert list(merged.state_dict()) == list(base.state_dict())
+    assert {value.dtype for value in merged.state_dict().values()} == {dtype}
+    assert "forward" not in merged.head.__dict__
+    torch.testing.assert_close(merged(x), y, **rounded)
+    assert same_state(other.detach(), base)
+
+
+def test_a_head_of_a_half_precision_base_can_be_compiled() -> None:
+    model, x = net().bfloat16(), inputs().bfloat16()
+    moved(glora.inject(model, SPACE))
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_a_head_that_is_taken_off_comes_back(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+
+    def make(classes: int = 5) -> Any:
+        return net(lambda: timm.create_model("test_vit", num_classes=classes))
+
+    x = torch.randn(2, 3, 160, 160)
+    for classes in (0, 7):
+        for merge in (False, True):
+            model = make()
+            adapted = glora.inject(model, SPACE)
+            model.reset_classifier(classes)
+            moved(adapted)
+            y = model.eval()(x)
+            glora.save_adapter(adapted, tmp_path / "a.safetensors")
+            base = make(classes)
+            base.load_state_dict({k: v for k, v in make().state_dict().items() if not k.startswith("head.")}, strict=False)
+            torch.testing.assert_close(glora.load_adapter(base, tmp_path / "a.safetensors").model.eval()(x), y)
+            if merge:
+                torch.testing.assert_close(adapted.merge()(x), y, rtol=1e-4, atol=1e-4)
+            assert same_state(adapted.detach(), make())
+
+
+def test_a_head_whose_place_is_gone_is_said_before_anything_changes() -> None:
+    model = net()
+    adapted = glora.inject(model, SPACE)
+    moved(adapted)
+    y, head = model(inputs()), model.head
+    del model.head
+    with pytest.raises(StateError, match=r"no 'head' any more, where its head was\. Put a module in that place"):
+        adapted.detach()
+    model.head = head
+    assert torch.equal(model(inputs()), y)
+    assert same_state(adapted.detach(), net())
+
+
+def test_an_adapter_with_a_head_says_that_the_model_has_none(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit", num_classes=5)
+    glora.save_adapter(glora.inject(model, SPACE), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterFileError, match=r"has a head, head of 5 outputs, .*has none\. Build it.*num_classes=5"):
+        glora.load_adapter(timm.create_model("test_vit", num_classes=0), tmp_path / "a.safetensors")
+
+
+def test_batch_norm_reads_its_statistics_for_an_example_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    x = inputs()
+    model(x)
+    statistics = model[1].running_mean.clone()
+    with example_alone(model, 4):
+        model(x)
+    statistics = model[1].running_mean.clone()
+    with example_alone(model, 1):
+        y = model(x[:1])
+        with pytest.raises(ValueError, match="Expected more than 1 value"):
+            model[1].running_mean = None
+            model[1](x[:1])
+        model[1].running_mean = statistics
+    assert model.training and model[1].training
+    assert not model[1]._forward_hooks and not model[1]._forward_pre_hooks
+    assert torch.equal(model[1].running_mean, statistics)
+    assert torch.equal(model.eval()(x[:1]), y)
+
+
+class Normed(nn.Module):
+    """A head with BatchNorm, as levit's and many a user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(192, 8)
+        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.flatten(1)))
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 29}, {"batch_size": 8, "micro_batch": 1}], ids=str)
+def test_an_epoch_may_end_with_one_example(settings: dict[str, int]) -> None:
+    tuned = adapt_for_training(net(Normed))
+    assert len(run(make_trainer(tuned, **settings))) == 3

@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from glora.adapt import attach, layers
 from glora.adapt.adapter_format import fingerprint
 from glora.adapt.attach import WarnOnce
-from glora.adapt.head import MixedHead, head_of, show_head
+from glora.adapt.float_head import FloatHead
+from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
 from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, weights_by_site
@@ -148,6 +149,7 @@ class Adapted:
         self._layers = {weight.module: weight.layer for group in self._weights.values() for weight in group}
         self._total = sum(parameter.numel() for parameter in model.parameters())
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._heads = {name: model.get_submodule(name) for name in head}
         self._base_own = {name: value.detach().clone() for name, value in self._own().items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None  # the base's parameters after a merge
         self._state = "attached"
@@ -187,6 +189,7 @@ class Adapted:
             attach.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
         self._statistics_hooks = [] if self.statistics else freeze_statistics(self.model, self.head)
         self._buffers = BaseBuffers(self.model, self.head)
+        self._float_head = FloatHead(self.model, self.head)
 
     @classmethod
     def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
@@ -385,7 +388,8 @@ class Adapted:
                 tensors |= {f"{name}.{tensor}.{side}": part.detach() for side, part in parts.items()}
         own = {name: value.detach() for name, value in self._own().items()}
         head = {name: own.pop(name) for name in head_of(self.model, self.head)}
-        return AdapterState(self.space.rules, self.sites, genotype, self.scales, tensors, head, self.head, own)
+        heads = tuple(name for name in self.head if any(is_inside(each, (name,)) for each in head))
+        return AdapterState(self.space.rules, self.sites, genotype, self.scales, tensors, head, heads, own)
 
     def load_state(self, state: AdapterState) -> None:
         """Takes over the numbers, scales, head and running statistics of a state of the same sites.
@@ -655,6 +659,7 @@ class Adapted:
             StateError: The base was freed by `merge(keep_base=False)`, the model was adapted anew, or is held.
         """
         self._need_not_held("detach")
+        self._need_place_of_head()
         if self.merged and any(attach.is_attached(layer) for layer in self._layers.values()):
             raise StateError("The merged model was adapted anew.", remedy="Detach that adaptation first.")
         if self.merged and self._base is None:
@@ -669,6 +674,10 @@ class Adapted:
         if self._state == "attached":
             self._release()
         if self._state != "detached":
+            for name, module in self._heads.items():  # reset_classifier and its like put another in its place
+                parent, _, leaf = name.rpartition(".")
+                if self.model.get_submodule(name) is not module:
+                    setattr(self.model.get_submodule(parent), leaf, module)
             show_head(self.model, self._base_own)
         self._state, self._base = "detached", None
         return self.model
@@ -676,10 +685,10 @@ class Adapted:
     def _release(self) -> None:
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        for hook in (*self._statistics_hooks, self._buffers):
-            hook.remove()
         self._guard_batch(several=False)
         self._end_mixture()
+        for hook in (*self._statistics_hooks, self._buffers, self._float_head):
+            hook.remove()
 
     def _guard_batch(self, *, several: bool) -> None:
         """Checks the batch while several genotypes play, at the cost of torch's fast path of encoder layers."""
@@ -703,6 +712,15 @@ class Adapted:
         if self._mixed:
             what = "The base" if self._mixed == (BASE,) else "One adapter per sample"
             raise StateError(f"{what} plays: {action} is not possible.", remedy="Switch to one adapter first.")
+
+    def _need_place_of_head(self) -> None:
+        for name in self.head:
+            try:
+                self.model.get_submodule(name)
+            except AttributeError as error:
+                raise StateError(
+                    f"The model has no {name!r} any more, where its head was.", remedy="Put a module in that place."
+                ) from error
 
     def _need_adapter(self, name: str) -> None:
         need(name, str, UnknownNameError, "name", "the name of an adapter")

@@ -322,6 +322,7 @@ def read_state(
     """
     state, header = _read(path)
     _check_sites(model, path, state, header)
+    _need_head(model, path, state, header)
     _check_own(model, path, state, header)
     if check_base and (base_fingerprint or _fingerprint_for(model, state)) != header.get("base"):
         raise AdapterFileError(
@@ -354,6 +355,17 @@ def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header
             f"{path} is for another model: the layers that share a weight are {shared} here.",
             allowed=f"The file has {header.get('shared')}.",
             remedy="Tie the weights as they were in training.",
+        )
+
+
+def _need_head(model: nn.Module, path: str | Path, state: AdapterState, header: Mapping[str, Any]) -> None:
+    """Raises AdapterFileError where the model was built without the head that the file has."""
+    if state.head and not head_of(model, state.head_modules):
+        outputs = [len(value) for value in state.head.values() if value.dim()][-1:]
+        raise AdapterFileError(
+            f"{path} has a head, {listed(state.head_modules)}{f' of {outputs[0]} outputs' if outputs else ''}, and this "
+            f"{type(model).__name__} has none.",
+            remedy=f"Build it with a head{f', as num_classes={outputs[0]} does' if outputs else ''}. {_which_base(header)}",
         )
 
 

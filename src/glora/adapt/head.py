@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from glora.adapt.float_head import Own
 from glora.adapt.layers.quantized import is_quantized
 from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
@@ -185,24 +186,12 @@ class MixedHead:
                 module.__dict__["forward"] = forward.replaced
 
 
-class _Plain(nn.Module):
-    """A module's own forward, so that `functional_call` runs it without its hooks."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.own = module.forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.own(*args, **kwargs)
-
-
 class _GroupedForward:
     def __init__(self, name: str, module: nn.Module, samples: int, groups: Sequence[tuple[Values, list[int]]]) -> None:
         self.name = name
         self.called = False
         self.replaced = module.__dict__.get("forward")
-        self._plain = _Plain(module)
+        self._plain = Own(module)
         self._samples = samples
         own = dict(module.state_dict(keep_vars=True))
         self._groups = [

@@ -65,6 +65,11 @@ def plan_sites(
     alone = [name for name in output_layers(model) if name in every and not is_inside(name, heads)]
     if left := [name for name in alone if name not in chosen]:
         notes.append(f"A language model's output layer is no target unless it is named: {listed(left)}.")
+    if fresh := _not_loaded(model, heads):
+        notes.append(
+            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name their "
+            "modules in head= too, to be trained whole and saved."
+        )
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
@@ -79,6 +84,15 @@ def plan_sites(
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
+
+
+def _not_loaded(model: nn.Module, heads: Sequence[str]) -> list[str]:
+    """Parameters outside the head that transformers' `from_pretrained` found no weights for, as its marks tell."""
+    every = dict(model.named_parameters())
+    loaded = {name for name, value in every.items() if getattr(value, "_is_hf_initialized", False)}
+    floats = {name for name, value in every.items() if type(value) is nn.Parameter and value.is_floating_point()}
+    fresh = floats - loaded if loaded else set()
+    return [name for name in every if name in fresh and not is_inside(plain_name(name), heads)]
 
 
 def refuse_adapted(model: nn.Module) -> None:
