@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -440,3 +441,77 @@ class Normed(nn.Module):
 def test_an_epoch_may_end_with_one_example(settings: dict[str, int]) -> None:
     tuned = adapt_for_training(net(Normed))
     assert len(run(make_trainer(tuned, **settings))) == 3
+
+
+# One genotype per sample
+
+
+class Guided(Net):
+    """Repeats its batch, or puts another beside it, as guidance within the model does."""
+
+    def __init__(self, twice: Callable[[Tensor], Tensor], once: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.twice, self.once = twice, once
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.once(super().forward(self.twice(x)))
+
+
+TWICE: dict[str, Any] = {
+    "repeat": (lambda x: x.repeat(2, 1), lambda y: y.chunk(2)[0]),
+    "cat": (lambda x: torch.cat([x, 0.5 * x]), lambda y: 2 * y.chunk(2)[0] - y.chunk(2)[1]),
+    "negative": (lambda x: torch.cat([x, torch.zeros_like(x)]), lambda y: y.chunk(2)[0] - y.chunk(2)[1]),
+    "three times": (lambda x: x.repeat(3, 1), lambda y: y.chunk(3)[2]),
+    "interleaved": (lambda x: x.repeat_interleave(2, 0), lambda y: y[::2]),
+    "tokens": (lambda x: x.unsqueeze(1).repeat(2, 3, 1), lambda y: y.mean(1).chunk(2)[1]),
+}
+
+
+@pytest.mark.parametrize("how", TWICE.values(), ids=TWICE)
+@pytest.mark.parametrize("batch", ["different", "equal", "two"])
+def test_samples_that_a_model_repeats_play_their_own_genotypes(how: Any, batch: str) -> None:
+    adapted = moved(glora.inject(net(lambda: Guided(*how)), SPACE), 0.5)
+    x = inputs(2 if batch == "two" else 4)
+    x = x[:1].expand(4, -1).contiguous() if batch == "equal" else x
+    genotypes = [adapted.sample(random.Random(seed)) for seed in range(len(x))]
+    adapted.activate(genotypes)
+    together = adapted.model(x)
+    for sample, genotype in enumerate(genotypes):
+        adapted.activate(genotype)
+        torch.testing.assert_close(together[sample], adapted.model(x)[sample])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_beams_of_a_sample_play_its_genotype(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    if kind == "llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = net(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, **sizes, **tokens)))
+    elif kind == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        model = net(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=32, **sizes, **tokens)))
+    else:
+        sizes = {"d_model": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2, "d_kv": 8, "decoder_start_token_id": 0}
+        config = transformers.T5Config(vocab_size=32, **sizes, **tokens)
+        model = net(lambda: transformers.T5ForConditionalGeneration(config))
+    adapted = moved(glora.inject(model.eval(), SPACE), 0.3)
+    genotypes = [adapted.sample(random.Random(seed)) for seed in range(3)]
+    ids = torch.randint(3, 32, (3, 5), generator=torch.Generator().manual_seed(3))
+    options = {"attention_mask": torch.ones_like(ids), "num_beams": 4, "max_new_tokens": 6, "do_sample": False}
+    for _ in range(2):
+        adapted.activate(genotypes)
+        together = model.generate(ids, **options)
+        for sample, genotype in enumerate(genotypes):
+            adapted.activate(genotype)
+            alone = model.generate(ids, **options)[sample]
+            width = max(len(alone), together.shape[1])
+            a, b = (F.pad(each, (0, width - len(each))) for each in (alone, together[sample]))
+            assert a.tolist() == b.tolist()
+
+
+def test_a_batch_that_is_no_multiple_is_refused() -> None:
+    adapted = glora.inject(net(), SPACE)
+    adapted.activate([adapted.space.largest] * 3)
+    with pytest.raises(StateError, match=r"3 genotypes are active.*the batch has 4 samples.*or a multiple"):
+        adapted.model(inputs())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ from glora.genotype import LayerConfig
 __all__ = [
     "Adapter",
     "BiasAdapter",
+    "Look",
     "WarnOnce",
     "adapters_of",
+    "alike",
     "attach",
     "base_of",
     "broken",
@@ -352,8 +354,10 @@ class Adapter(nn.Module):
         warned: In which cases, "read" or "called", it has warned that the first sample's genotype plays for all.
         nothing_active: Warns of training while nothing that could be trained plays; None while something does.
         traced: Whether a compiler has read what it plays, which is then part of the compiled code.
-        mixes_samples: Whether the layer's input does not keep samples apart; None until `samples.py` has looked.
-        probe: While `samples.py` looks, for every input its length and whether it was equal for all samples; else None.
+        layout: Where the layer's input has the rows of a sample: `"next"` to each other, `"tiled"` (every n-th one), or
+            `"mixed"`: nowhere. None until `samples.py` has looked.
+        looks: While `samples.py` looks, what it sees of every input; else None.
+        called_before: Whether the layer was called for several samples before that.
         order: The plain layer's parameter names in their order.
     """
 
@@ -371,8 +375,9 @@ class Adapter(nn.Module):
         self.warned: tuple[str, ...] = ()
         self.nothing_active: WarnOnce | None = None
         self.traced = False
-        self.mixes_samples: bool | None = None
-        self.probe: list[tuple[int, bool | None]] | None = None
+        self.layout: str | None = None
+        self.looks: list[Look] | None = None
+        self.called_before = False
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
@@ -436,10 +441,13 @@ class Adapter(nn.Module):
         if n == 1:
             return self.plays
         apart = self.view.tells_apart(x, n)
-        if self.probe is not None:
-            self.probe.append((len(x) if x.dim() else 0, _copies(x, n) if apart and x.numel() else None))
+        if self.looks is not None:
+            self.looks.append(look_at(x, n if apart and x.numel() else 0))
             return self.plays[:1]
-        return self.plays if apart and not self.mixes_samples else (self.first(x),)
+        if not apart or self.layout == "mixed":
+            return (self.first(x),)
+        self.called_before = True
+        return self.plays * (len(x) // n) if self.layout == "tiled" else self.plays
 
     def first(self, x: Tensor | None = None) -> tuple[Support, LayerConfig]:
         """What the first sample plays; warns when the others play something else.
@@ -457,13 +465,43 @@ class Adapter(nn.Module):
         return self.plays[0]
 
 
-def _copies(x: Tensor, n: int) -> bool:
-    """Whether the n parts of x, next to each other, are equal but for rounding, which most kernels do alike in all."""
-    parts = x.detach().reshape(n, -1)
-    first = parts[:1].expand_as(parts)
-    different = (parts - first).abs() > 0.1 * torch.maximum(parts.abs(), first.abs())
-    allowed = 0.3 if x.dtype in (torch.float16, torch.bfloat16) else 0.02
-    return int(different.sum()) <= allowed * int(((parts != 0) | (first != 0)).sum())
+class Look(NamedTuple):
+    """What `samples.py` sees of a layer's input for n samples, by the layout that their rows may have.
+
+    Attributes:
+        length: The input's first dimension.
+        parts: n, or 0 where the input has no n parts.
+        equal: Whether the parts are alike.
+        some: Some numbers of every part, `(n, at most 256)`.
+    """
+
+    length: int
+    parts: int
+    equal: dict[str, bool]
+    some: dict[str, Tensor]
+
+
+def look_at(x: Tensor, n: int) -> Look:
+    """A look at an input of n samples; 0 where it has no n parts."""
+    length = len(x) if x.dim() else 0
+    if not n:
+        nothing = x.new_zeros(0, 0)
+        return Look(length, 0, {"next": False, "tiled": False}, {"next": nothing, "tiled": nothing})
+    x = x.detach()
+    parts = {
+        "next": x.reshape(n, -1),
+        "tiled": x.reshape(length // n, n, -1).transpose(0, 1).reshape(n, -1),
+    }
+    some = {name: each[:, :: max(1, each.shape[1] // 256)][:, :256] for name, each in parts.items()}
+    return Look(length, n, {name: alike(each, each[:1]) for name, each in parts.items()}, some)
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether the tensors are equal but for rounding, which most kernels do alike in all samples."""
+    other = other.expand_as(one)
+    different = (one - other).abs() > 0.1 * torch.maximum(one.abs(), other.abs())
+    allowed = 0.3 if one.dtype in (torch.float16, torch.bfloat16) else 0.02
+    return int(different.sum()) <= allowed * int(((one != 0) | (other != 0)).sum())
 
 
 class BiasAdapter(nn.Module):
