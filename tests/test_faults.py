@@ -515,3 +515,27 @@ def test_a_batch_that_is_no_multiple_is_refused() -> None:
     adapted.activate([adapted.space.largest] * 3)
     with pytest.raises(StateError, match=r"3 genotypes are active.*the batch has 4 samples.*or a multiple"):
         adapted.model(inputs())
+
+
+class Asking(Net):
+    """Asks for the type of a weight, as T5 does, or computes with it besides calling the layer."""
+
+    def __init__(self, uses: bool = False) -> None:
+        super().__init__()
+        self.uses = uses
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x.to(self.body.weight.dtype))
+        return y + self.body.weight.sum() + self.body.bias.sum() if self.uses else y
+
+
+@pytest.mark.parametrize("uses", [False, True])
+def test_a_weight_of_which_the_type_alone_is_asked_is_no_warning(uses: bool, caplog: pytest.LogCaptureFixture) -> None:
+    adapted = moved(glora.inject(net(lambda: Asking(uses)), SPACE))
+    genotypes = [adapted.sample(random.Random(seed)) for seed in range(4)]
+    adapted.activate(genotypes)
+    together = adapted.model(inputs())
+    assert ("plays the first sample's genotype" in caplog.text) == uses
+    for sample, genotype in enumerate(genotypes if not uses else []):
+        adapted.activate(genotype)
+        torch.testing.assert_close(together[sample], adapted.model(inputs())[sample])

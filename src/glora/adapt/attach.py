@@ -357,6 +357,8 @@ class Adapter(nn.Module):
         layout: Where the layer's input has the rows of a sample: `"next"` to each other, `"tiled"` (every n-th one), or
             `"mixed"`: nowhere. None until `samples.py` has looked.
         looks: While `samples.py` looks, what it sees of every input; else None.
+        read: Whether, while `samples.py` looks, the weight or bias was `"read"` without a call, which is `"poisoned"` to
+            see whether it is `"used"` or `"unused"`; else empty.
         called_before: Whether the layer was called for several samples before that.
         order: The plain layer's parameter names in their order.
     """
@@ -378,6 +380,7 @@ class Adapter(nn.Module):
         self.layout: str | None = None
         self.looks: list[Look] | None = None
         self.called_before = False
+        self.read = ""
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
@@ -411,6 +414,10 @@ class Adapter(nn.Module):
             return self.held[0]
         if self.view.packed:
             return original
+        if self.looks is not None:
+            self.read = self.read or "read"
+            if self.read == "poisoned":
+                return torch.full_like(original, float("nan"))
         support, config = self.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
@@ -456,6 +463,8 @@ class Adapter(nn.Module):
             x: The input of a call. None where the weight or bias is read without one; the layer may be called, too.
         """
         case = "read" if x is None else "called"
+        if x is None and (self.read == "unused" or self.looks is not None):
+            return self.plays[0]  # nothing comes of it, or that is being found out
         if case not in self.warned and any(play != self.plays[0] for play in self.plays[1:]):
             why = "where its weight or bias is read without a call"
             if x is not None:
@@ -528,6 +537,10 @@ class BiasAdapter(nn.Module):
     def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:
         if adapter.held is not None:
             return adapter.held[1]
+        if adapter.looks is not None:
+            adapter.read = adapter.read or "read"
+            if adapter.read == "poisoned":
+                return torch.full_like(original, float("nan"))
         support, config = adapter.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)

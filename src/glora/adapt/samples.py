@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from glora.adapt.attach import Adapter, Look, alike
@@ -61,7 +61,7 @@ def _guard(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
         )
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if not traced and any(adapter.layout is None for adapter in adapters):
-        _look(_Runs(model, adapters, active, given.shape[0], args, kwargs))
+        _look(_Runs(model, adapters, active, given.shape[0], args, kwargs, []))
 
 
 class _Runs(NamedTuple):
@@ -71,6 +71,7 @@ class _Runs(NamedTuple):
         model: The model. adapters: Its adapters.
         n: How many genotypes are active. rows: How many rows the batch has.
         args, kwargs: What the model is given.
+        outputs: What it gave, latest last.
     """
 
     model: nn.Module
@@ -79,6 +80,7 @@ class _Runs(NamedTuple):
     rows: int
     args: Any
     kwargs: Any
+    outputs: list[Any]
 
     def on(self, samples: Sequence[int]) -> dict[Adapter, list[Look]]:
         """What every adapter saw of its inputs with these samples in the batch; the model is as before afterwards.
@@ -105,7 +107,8 @@ class _Runs(NamedTuple):
                 adapter.looks = []
             with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
                 self.model.eval()
-                self.model.forward(*args, **kwargs)
+                output = self.model.forward(*args, **kwargs)
+            self.outputs.append(output)
             return {adapter: adapter.looks or [] for adapter in self.adapters}
         finally:
             for adapter in self.adapters:
@@ -119,6 +122,7 @@ def _look(runs: _Runs) -> None:
     n = runs.n
     copies = {sample: runs.on([sample] * n) for sample in sorted({0, n // 2, n - 1})}
     together = runs.on(range(n))
+    _look_at_reads(runs)
     for adapter in runs.adapters:
         alone = {sample: run[adapter] for sample, run in copies.items()}
         if not any(alone.values()) and adapter.called_before:  # by generate(), which calls the encoder by itself
@@ -126,6 +130,23 @@ def _look(runs: _Runs) -> None:
             continue
         kept = [layout for layout in ("next", "tiled") if _keeps(layout, alone, together[adapter])]
         adapter.layout = kept[0] if kept else "mixed"
+
+
+def _look_at_reads(runs: _Runs) -> None:
+    """Finds whether anything comes of a weight or bias that is read without a call, of whose type alone some ask."""
+    readers = [adapter for adapter in runs.adapters if adapter.read == "read"]
+    if not readers:
+        return
+    for adapter in readers:
+        adapter.read = "poisoned"
+    try:
+        runs.on(range(runs.n))
+        floats = [each for each in tree_leaves(runs.outputs[-1]) if isinstance(each, Tensor) and each.is_floating_point()]
+        used = not floats or any(bool(each.isnan().any()) for each in floats)
+    except Exception:  # a model may refuse what is not finite
+        used = True
+    for adapter in readers:
+        adapter.read = "used" if used else "unused"
 
 
 def _keeps(layout: str, alone: Mapping[int, Sequence[Look]], together: Sequence[Look]) -> bool:
