@@ -539,3 +539,66 @@ def test_a_weight_of_which_the_type_alone_is_asked_is_no_warning(uses: bool, cap
     for sample, genotype in enumerate(genotypes if not uses else []):
         adapted.activate(genotype)
         torch.testing.assert_close(together[sample], adapted.model(inputs())[sample])
+
+
+# Where torch itself would have given up
+
+
+def penalty(model: nn.Module, x: Tensor) -> Tensor:
+    """What a gradient penalty minimises."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.tanh(model(x)).sum(), x, create_graph=True)
+    return gradient.square().sum()
+
+
+@pytest.mark.parametrize("product", ["matrix", "elementwise"])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_backward_pass_may_be_differentiated(product: str, seed: int) -> None:
+    space = SearchSpace(ranks=(4, 2), variant="paper", product=product)
+    model = net(lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))).double()
+    adapted = moved(glora.inject(model, space, head=["4"]), 0.3)
+    x = inputs().double()
+    genotype = adapted.space.largest if seed == 0 else adapted.sample(random.Random(seed))
+    with adapted.hold(genotype, train=True):
+        expected = penalty(model, x)
+        expected.backward()
+    gradients = [parameter.grad for parameter in adapted.parameters()]
+    adapted.model.zero_grad()
+    adapted.activate(genotype)
+    found = penalty(model, x)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    for parameter, gradient in zip(adapted.parameters(), gradients, strict=True):
+        zeros = torch.zeros_like(parameter)
+        one, other = (zeros if each is None else each for each in (parameter.grad, gradient))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("product", ["matrix", "elementwise"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(product: str, seed: int) -> None:
+    """As meta-learning does, which goes through the inner step."""
+    space = SearchSpace(ranks=(4, 2), variant="paper", product=product)
+    adapted = moved(glora.inject(net().double(), space), 0.3)
+    x = inputs().double()
+
+    def outer() -> list[Tensor | None]:
+        x_in = (x * adapted.head_parameters()[0].mean()).tanh()
+        numbers = adapted.parameters()
+        inner = torch.tanh(adapted.model(x_in)).square().sum()
+        steps = torch.autograd.grad(inner, numbers, create_graph=True, allow_unused=True)
+        loss = sum((step.square().sum() for step in steps if step is not None), torch.zeros(()))
+        return list(torch.autograd.grad(loss, numbers, allow_unused=True))
+
+    genotype = adapted.sample(random.Random(seed))
+    adapted.activate([genotype] * len(x))
+    expected = outer()
+    adapted.activate(genotype)
+    try:
+        found = outer()
+    except StateError as error:
+        assert "hold(genotype, train=True)" in str(error)
+        return
+    for one, other in zip(found, expected, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
