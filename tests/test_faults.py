@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -602,3 +603,112 @@ def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(pro
     for one, other in zip(found, expected, strict=True):
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_offloaded_weights_are_refused_before_anything_changes() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    cpu = torch.device("cpu")
+    model = accelerate.cpu_offload(net(), execution_device=cpu)
+    with pytest.raises(StateError, match=r"of body, head are offloaded.*remove_hook_from_module"):
+        glora.inject(model, SPACE)
+    accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    adapted = moved(glora.inject(model, SPACE))
+    y = model(inputs())
+    accelerate.cpu_offload(model, execution_device=cpu, preload_module_classes=["ParametrizedLinear"])
+    assert torch.equal(model(inputs()), y)
+    for action in (adapted.merge, adapted.state):
+        with pytest.raises(StateError, match="are offloaded"):
+            action()
+    accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    accelerate.cpu_offload(model, execution_device=cpu)
+    with pytest.raises(StateError, match=r"offloaded one by one.*preload_module_classes"):
+        model(inputs())
+    accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    torch.testing.assert_close(adapted.merge()(inputs()), y)
+
+
+def llama(tied: bool = False) -> Any:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=32, tie_word_embeddings=tied, **sizes)
+    return net(lambda: transformers.LlamaForCausalLM(config)).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("targets", ["all", "linear"])
+def test_embeddings_are_resized_before_a_model_is_adapted(tied: bool, targets: str) -> None:
+    model = llama(tied)
+    adapted = glora.inject(model, SPACE, targets=targets)
+    with pytest.raises(StateError, match=r"cannot be resized.*Detach, resize, then inject again"):
+        model.resize_token_embeddings(40)
+    plain = adapted.detach()
+    plain.resize_token_embeddings(40)
+    glora.inject(plain, SPACE, targets=targets).merge().resize_token_embeddings(41)
+
+
+@pytest.mark.parametrize("place", ["body", "block.0", "block"])
+def test_a_layer_in_another_ones_place_is_told(tmp_path: Path, place: str) -> None:
+    model = net()
+    model.block = nn.Sequential(nn.Linear(6, 6))
+    adapted = glora.inject(model, SPACE)
+    parent, _, leaf = place.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Linear(6, 6))
+    for action in (adapted.merge, adapted.state, adapted.parameters):
+        with pytest.raises(StateError, match=rf"in the place of {place}.* since it was adapted"):
+            action()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("targets", ["all", "linear"])
+def test_save_pretrained_writes_what_plays(tmp_path: Path, tied: bool, targets: str) -> None:
+    model, ids = llama(tied), torch.arange(8)[None]
+    adapted = glora.inject(model, SPACE, targets=targets)
+    adapted.model.save_pretrained(tmp_path / "fresh")
+    y = model(ids).logits
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path / "fresh").eval()(ids).logits, y)
+    moved(adapted)
+    assert not torch.allclose(model(ids).logits, y, atol=1e-2)
+    y = model(ids).logits
+    model.save_pretrained(tmp_path / "moved", state_dict=model.state_dict())  # as HF's Trainer calls it
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path / "moved").eval()(ids).logits, y)
+    assert torch.equal(model(ids).logits, y), "the model stays adapted"
+    adapted.activate([adapted.space.largest] * 2)
+    with pytest.raises(StateError, match="Activate the one genotype"):
+        model.save_pretrained(tmp_path / "several")
+    assert not (tmp_path / "several").exists()
+    adapted.activate(adapted.space.largest)
+    adapted.merge().save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path / "merged").eval()(ids).logits, y)
+
+
+def test_save_pretrained_writes_the_head_in_the_bases_type(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.BertConfig(num_attention_heads=2, **sizes)
+    model = net(lambda: transformers.BertForSequenceClassification(config)).bfloat16().eval()
+    moved(glora.inject(model, SPACE))
+    model.save_pretrained(tmp_path)
+    other = transformers.BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert {value.dtype for value in other.state_dict().values()} == {torch.bfloat16}
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(other(ids).logits, model(ids).logits, rtol=0.05, atol=0.05)
+
+
+def test_what_cannot_be_pickled_or_scripted_says_what_to_do(tmp_path: Path) -> None:
+    adapted = glora.inject(net(), SPACE)
+    with pytest.raises(StateError, match=r"cannot be pickled.*save_adapter, or merge"):
+        torch.save(adapted.model, tmp_path / "a.pt")
+    with pytest.raises(StateError, match=r"torch\.jit\.script cannot read.*Merge first"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(adapted.model)
+    torch.save(copy.deepcopy(adapted).merge(), tmp_path / "a.pt")
+
+
+def test_a_trace_plays_the_adapter() -> None:
+    model = moved(glora.inject(net(), SPACE)).model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, inputs())
+    torch.testing.assert_close(traced(inputs()), model(inputs()))
+    exported = torch.export.export(model, (inputs(),)).module()
+    torch.testing.assert_close(exported(inputs()), model(inputs()))

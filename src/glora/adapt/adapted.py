@@ -17,10 +17,11 @@ from glora.adapt import attach, layers
 from glora.adapt.adapter_format import fingerprint
 from glora.adapt.attach import WarnOnce
 from glora.adapt.float_head import FloatHead
+from glora.adapt.guarded import GuardedMethods, need_places
 from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
-from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, weights_by_site
+from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, refuse_offloaded, weights_by_site
 from glora.adapt.state import AdapterState, NamedAdapter, fill
 from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
@@ -190,6 +191,7 @@ class Adapted:
         self._statistics_hooks = [] if self.statistics else freeze_statistics(self.model, self.head)
         self._buffers = BaseBuffers(self.model, self.head)
         self._float_head = FloatHead(self.model, self.head)
+        self._guarded = GuardedMethods(self.model, self)
 
     @classmethod
     def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
@@ -329,6 +331,7 @@ class Adapted:
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
+        need_places(self.model, self._layers, "parameters")
         self._need_one_adapter("parameters")
         return self._support_parameters() + self.head_parameters()
 
@@ -374,6 +377,7 @@ class Adapted:
             StateError: Several genotypes are active, or the model is merged or detached.
         """
         self._need_attached("state")
+        self._need_whole("state")
         self._need_one_adapter("state")
         self._buffers.put_back()  # the file names the base by its fingerprint
         if not (whole or isinstance(self.active, Genotype)):
@@ -607,6 +611,7 @@ class Adapted:
 
     def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
+        self._need_whole("merge")
         self._need_not_held("merge")
         self._need_one_adapter("merge")
         if not isinstance(self.active, Genotype):
@@ -687,7 +692,7 @@ class Adapted:
             parameter.requires_grad_(flag)
         self._guard_batch(several=False)
         self._end_mixture()
-        for hook in (*self._statistics_hooks, self._buffers, self._float_head):
+        for hook in (*self._statistics_hooks, self._buffers, self._float_head, self._guarded):
             hook.remove()
 
     def _guard_batch(self, *, several: bool) -> None:
@@ -703,6 +708,10 @@ class Adapted:
     def _need_attached(self, action: str) -> None:
         if self._state != "attached":
             raise StateError(f"The model is {self._state}: {action} is not possible.", remedy="Inject it again.")
+
+    def _need_whole(self, action: str) -> None:
+        need_places(self.model, self._layers, action)
+        refuse_offloaded(self.model)
 
     def _need_not_held(self, action: str) -> None:
         if self._held_by == id(self):

@@ -91,6 +91,7 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         _parametrize(layer, name, BiasAdapter(parts))
     for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
         parametrizations.train(layer.training)
+    type(layer).__getstate__ = _no_pickle
     if own_forward:  # a subclass with its own forward reads `weight` itself
         type(layer).forward = _forward if called else _forward_reading
 
@@ -419,8 +420,17 @@ class Adapter(nn.Module):
             if self.read == "poisoned":
                 return torch.full_like(original, float("nan"))
         support, config = self.first()
+        if any(factor.is_meta is not original.is_meta for factor in support.parameters()):
+            raise self.offloaded()
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
+
+    def offloaded(self) -> StateError:
+        """The error where accelerate brings a layer's tensors back one by one."""
+        return StateError(
+            f"The weights of {self.name or 'a layer'} are offloaded one by one.",
+            remedy="Offload adapted layers whole: cpu_offload(..., preload_module_classes=['ParametrizedLinear']).",
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         if self.held is not None:  # it follows the model
@@ -435,6 +445,9 @@ class Adapter(nn.Module):
                 f"{self.name or 'A layer'} is held for training: it cannot be copied.", remedy="Leave hold() first."
             )
         return self.__dict__
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise StateError("torch.jit.script cannot read an adapted model.", remedy="Merge first, or use torch.export.")
 
     def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
         raise StateError(
@@ -546,6 +559,13 @@ class BiasAdapter(nn.Module):
             return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)
 
 
+def _no_pickle(self: Any) -> NoReturn:
+    raise StateError(
+        "An adapted model cannot be pickled, as torch.save(model) and process pools do.",
+        remedy="Write it with glora.save_adapter, or merge first.",
+    )
+
+
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The adapted layer's forward, set on the per-instance class that parametrize makes."""
     if not args and kwargs.keys() == {"input"}:
@@ -557,7 +577,10 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     adapter.before_forward()
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
-    return per_sample.forward(adapter.view, adapter.playing(x), self, x, *base_of(self))
+    w0, b0 = base_of(self)
+    if w0.is_meta and not x.is_meta:
+        raise adapter.offloaded()
+    return per_sample.forward(adapter.view, adapter.playing(x), self, x, w0, b0)
 
 
 def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["FloatHead", "Own"]
+__all__ = ["FloatHead", "Own", "rounded"]
 
 LOW = (torch.bfloat16, torch.float16)
 
@@ -52,17 +52,31 @@ class FloatHead:
         self._forwards, self._types = {}, {}
 
 
+def rounded(model: nn.Module) -> dict[str, Tensor]:
+    """The float32 parameters of the model's heads in the types of the base, by their names."""
+    found = {}
+    for name, module in model.named_modules():
+        forward = module.__dict__.get("forward")
+        while not isinstance(forward, _Rounded) and forward is not None:
+            forward = getattr(forward, "replaced", None)
+        if forward is not None:
+            for key, value in module.named_parameters():
+                if key in forward.types:
+                    found[f"{name}.{key}"] = value.detach().to(forward.types[key])
+    return found
+
+
 class _Rounded:
     """The forward of one module; an object, so that a deepcopy of the model has its own."""
 
     def __init__(self, module: nn.Module, types: dict[str, torch.dtype]) -> None:
         self.replaced = module.__dict__.get("forward")
         self._own = Own(module)
-        self._types = types
+        self.types = types
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own.module.named_parameters()
-        values = {f"module.{key}": value.to(self._types[key]) for key, value in own if key in self._types}
+        values = {f"module.{key}": value.to(self.types[key]) for key, value in own if key in self.types}
         return functional_call(self._own, values, args, kwargs)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "own_example",
     "plan_sites",
     "refuse_adapted",
+    "refuse_offloaded",
     "site_of",
     "weights_by_site",
 ]
@@ -57,6 +58,7 @@ def plan_sites(
     """
     refuse_adapted(model)
     refuse_unmade(model)
+    refuse_offloaded(model)
     if isinstance(targets, Iterator):  # it is read more than once
         targets = tuple(targets)
     heads, notes = find_head(model, head)
@@ -106,6 +108,22 @@ def refuse_unmade(model: nn.Module) -> None:
     if names := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
         raise StateError(
             f"Parameters are not made yet: {listed(names)}.", remedy="Call the model once on an input, then inject."
+        )
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Raises StateError where accelerate has taken weights off, and brings them back for a forward alone."""
+    away = [
+        name
+        for name, module in plain_modules(model)
+        if any(value.is_meta for value in module.parameters(recurse=False)) and hasattr(module, "_hf_hook")
+    ]
+    if away:
+        raise StateError(
+            f"The weights of {listed(away)} are offloaded: they cannot be adapted, saved or merged.",
+            allowed="Weights in memory.",
+            remedy="Take accelerate's hooks off, remove_hook_from_module(model, recurse=True); adapted, the model can "
+            "be offloaded with preload_module_classes=['ParametrizedLinear'], to be run.",
         )
 
 

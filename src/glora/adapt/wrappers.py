@@ -12,7 +12,7 @@ from torch import nn
 
 from glora.errors import StateError, listed
 
-__all__ = ["bare", "plain_modules", "plain_name"]
+__all__ = ["PARTS", "bare", "plain_modules", "plain_name"]
 
 PARTS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile and activation checkpointing, at any depth
 AROUND = ("DataParallel", "AveragedModel")  # they have the model as `module`
