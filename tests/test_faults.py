@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import glora
-from glora.errors import AdapterFileError, StateError
+from glora.adapt.adapter_file import load_supernet, save_merged, save_supernet
+from glora.config import build_experiment
+from glora.errors import AdapterFileError, ConfigError, StateError, TargetError
+from glora.runs.folder import RunFolder
 from glora.space import SearchSpace
 from glora.training.alone import example_alone
+from glora.training.device import check_precision
 from suites.training import adapted as adapt_for_training
 from suites.training import make_trainer, run
 
@@ -378,7 +382,9 @@ def test_a_head_that_is_taken_off_comes_back(tmp_path: Path) -> None:
             y = model.eval()(x)
             glora.save_adapter(adapted, tmp_path / "a.safetensors")
             base = make(classes)
-            base.load_state_dict({k: v for k, v in make().state_dict().items() if not k.startswith("head.")}, strict=False)
+            base.load_state_dict(
+                {k: v for k, v in make().state_dict().items() if not k.startswith("head.")}, strict=False
+            )
             torch.testing.assert_close(glora.load_adapter(base, tmp_path / "a.safetensors").model.eval()(x), y)
             if merge:
                 torch.testing.assert_close(adapted.merge()(x), y, rtol=1e-4, atol=1e-4)
@@ -712,3 +718,88 @@ def test_a_trace_plays_the_adapter() -> None:
     torch.testing.assert_close(traced(inputs()), model(inputs()))
     exported = torch.export.export(model, (inputs(),)).module()
     torch.testing.assert_close(exported(inputs()), model(inputs()))
+
+
+# Texts, paths, remedies
+
+
+def test_home_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    adapted = moved(glora.inject(net(), SPACE))
+    glora.save_adapter(adapted, "~/a")
+    save_supernet(adapted, "~/s")
+    other = glora.load_adapter(net(), "~/a")
+    other.add("b", "~/a")
+    load_supernet(glora.inject(net(), SPACE), "~/s")
+    glora.inject(net(), SPACE).start_from("~/a")
+    save_merged(adapted.merge(), "~/m")
+    assert RunFolder("~/run").path == tmp_path / "home" / "run"
+    assert not list((tmp_path / "here").iterdir())
+    assert sorted(each.name for each in (tmp_path / "home").iterdir()) == ["a", "m", "s"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["body.weight", "head.bias"])
+def test_a_base_that_is_not_finite_is_named(where: str, value: float) -> None:
+    model = net()
+    model.get_parameter(where).data.view(-1)[1] = value
+    with pytest.raises(StateError, match=rf"model's {where} has 1 NaN or infinite of \d+ numbers\. Load its weights"):
+        glora.inject(model, SPACE)
+
+
+def test_numbers_whose_sum_overflows_are_finite() -> None:
+    model = net().half()
+    model.body.weight.data.fill_(6e4)
+    glora.inject(model, SPACE)
+
+
+def test_experts_that_are_no_layers_are_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=32, num_key_value_heads=2, num_local_experts=4, **sizes)
+    model = transformers.MixtralForCausalLM(config)
+    adapted = glora.inject(model, SPACE)
+    assert any(
+        note.startswith("Not adapted, stacks of matrices and no layers, 7") and "mlp.experts.gate_up_proj" in note
+        for note in adapted.notes
+    )
+    adapted.detach()
+    for targets in ("gate_up_proj", ["experts"], "mlp.experts.down_proj"):
+        with pytest.raises(TargetError, match=r"stacks of matrices of several experts.*cannot be adapted"):
+            glora.inject(model, SPACE, targets=targets)
+
+
+def test_tokens_of_a_vision_model_are_no_experts() -> None:
+    timm = pytest.importorskip("timm")
+    assert not any("stacks" in note for note in glora.inject(timm.create_model("test_vit"), SPACE).notes)
+
+
+@pytest.mark.parametrize("text", ["0.5 MB", "a lot", "1e400"])
+def test_a_count_says_how_it_is_written(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"search\.budget: a number is needed, such as 300000, 300k or 0\.3M"):
+        build_experiment({"data": {"source": "digits"}, "search": {"budget": text}})
+
+
+@pytest.mark.parametrize("budget", [0, -5, "0M"])
+def test_a_budget_of_nothing_is_refused(budget: Any) -> None:
+    with pytest.raises(ConfigError, match=r"budget=-?\d leaves nothing to search; method=linear trains the head alone"):
+        build_experiment({"data": {"source": "digits"}, "search": {"budget": budget}})
+
+
+def test_float16_on_a_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class On:
+        device, mixed_precision = torch.device("cpu"), "fp16"
+
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16: a processor would train in float32"):
+        check_precision(On())  # type: ignore[arg-type]
+    On.mixed_precision = "bf16"
+    for has in (False, True):
+        for unit in ("avx512_bf16", "amx_tile"):
+            monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda has=has: has, raising=False)
+        said = check_precision(On())  # type: ignore[arg-type]
+        assert ("no bf16 units" in " ".join(said)) is not has
+    On.device = torch.device("cuda")
+    assert check_precision(On()) == ()  # type: ignore[arg-type]

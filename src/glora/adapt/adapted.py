@@ -427,7 +427,7 @@ class Adapted:
         self._need_attached("start_from")
         self._need_one_adapter("start_from")
         self._need_not_held("start_from")
-        state = read_state(self.model, path, check_base=check_base)
+        state = read_state(self.model, Path(path).expanduser(), check_base=check_base)
         if state.head_modules and state.head_modules != self.head:
             raise StateError(
                 f"{path} has the head {state.head_modules}, not {self.head}.", remedy="Inject with its head."
@@ -474,7 +474,7 @@ class Adapted:
         need(name, str, UnknownNameError, "name", "a text")
         if name in (*self._adapters, BASE):
             raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
-        state = read_state(self.model, path, base_fingerprint=base_fingerprint)
+        state = read_state(self.model, Path(path).expanduser(), base_fingerprint=base_fingerprint)
         if state.genotype is None or state.head_modules != self.head:
             what = "a whole supernet" if state.genotype is None else f"the head {state.head_modules}, not {self.head}"
             raise StateError(f"{path} has {what}.", remedy="Save an adapter of one genotype with the same head.")

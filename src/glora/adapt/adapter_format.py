@@ -362,10 +362,10 @@ def _need_head(model: nn.Module, path: str | Path, state: AdapterState, header: 
     """Raises AdapterFileError where the model was built without the head that the file has."""
     if state.head and not head_of(model, state.head_modules):
         outputs = [len(value) for value in state.head.values() if value.dim()][-1:]
+        of, does = (f" of {outputs[0]} outputs", f", as num_classes={outputs[0]} does") if outputs else ("", "")
         raise AdapterFileError(
-            f"{path} has a head, {listed(state.head_modules)}{f' of {outputs[0]} outputs' if outputs else ''}, and this "
-            f"{type(model).__name__} has none.",
-            remedy=f"Build it with a head{f', as num_classes={outputs[0]} does' if outputs else ''}. {_which_base(header)}",
+            f"{path} has a head, {listed(state.head_modules)}{of}, and this {type(model).__name__} has none.",
+            remedy=f"Build it with a head{does}. {_which_base(header)}",
         )
 
 

@@ -91,7 +91,8 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         _parametrize(layer, name, BiasAdapter(parts))
     for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
         parametrizations.train(layer.training)
-    type(layer).__getstate__ = _no_pickle
+    layer_type = type(layer)  # parametrize has made one for this layer
+    layer_type.__getstate__ = _no_pickle
     if own_forward:  # a subclass with its own forward reads `weight` itself
         type(layer).forward = _forward if called else _forward_reading
 
@@ -358,8 +359,8 @@ class Adapter(nn.Module):
         layout: Where the layer's input has the rows of a sample: `"next"` to each other, `"tiled"` (every n-th one), or
             `"mixed"`: nowhere. None until `samples.py` has looked.
         looks: While `samples.py` looks, what it sees of every input; else None.
-        read: Whether, while `samples.py` looks, the weight or bias was `"read"` without a call, which is `"poisoned"` to
-            see whether it is `"used"` or `"unused"`; else empty.
+        read: `"read"` where `samples.py` saw the weight or bias read without a call; it is `"poisoned"` then, to see
+            whether it is `"used"` or `"unused"`. Else empty.
         called_before: Whether the layer was called for several samples before that.
         order: The plain layer's parameter names in their order.
     """

@@ -113,4 +113,3 @@ def need_places(model: nn.Module, layers: Mapping[str, nn.Module], action: str) 
             f"Another module is in the place of {listed(lost)} since it was adapted: {action} is not possible.",
             remedy="Put the adapted layer back, or change the model before inject.",
         )
-

@@ -141,7 +141,9 @@ def _look_at_reads(runs: _Runs) -> None:
         adapter.read = "poisoned"
     try:
         runs.on(range(runs.n))
-        floats = [each for each in tree_leaves(runs.outputs[-1]) if isinstance(each, Tensor) and each.is_floating_point()]
+        floats = [
+            each for each in tree_leaves(runs.outputs[-1]) if isinstance(each, Tensor) and each.is_floating_point()
+        ]
         used = not floats or any(bool(each.isnan().any()) for each in floats)
     except Exception:  # a model may refuse what is not finite
         used = True

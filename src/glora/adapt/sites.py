@@ -33,6 +33,7 @@ __all__ = [
     "own_example",
     "plan_sites",
     "refuse_adapted",
+    "refuse_broken",
     "refuse_offloaded",
     "site_of",
     "weights_by_site",
@@ -59,6 +60,7 @@ def plan_sites(
     refuse_adapted(model)
     refuse_unmade(model)
     refuse_offloaded(model)
+    refuse_broken(model)
     if isinstance(targets, Iterator):  # it is read more than once
         targets = tuple(targets)
     heads, notes = find_head(model, head)
@@ -69,8 +71,8 @@ def plan_sites(
         notes.append(f"A language model's output layer is no target unless it is named: {listed(left)}.")
     if fresh := _not_loaded(model, heads):
         notes.append(
-            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name their "
-            "modules in head= too, to be trained whole and saved."
+            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name "
+            "their modules in head= too, to be trained whole and saved."
         )
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
@@ -78,6 +80,9 @@ def plan_sites(
         notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
     if "all" in ([targets] if isinstance(targets, str) else targets) and (loose := _loose(model, every, heads)):
         notes.append(f"Not adapted, their parameters are of no layer type that is known: {listed(loose)}.")
+    if experts := _stacked(model, heads):
+        share = sum(experts.values()) / max(1, sum(value.numel() for value in model.parameters()))
+        notes.append(f"Not adapted, stacks of matrices and no layers, {share:.0%} of the model: {listed(experts)}.")
     if bare := [n for n, site in chosen.items() if not (site.bias or site.diagonal) and every[n][0].view.bias]:
         lone = [every[name][0] for name in bare if len(every[name]) == 1]
         single = [weight.name for weight in lone if weight.view.new_bias and weight.bias is None]
@@ -109,6 +114,19 @@ def refuse_unmade(model: nn.Module) -> None:
         raise StateError(
             f"Parameters are not made yet: {listed(names)}.", remedy="Call the model once on an input, then inject."
         )
+
+
+def refuse_broken(model: nn.Module) -> None:
+    """Raises StateError when a parameter has a NaN or infinity: nothing that is learned on it could be used."""
+    for name, value in model.named_parameters():
+        if type(value) is not nn.Parameter or value.is_meta or not value.is_floating_point():
+            continue
+        # a sum is one pass and finite where every number is, unless it overflows
+        if not value.detach().sum().isfinite() and (count := int((~value.detach().isfinite()).sum())):
+            raise StateError(
+                f"The model's {plain_name(name)} has {count:,} NaN or infinite of {value.numel():,} numbers.",
+                remedy="Load its weights again: the checkpoint is damaged, or was written by a training that diverged.",
+            )
 
 
 def refuse_offloaded(model: nn.Module) -> None:
@@ -176,6 +194,20 @@ def _loose(model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], heads: 
         if not is_inside(name, heads) and not layers.row_of(module)
         if any(value is not None and id(value) not in adapted for value in module._parameters.values())
     ]
+
+
+def _stacked(model: nn.Module, heads: Sequence[str]) -> dict[str, int]:
+    """The parameters outside the head that are stacks of matrices, a mixture's experts; and how many numbers each has.
+
+    Not tokens and positions, whose first dimension is 1.
+    """
+    return {
+        ".".join(filter(None, (name, key))): value.numel()
+        for name, module in plain_modules(model)
+        if not is_inside(name, heads) and not layers.row_of(module)
+        for key, value in module._parameters.items()
+        if value is not None and value.dim() == 3 and min(value.shape) > 1
+    }
 
 
 def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[str]:
@@ -365,6 +397,12 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
     if expression in modules:
         kind = type(modules[expression]).__name__
         what = f"{argument} names {expression!r}, a {kind}: it cannot be adapted or is in the head."
+    elif stacked := [name for name in _stacked(model, ()) if re.search(re.escape(expression), name)]:
+        return TargetError(
+            f"{argument}={expression!r} names {listed(stacked)}, stacks of matrices of several experts and no layers: "
+            "they cannot be adapted.",
+            allowed=f"Adaptable layers include {listed(every)}.",
+        )
     else:
         what = f"No layer of {type(model).__name__} matches {argument}={expression!r}."
     if not every:

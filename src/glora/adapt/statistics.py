@@ -79,9 +79,7 @@ class BaseBuffers:
             kept = {key: value for key, value in module._buffers.items() if _may_move(module, key, value)}
             if kept:
                 self._keepers.append((module, _Keeper(name, kept)))
-        self._hooks = [
-            module.register_forward_hook(keeper, always_call=True) for module, keeper in self._keepers
-        ]
+        self._hooks = [module.register_forward_hook(keeper, always_call=True) for module, keeper in self._keepers]
 
     def put_back(self) -> None:
         """The base's numbers, whatever has moved them."""

@@ -10,6 +10,7 @@ from glora.adapt import adapter_file
 from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_format import NUMBERS, read_header, read_method
 from glora.adapt.foreign import is_foreign
+from glora.adapt.wrappers import bare
 from glora.errors import AdapterFileError
 from glora.methods.method import Tuned, get_method
 
@@ -35,6 +36,7 @@ def load_adapter(
     Raises:
         AdapterFileError: The file is damaged or does not fit the model.
     """
+    model, path = bare(model), Path(path).expanduser()
     if is_foreign(path) or read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
     found = read_method(path)

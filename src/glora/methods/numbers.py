@@ -49,7 +49,8 @@ class TunedNumbers(Tuned):
         self.numbers = dict(numbers)
         self.head = tuple(head)
         self.statistics = statistics
-        self._hooks = [*([] if statistics else freeze_statistics(model, head)), BaseBuffers(model, head), FloatHead(model, head)]
+        frozen: list[Any] = [] if statistics else freeze_statistics(model, head)
+        self._hooks = [*frozen, BaseBuffers(model, head), FloatHead(model, head)]
         model.requires_grad_(False)
         for parameter in self.parameters():
             parameter.requires_grad_(True)
