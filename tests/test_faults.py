@@ -18,6 +18,7 @@ import glora
 from glora.adapt.adapter_file import load_supernet, save_merged, save_supernet
 from glora.config import build_experiment
 from glora.errors import AdapterFileError, ConfigError, StateError, TargetError
+from glora.genotype import Genotype, LayerConfig
 from glora.runs.folder import RunFolder
 from glora.space import SearchSpace
 from glora.training.alone import example_alone
@@ -803,3 +804,53 @@ def test_float16_on_a_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         assert ("no bf16 units" in " ".join(said)) is not has
     On.device = torch.device("cuda")
     assert check_precision(On()) == ()  # type: ignore[arg-type]
+
+
+# Beside its peers
+
+
+class Bare(Net):
+    """A layer without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6, bias=False)
+
+
+def test_adapters_with_and_without_new_biases_go_together(tmp_path: Path) -> None:
+    x = inputs()
+    outputs = {}
+    for new_bias in (False, True):
+        adapted = glora.inject(net(Bare), SearchSpace(ranks=(2,), new_bias=new_bias), example=x)
+        outputs[new_bias] = moved(adapted).model(x)
+        glora.save_adapter(adapted, tmp_path / str(new_bias))
+    adapted = glora.inject(net(Bare), SearchSpace(ranks=(2,), new_bias=True), example=x)
+    for new_bias, y in outputs.items():
+        adapted.add(f"{new_bias}", tmp_path / str(new_bias))
+        adapted.switch(f"{new_bias}")
+        torch.testing.assert_close(adapted.model(x), y)
+    adapted.switch(["True", "False", "False", "True"])
+    torch.testing.assert_close(adapted.model(x)[[0, 3]], outputs[True][[0, 3]])
+    torch.testing.assert_close(adapted.model(x)[1:3], outputs[False][1:3])
+    plain = glora.inject(net(Bare), SPACE)
+    with pytest.raises(StateError, match=r"gives body a bias, which these layers have not here.*new_bias=True"):
+        plain.add("b", tmp_path / "True")
+    assert plain.adapters == ("default",)
+
+
+def test_a_new_bias_that_is_not_played_is_no_hindrance(tmp_path: Path) -> None:
+    adapted = glora.inject(net(Bare), SearchSpace(ranks=(2,), new_bias=True), example=inputs())
+    genotype = {name: LayerConfig(A=config.A, B=config.B) for name, config in adapted.space.largest.items()}
+    adapted.activate(Genotype(genotype))
+    y = moved(adapted).model(inputs())
+    glora.save_adapter(adapted, tmp_path / "a")
+    other = glora.inject(net(Bare), SPACE)
+    other.add("b", tmp_path / "a")
+    other.switch("b")
+    torch.testing.assert_close(other.model(inputs()), y)
+
+
+def test_a_bias_of_zeros_under_d_is_noted() -> None:
+    model = net(lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3)))
+    adapted = glora.inject(model, SPACE, targets="all", head=["2"])
+    assert "D scales the plain bias, which is all zeros and stays so whatever D is: 0." in adapted.notes

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -478,11 +479,13 @@ class Adapted:
         if state.genotype is None or state.head_modules != self.head:
             what = "a whole supernet" if state.genotype is None else f"the head {state.head_modules}, not {self.head}"
             raise StateError(f"{path} has {what}.", remedy="Save an adapter of one genotype with the same head.")
-        if unknown := [site for site in state.sites if self.sites.get(site) != state.sites[site]]:
+        here = {name: replace(site, new_bias=False) for name, site in self.sites.items()}
+        if unknown := [name for name, site in state.sites.items() if here.get(name) != replace(site, new_bias=False)]:
             raise StateError(
                 f"{path} adapts sites that this model does not: {listed(unknown)}.",
                 remedy="Inject the targets of both adapters, or load it into a model of its own.",
             )
+        self._need_new_biases(state, path)
         self._need_same_statistics(state)
         genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
         space = BoundSpace(state.space, self.sites, only=genotype)
@@ -736,6 +739,15 @@ class Adapted:
         if name not in self._adapters:
             raise UnknownNameError(
                 f"There is no adapter {name!r}.", allowed=f"Known: {listed((*self._adapters, BASE), n=10)}."
+            )
+
+    def _need_new_biases(self, state: AdapterState, path: str | Path) -> None:
+        """Raises StateError where the state plays a bias that its layers do not have here."""
+        played = [name for name, config in (state.genotype or {}).items() if {config.C, config.D, config.E} != {NONE}]
+        if lost := [name for name in played if state.sites[name].new_bias and not self.sites[name].new_bias]:
+            raise StateError(
+                f"{path} gives {listed(lost)} a bias, which these layers have not here.",
+                remedy="Inject with SearchSpace(new_bias=True), or load it into a model of its own.",
             )
 
     def _need_same_statistics(self, state: AdapterState) -> None:

@@ -69,20 +69,13 @@ def plan_sites(
     alone = [name for name in output_layers(model) if name in every and not is_inside(name, heads)]
     if left := [name for name in alone if name not in chosen]:
         notes.append(f"A language model's output layer is no target unless it is named: {listed(left)}.")
-    if fresh := _not_loaded(model, heads):
-        notes.append(
-            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name "
-            "their modules in head= too, to be trained whole and saved."
-        )
+    notes += _notes_on_weights(model, every, chosen, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
         notes.append(f"Not adapted, {what}, or their forward renormalises it or wants sparse gradients: {listed(odd)}.")
     if "all" in ([targets] if isinstance(targets, str) else targets) and (loose := _loose(model, every, heads)):
         notes.append(f"Not adapted, their parameters are of no layer type that is known: {listed(loose)}.")
-    if experts := _stacked(model, heads):
-        share = sum(experts.values()) / max(1, sum(value.numel() for value in model.parameters()))
-        notes.append(f"Not adapted, stacks of matrices and no layers, {share:.0%} of the model: {listed(experts)}.")
     if bare := [n for n, site in chosen.items() if not (site.bias or site.diagonal) and every[n][0].view.bias]:
         lone = [every[name][0] for name in bare if len(every[name]) == 1]
         single = [weight.name for weight in lone if weight.view.new_bias and weight.bias is None]
@@ -91,6 +84,29 @@ def plan_sites(
         if silent := [name for name in bare if name not in called]:
             notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
+
+
+def _notes_on_weights(
+    model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], chosen: Mapping[str, Site], heads: Sequence[str]
+) -> list[str]:
+    notes = []
+    if fresh := _not_loaded(model, heads):
+        notes.append(
+            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name "
+            "their modules in head= too, to be trained whole and saved."
+        )
+    if experts := _stacked(model, heads):
+        share = sum(experts.values()) / max(1, sum(value.numel() for value in model.parameters()))
+        notes.append(f"Not adapted, stacks of matrices and no layers, {share:.0%} of the model: {listed(experts)}.")
+    if unmoved := [name for name, site in chosen.items() if site.bias and _zero_bias(every[name])]:
+        notes.append(f"D scales the plain bias, which is all zeros and stays so whatever D is: {listed(unmoved)}.")
+    return notes
+
+
+def _zero_bias(group: Sequence[LayerWeight]) -> bool:
+    """Whether a site has a bias whose numbers are all zeros, as fresh norms have."""
+    bias = group[0].bias
+    return bias is not None and type(bias) is nn.Parameter and not bias.is_meta and not bias.detach().any()
 
 
 def _not_loaded(model: nn.Module, heads: Sequence[str]) -> list[str]:

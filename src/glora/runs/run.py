@@ -371,6 +371,14 @@ class Run:
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
 
 
+def _accelerator(experiment: Experiment, *, trained: bool) -> Accelerator:
+    """What the run computes on; one that is trained may be played in what is nearest to its precision."""
+    found = new_accelerator(experiment.train.precision)
+    if not trained:
+        check_precision(found)
+    return found
+
+
 def _say(reporter: Reporter, lines: Sequence[str]) -> None:
     for line in lines:
         reporter.say(line)
