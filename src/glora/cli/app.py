@@ -819,14 +819,18 @@ def _print_comparison(console: Any, found: Any) -> None:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C. Its own class: what typer makes of a KeyboardInterrupt depends on its version."""
+    """Ctrl-C, or SIGTERM. Its own class: what typer makes of a KeyboardInterrupt depends on its version.
 
-    came = False
+    Attributes:
+        came: The signal; 0 before.
+    """
+
+    came = 0
 
 
-def _interrupt(*_: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-    _Interrupted.came = True
+def _interrupt(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    _Interrupted.came = number
     raise _Interrupted
 
 
@@ -835,8 +839,8 @@ def _never_dropped(lost: Any) -> None:
     if lost.exc_type is not _Interrupted:
         sys.__unraisablehook__(lost)
         return
-    signal.signal(signal.SIGINT, _interrupt)
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(_Interrupted.came, _interrupt)
+    threading.Timer(0.05, os.kill, (os.getpid(), _Interrupted.came)).start()
 
 
 _GOES_ON = {
@@ -846,25 +850,40 @@ _GOES_ON = {
 
 
 def main() -> None:
-    """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130."""
-    before, hook, _Interrupted.came = signal.getsignal(signal.SIGINT), sys.unraisablehook, False
-    if before is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _never_dropped
+    """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130.
+
+    SIGTERM, which says that the machine is taken away, is one line and 143.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, _Interrupted.came = sys.unraisablehook, 0
+    for number, handler in before.items():
+        if handler in (signal.default_int_handler, signal.SIG_DFL):  # not where a shell has it ignored
+            signal.signal(number, _interrupt)
+            sys.unraisablehook = _never_dropped
+    _any_console()
     try:
         app()
     except BaseException as error:
         if _Interrupted.came:  # whatever it became on its way: an import cut short can raise anything
-            typer.echo(f"Interrupted.{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
-            sys.exit(130)
+            word = "Interrupted" if _Interrupted.came == signal.SIGINT else "Terminated"
+            typer.echo(f"{word}.{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
+            sys.exit(128 + _Interrupted.came)
         if isinstance(error, GloraError):
             _fail(" ".join(part for part in (error.cause, error.allowed) if part), error.remedy, 2)
         if isinstance(error, OSError):  # a full disk, a folder that may not be written
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.", "", 1)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook
+
+
+def _any_console() -> None:
+    """A console of another code page shows ? for a character that it has not."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, tip: str, code: int) -> NoReturn:

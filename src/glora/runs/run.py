@@ -6,6 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from glora.runs.cost import planned, search_cost
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
+from glora.runs.lock import locked
 from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
 from glora.runs.resolve import resolve
@@ -178,7 +180,19 @@ class Run:
         return bool(self.session.accelerator.is_main_process)
 
     def train(self) -> None:
-        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
+        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already.
+
+        Raises:
+            RunError: Another process is working in the folder.
+        """
+        with self._working():
+            self._train()
+
+    def _working(self) -> AbstractContextManager[None]:
+        """No other process works in the folder; the main process holds it for all of them."""
+        return locked(self.folder.path) if self.alone else nullcontext()
+
+    def _train(self) -> None:
         session = self.session
         trained = self.folder.done("trained") is not None
         session.accelerator.wait_for_everyone()  # before the first of them writes
@@ -220,6 +234,10 @@ class Run:
         """
         if not self.alone:
             return None
+        with self._working():
+            return self._search()
+
+    def _search(self) -> Outcome:
         search = self.searching()
         if not self.folder.begun:  # a search anew
             self.folder.forget_search()
@@ -236,9 +254,10 @@ class Run:
             RunError: The search is not finished.
         """
         search = self.searching()
-        outcome = search.pick(budget=budget, min_budget=min_budget)
-        self.folder.write_config(self.experiment)
-        return self._finished(search, outcome)
+        with self._working():
+            outcome = search.pick(budget=budget, min_budget=min_budget)
+            self.folder.write_config(self.experiment)
+            return self._finished(search, outcome)
 
     def _finished(self, search: Search, outcome: Outcome) -> Outcome:
         """The winner polished and trained alone, where the settings ask for it; tested before, it keeps its result."""
@@ -290,6 +309,10 @@ class Run:
         """
         if not self.alone:
             return None
+        with self._working():
+            return self._evaluate()
+
+    def _evaluate(self) -> Result:
         if found := self.folder.current_result():
             self.reporter.say("This run was tested already; this is the result of then.")
             return found
@@ -369,14 +392,6 @@ class Run:
         base = session.base().to(session.accelerator.device)
         batch = session.data.val.batch(range(_timed(session.data.val)))
         return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
-
-
-def _accelerator(experiment: Experiment, *, trained: bool) -> Accelerator:
-    """What the run computes on; one that is trained may be played in what is nearest to its precision."""
-    found = new_accelerator(experiment.train.precision)
-    if not trained:
-        check_precision(found)
-    return found
 
 
 def _say(reporter: Reporter, lines: Sequence[str]) -> None:
