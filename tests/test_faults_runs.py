@@ -13,6 +13,8 @@ import pytest
 
 import glora
 from glora.errors import RunError
+from glora.report.outcome import Outcome
+from glora.runs.folder import RunFolder
 from glora.runs.lock import locked
 from glora.runs.run import Run
 from suites.toy import Recorder, image_folder, tiny
@@ -127,3 +129,58 @@ def test_a_folder_that_is_worked_in_is_refused_whatever_the_stage(finished: Path
             with pytest.raises(RunError, match=r"Another process is working in .*run.*choose another --out"):
                 stage()
     assert run.evaluate() is not None, "what was locked is free again"
+
+
+# A search may be ended early
+
+
+class Stopper(Recorder):
+    """Ctrl-C after so many genotypes."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def trial(self, trial: Any, best: Any, total: int, saved: float | None = None) -> None:
+        super().trial(trial, best, total, saved)
+        if len(self.trials) == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stopped", [5, 8])
+def test_a_search_that_was_begun_may_end_after_fewer_generations(tmp_path: Path, stopped: int) -> None:
+    photos, many = image_folder(tmp_path / "photos"), {"population": 4, "generations": 50, "parents": 2}
+    search = {"controls": 1, "min_budget": 0, "calibrate": False, "searcher": {"name": "evolution", **many}}
+    Run(tiny(photos, train={"epochs": 1}, search=search), tmp_path / "run", Recorder()).train()
+    for name, generations in (("run", 1), ("whole", 1)):
+        if name == "whole":
+            few = {**search, "searcher": {**search["searcher"], "generations": 1}}
+            Run(tiny(photos, train={"epochs": 1}, search=few), tmp_path / "whole", Recorder()).train()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                Run.open(tmp_path / "run", Stopper(stopped)).search()
+        recorder = Recorder()
+        Run.open(tmp_path / name, recorder, search={"searcher": {"generations": generations}}).search()
+        assert len(recorder.trials) == 8
+    one, other = (Outcome.read(RunFolder(tmp_path / name).winner) for name in ("run", "whole"))
+    assert one.genome == other.genome
+    assert Run.open(tmp_path / "run", Recorder()).evaluate() is not None
+
+
+def test_what_is_beyond_the_early_end_is_said(tmp_path: Path) -> None:
+    search = {
+        "controls": 1,
+        "min_budget": 0,
+        "searcher": {"name": "evolution", "population": 4, "generations": 50, "parents": 2},
+    }
+    run = Run(tiny(image_folder(tmp_path / "photos"), train={"epochs": 1}, search=search), tmp_path / "run", Recorder())
+    run.train()
+    with pytest.raises(KeyboardInterrupt):
+        Run.open(tmp_path / "run", Stopper(11)).search()
+    with pytest.raises(RunError, match="the search ends after 8"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 1}}).search()
+    with pytest.raises(RunError, match=r"fewer search\.searcher\.generations end it early"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"population": 6}})
+    with pytest.raises(RunError, match="generations"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 51}})
+    assert Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 2}}).search() is not None

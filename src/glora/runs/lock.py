@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glora.errors import RunError
 
 __all__ = ["locked"]
 
-NAME = ".lock"  # no file of the run: it may be deleted
+NAME = ".lock"  # there while a process works; a killed one leaves it, unlocked
 
 
 @contextmanager
@@ -25,15 +26,27 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / NAME).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"Another process is working in {folder}.",
-                remedy="Wait for its end, or stop it; or choose another --out.",
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    path = folder / NAME
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"Another process is working in {folder}.",
+                    remedy="Wait for its end, or stop it; or choose another --out.",
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+                continue  # the one that had it has just deleted it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                if made:
+                    with suppress(OSError):  # something was written
+                        folder.rmdir()
+            return
