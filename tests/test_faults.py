@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import glora
 from glora.adapt.adapter_file import load_supernet, save_merged, save_supernet
+from glora.adapt.layers import factored
 from glora.config import build_experiment
 from glora.errors import AdapterFileError, ConfigError, StateError, TargetError
 from glora.genotype import Genotype, LayerConfig
@@ -584,7 +585,9 @@ def test_a_backward_pass_may_be_differentiated(product: str, seed: int) -> None:
 
 @pytest.mark.parametrize("product", ["matrix", "elementwise"])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(product: str, seed: int) -> None:
+def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(
+    product: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As meta-learning does, which goes through the inner step."""
     space = SearchSpace(ranks=(4, 2), variant="paper", product=product)
     adapted = moved(glora.inject(net().double(), space), 0.3)
@@ -599,9 +602,10 @@ def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(pro
         return list(torch.autograd.grad(loss, numbers, allow_unused=True))
 
     genotype = adapted.sample(random.Random(seed))
-    adapted.activate([genotype] * len(x))
-    expected = outer()
     adapted.activate(genotype)
+    with monkeypatch.context() as patch:
+        patch.setattr(factored, "by_hand", lambda *_: False)  # autograd alone
+        expected = outer()
     try:
         found = outer()
     except StateError as error:
@@ -610,6 +614,13 @@ def test_a_gradient_of_support_tensors_is_differentiated_right_or_not_at_all(pro
     for one, other in zip(found, expected, strict=True):
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_backward_pass_of_several_genotypes_says_that_it_cannot_be_differentiated() -> None:
+    adapted = moved(glora.inject(net(), SPACE))
+    adapted.activate([adapted.space.largest, adapted.space.smallest, adapted.space.largest, adapted.space.largest])
+    with pytest.raises(StateError, match=r"Several genotypes are active, and a backward pass is differentiated.*hold"):
+        penalty(adapted.model, inputs())
 
 
 def test_offloaded_weights_are_refused_before_anything_changes() -> None:

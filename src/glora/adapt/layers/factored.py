@@ -27,7 +27,7 @@ from glora.adapt.support import Support, changed
 from glora.errors import StateError
 from glora.genotype import NONE, LayerConfig, interned
 
-__all__ = ["add_wide", "applied", "by_hand", "fresh", "one", "rescaled", "rows"]
+__all__ = ["add_wide", "applied", "by_hand", "fresh", "one", "rescaled", "rows", "twice"]
 
 
 def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -192,7 +192,7 @@ class _Inputs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, down, up, z = ctx.saved_tensors
-        if _twice():
+        if twice():
             w = _changed(ctx.view.matrix(w0), a, down, up)
             kept = (z, None)
             dx, da, d_down, d_up = _again(dy, x, w, lambda: rows(x) @ w.T, a, down, up, kept=kept)
@@ -235,7 +235,7 @@ class _Outputs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, b0, a, down, up, z, plain = ctx.saved_tensors
-        if _twice():
+        if twice():
             w = _changed(ctx.view.matrix(w0), a[:, None], down, up)
             shift = a if b0 is None else a * b0
             kept = (z, plain)
@@ -270,7 +270,7 @@ class _Built(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, a_up, down, up = ctx.saved_tensors
-        if _twice():
+        if twice():
             w = changed(ctx.view.matrix(w0), a, a_up, None if down is None else down.T, up)
             dx, da, da_up, d_down, d_up = _again(dy, x, w, lambda: rows(x) @ w.T, a, a_up, down, up)
             return None, None, dx, None, rows(dy).sum(0), da, da_up, d_down, d_up
@@ -288,7 +288,7 @@ class _Built(torch.autograd.Function):
         return None, None, dx, None, bias, (a_up @ dw.T).T, a.T @ dw, d_down, d_up
 
 
-def _twice() -> bool:
+def twice() -> bool:
     """Whether this backward pass is differentiated again: it must be of operations that autograd knows, then."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
