@@ -42,7 +42,7 @@ from glora.tasks.images import Preprocess
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
-from glora.training.device import device_name, new_accelerator
+from glora.training.device import check_precision, device_name, new_accelerator
 from glora.training.pace import check_pace
 from glora.training.precision import FEW, Step, bf16_units, chosen_precision, device_of, slowdown
 
@@ -137,7 +137,10 @@ class Run:
         if experiment.train.precision == "auto" and self.folder.done("precision") is None:
             step = Step(self.tuned, data.train, data.objective, experiment.train, device)
             precision, why = chosen_precision(step.seconds, device)
-        return new_accelerator(precision), why
+        found = new_accelerator(precision)
+        if self.folder.done("trained") is None:  # what is trained may be played in what is nearest to it
+            check_precision(found)
+        return found, why
 
     def _check_processes(self) -> None:
         search = self.session.experiment.search

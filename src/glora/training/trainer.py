@@ -19,9 +19,9 @@ from glora.errors import StateError
 from glora.methods.method import Tuned
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.objective import Batch, Examples, Objective, Varied
+from glora.training.alone import example_alone
 from glora.training.average import Average
 from glora.training.best import Best
-from glora.training.alone import example_alone
 from glora.training.optimizers import OPTIMIZERS
 from glora.training.pace import Pace, StepExamples
 from glora.training.schedules import SCHEDULES, Place
