@@ -110,7 +110,7 @@ def test_the_published_search_takes_every_size() -> None:
 
 
 def test_a_budget_below_everything_is_still_told() -> None:
-    settings = build_experiment({**DATA, "search": {"budget": -1}}).search
+    settings = build_experiment(DATA).search.model_copy(update={"budget": -1})
     with pytest.raises(BudgetError, match="below the smallest"):
         plan_search(settings, toy_space(4))
 

@@ -113,7 +113,7 @@ def given(model: nn.Module) -> tuple[object, ...]:
     return (tokens(), []) if isinstance(model, Cached) else (tokens(),)
 
 
-@pytest.mark.parametrize("kind", [Plain, Windows, Reused, Cached])
+@pytest.mark.parametrize("kind", [Plain, Windows, Reused, Cached, WindowsFirst])
 def test_a_layer_that_keeps_samples_first_plays_each_its_own(kind):
     adapted = adapted_of(kind())
     genotypes = mixture(adapted)
@@ -126,7 +126,7 @@ def test_a_layer_that_keeps_samples_first_plays_each_its_own(kind):
         assert difference(alone[sample], together[sample - 1]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", [SequenceFirst, WindowsFirst, Shared, Expert])
+@pytest.mark.parametrize("kind", [SequenceFirst, Shared, Expert])
 def test_a_layer_that_does_not_plays_the_first_samples_and_says_so(kind, caplog):
     adapted = adapted_of(kind())
     genotypes = mixture(adapted)

@@ -232,6 +232,8 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _relations(self) -> SearchSettings:
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget={self.budget} leaves nothing to search; method=linear trains the head alone")
         if self.budget is not None and (self.min_budget or 0) > max(0, self.budget):
             raise ValueError(f"min_budget={self.min_budget} is above budget={self.budget}")
         if self.cluster and not self.workers:

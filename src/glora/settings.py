@@ -49,7 +49,11 @@ class Settings(BaseModel):
 
 
 def parse_count(text: Any) -> Any:
-    """A count as an int: `300000`, `"300_000"`, `"300k"` and `"0.3M"` are the same; anything else unchanged."""
+    """A count as an int: `300000`, `"300_000"`, `"300k"` and `"0.3M"` are the same; another type unchanged.
+
+    Raises:
+        ValueError: The text is none.
+    """
     if not isinstance(text, str):
         return text
     number, unit = text.strip().replace("_", "").replace(",", ""), 1.0
@@ -59,7 +63,7 @@ def parse_count(text: Any) -> Any:
     try:
         return round(float(number) * unit)
     except (ValueError, OverflowError):
-        return text
+        raise ValueError("a number is needed, such as 300000, 300k or 0.3M") from None
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]

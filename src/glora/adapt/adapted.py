@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from torch.utils.hooks import RemovableHandle
 from glora.adapt import attach, layers
 from glora.adapt.adapter_format import fingerprint
 from glora.adapt.attach import WarnOnce
-from glora.adapt.head import MixedHead, head_of, show_head
+from glora.adapt.float_head import FloatHead
+from glora.adapt.guarded import GuardedMethods, need_places
+from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
-from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, weights_by_site
+from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, refuse_offloaded, weights_by_site
 from glora.adapt.state import AdapterState, NamedAdapter, fill
-from glora.adapt.statistics import freeze_statistics, statistics_of
+from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
 from glora.adapt.support import Support
+from glora.adapt.wrappers import bare
 from glora.errors import (
     ConfigError,
     GloraError,
@@ -59,7 +63,8 @@ def inject(
     """The model adapted in place: every target layer gets support tensors; fresh, it is the base bit for bit.
 
     Args:
-        model: Any module; everything but support tensors and head is frozen.
+        model: Any module; everything but support tensors and head is frozen. What `torch.compile` and its like have
+            put around it stays there; names are those of the model inside.
         space: What may be chosen at every site.
         targets: A kind of layer (`"linear"`: every Linear outside the head, attention's in-projections too, but for a
             language model's output layer; `"conv"`, `"norm"`, `"embedding"`, `"all"`); a regular expression searched in
@@ -70,7 +75,8 @@ def inject(
         example: An input, a tuple or a dict of them, for the probe forward that `new_bias` needs.
         seed: Draws the `up` factors.
         statistics: Let training update the running statistics of norms (BatchNorm) outside the head. They are then
-            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen.
+            the adapter's: saved with it, in the merged model, restored by detach. Otherwise they are frozen, and
+            other buffers that move in training always are.
 
     Returns:
         The adapted model. The largest genotype of the space is active, so that an ordinary training loop trains all
@@ -85,6 +91,7 @@ def inject(
     """
     need(model, nn.Module, TargetError, "model", "a torch.nn.Module")
     need(space, SearchSpace, SpaceError, "space", "a SearchSpace")
+    model = bare(model)
     sites, heads, notes = plan_sites(
         model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
     )
@@ -144,6 +151,7 @@ class Adapted:
         self._layers = {weight.module: weight.layer for group in self._weights.values() for weight in group}
         self._total = sum(parameter.numel() for parameter in model.parameters())
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._heads = {name: model.get_submodule(name) for name in head}
         self._base_own = {name: value.detach().clone() for name, value in self._own().items()}
         self._base: dict[str, dict[str, nn.Parameter | None]] | None = None  # the base's parameters after a merge
         self._state = "attached"
@@ -182,6 +190,9 @@ class Adapted:
             names = [site_of_weight.get(".".join(filter(None, (module, slot)))) for slot in layers.views_of(layer)]
             attach.attach(layer, *[supports.get(name or "") for name in names], names=[name or "" for name in names])
         self._statistics_hooks = [] if self.statistics else freeze_statistics(self.model, self.head)
+        self._buffers = BaseBuffers(self.model, self.head)
+        self._float_head = FloatHead(self.model, self.head)
+        self._guarded = GuardedMethods(self.model, self)
 
     @classmethod
     def from_state(cls, model: nn.Module, state: AdapterState) -> Adapted:
@@ -321,6 +332,7 @@ class Adapted:
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer should own: the support tensors of the adapter in use, and the head."""
         self._need_attached("parameters")
+        need_places(self.model, self._layers, "parameters")
         self._need_one_adapter("parameters")
         return self._support_parameters() + self.head_parameters()
 
@@ -366,7 +378,9 @@ class Adapted:
             StateError: Several genotypes are active, or the model is merged or detached.
         """
         self._need_attached("state")
+        self._need_whole("state")
         self._need_one_adapter("state")
+        self._buffers.put_back()  # the file names the base by its fingerprint
         if not (whole or isinstance(self.active, Genotype)):
             raise StateError("One genotype per sample is active.", remedy="Activate the one genotype to save.")
         genotype = self.active if isinstance(self.active, Genotype) and not whole else None
@@ -379,7 +393,8 @@ class Adapted:
                 tensors |= {f"{name}.{tensor}.{side}": part.detach() for side, part in parts.items()}
         own = {name: value.detach() for name, value in self._own().items()}
         head = {name: own.pop(name) for name in head_of(self.model, self.head)}
-        return AdapterState(self.space.rules, self.sites, genotype, self.scales, tensors, head, self.head, own)
+        heads = tuple(name for name in self.head if any(is_inside(each, (name,)) for each in head))
+        return AdapterState(self.space.rules, self.sites, genotype, self.scales, tensors, head, heads, own)
 
     def load_state(self, state: AdapterState) -> None:
         """Takes over the numbers, scales, head and running statistics of a state of the same sites.
@@ -413,7 +428,7 @@ class Adapted:
         self._need_attached("start_from")
         self._need_one_adapter("start_from")
         self._need_not_held("start_from")
-        state = read_state(self.model, path, check_base=check_base)
+        state = read_state(self.model, Path(path).expanduser(), check_base=check_base)
         if state.head_modules and state.head_modules != self.head:
             raise StateError(
                 f"{path} has the head {state.head_modules}, not {self.head}.", remedy="Inject with its head."
@@ -425,6 +440,7 @@ class Adapted:
 
     def base_fingerprint(self) -> str:
         """The sha256 of the base, computed anew; given to `save_adapter` and its kin they need not compute it again."""
+        self._buffers.put_back()
         return fingerprint(self.model, (*self.head, *(statistics_of(self.model, self.head) if self.statistics else ())))
 
     def _own(self) -> dict[str, Tensor]:
@@ -459,15 +475,17 @@ class Adapted:
         need(name, str, UnknownNameError, "name", "a text")
         if name in (*self._adapters, BASE):
             raise StateError(f"There is an adapter {name!r} already.", remedy="Choose another name, or remove it.")
-        state = read_state(self.model, path, base_fingerprint=base_fingerprint)
+        state = read_state(self.model, Path(path).expanduser(), base_fingerprint=base_fingerprint)
         if state.genotype is None or state.head_modules != self.head:
             what = "a whole supernet" if state.genotype is None else f"the head {state.head_modules}, not {self.head}"
             raise StateError(f"{path} has {what}.", remedy="Save an adapter of one genotype with the same head.")
-        if unknown := [site for site in state.sites if self.sites.get(site) != state.sites[site]]:
+        here = {name: replace(site, new_bias=False) for name, site in self.sites.items()}
+        if unknown := [name for name, site in state.sites.items() if here.get(name) != replace(site, new_bias=False)]:
             raise StateError(
                 f"{path} adapts sites that this model does not: {listed(unknown)}.",
                 remedy="Inject the targets of both adapters, or load it into a model of its own.",
             )
+        self._need_new_biases(state, path)
         self._need_same_statistics(state)
         genotype = Genotype({site: state.genotype.get(site, LayerConfig()) for site in self.sites})
         space = BoundSpace(state.space, self.sites, only=genotype)
@@ -596,6 +614,7 @@ class Adapted:
 
     def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
+        self._need_whole("merge")
         self._need_not_held("merge")
         self._need_one_adapter("merge")
         if not isinstance(self.active, Genotype):
@@ -648,6 +667,7 @@ class Adapted:
             StateError: The base was freed by `merge(keep_base=False)`, the model was adapted anew, or is held.
         """
         self._need_not_held("detach")
+        self._need_place_of_head()
         if self.merged and any(attach.is_attached(layer) for layer in self._layers.values()):
             raise StateError("The merged model was adapted anew.", remedy="Detach that adaptation first.")
         if self.merged and self._base is None:
@@ -662,6 +682,10 @@ class Adapted:
         if self._state == "attached":
             self._release()
         if self._state != "detached":
+            for name, module in self._heads.items():  # reset_classifier and its like put another in its place
+                parent, _, leaf = name.rpartition(".")
+                if self.model.get_submodule(name) is not module:
+                    setattr(self.model.get_submodule(parent), leaf, module)
             show_head(self.model, self._base_own)
         self._state, self._base = "detached", None
         return self.model
@@ -669,10 +693,10 @@ class Adapted:
     def _release(self) -> None:
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        for hook in self._statistics_hooks:
-            hook.remove()
         self._guard_batch(several=False)
         self._end_mixture()
+        for hook in (*self._statistics_hooks, self._buffers, self._float_head, self._guarded):
+            hook.remove()
 
     def _guard_batch(self, *, several: bool) -> None:
         """Checks the batch while several genotypes play, at the cost of torch's fast path of encoder layers."""
@@ -688,6 +712,10 @@ class Adapted:
         if self._state != "attached":
             raise StateError(f"The model is {self._state}: {action} is not possible.", remedy="Inject it again.")
 
+    def _need_whole(self, action: str) -> None:
+        need_places(self.model, self._layers, action)
+        refuse_offloaded(self.model)
+
     def _need_not_held(self, action: str) -> None:
         if self._held_by == id(self):
             raise StateError(f"A genotype is held: {action} is not possible.", remedy="Leave hold() first.")
@@ -697,11 +725,29 @@ class Adapted:
             what = "The base" if self._mixed == (BASE,) else "One adapter per sample"
             raise StateError(f"{what} plays: {action} is not possible.", remedy="Switch to one adapter first.")
 
+    def _need_place_of_head(self) -> None:
+        for name in self.head:
+            try:
+                self.model.get_submodule(name)
+            except AttributeError as error:
+                raise StateError(
+                    f"The model has no {name!r} any more, where its head was.", remedy="Put a module in that place."
+                ) from error
+
     def _need_adapter(self, name: str) -> None:
         need(name, str, UnknownNameError, "name", "the name of an adapter")
         if name not in self._adapters:
             raise UnknownNameError(
                 f"There is no adapter {name!r}.", allowed=f"Known: {listed((*self._adapters, BASE), n=10)}."
+            )
+
+    def _need_new_biases(self, state: AdapterState, path: str | Path) -> None:
+        """Raises StateError where the state plays a bias that its layers do not have here."""
+        played = [name for name, config in (state.genotype or {}).items() if {config.C, config.D, config.E} != {NONE}]
+        if lost := [name for name in played if state.sites[name].new_bias and not self.sites[name].new_bias]:
+            raise StateError(
+                f"{path} gives {listed(lost)} a bias, which these layers have not here.",
+                remedy="Inject with SearchSpace(new_bias=True), or load it into a model of its own.",
             )
 
     def _need_same_statistics(self, state: AdapterState) -> None:

@@ -15,6 +15,7 @@ from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_format import CHECKSUM, checksum, fingerprint, is_adapter, read_header, write_state
 from glora.adapt.reading import read_state
 from glora.adapt.rollback import as_before_on_error
+from glora.adapt.wrappers import bare
 from glora.errors import AdapterFileError
 from glora.files import atomic, read_metadata, read_tensor_layout
 
@@ -51,6 +52,7 @@ def save_adapter(
     Raises:
         StateError: One genotype per sample is active, or the model is merged or detached.
     """
+    path = Path(path).expanduser()
     write_state(adapted.model, adapted.state(), path, info=info, base_fingerprint=base_fingerprint)
 
 
@@ -65,7 +67,7 @@ def save_supernet(
 
     The arguments are those of `save_adapter`.
     """
-    state = adapted.state(whole=True)
+    state, path = adapted.state(whole=True), Path(path).expanduser()
     write_state(adapted.model, state, path, info=info, base_fingerprint=base_fingerprint)
 
 
@@ -83,6 +85,7 @@ def load_adapter(
     Raises:
         AdapterFileError: The file is damaged or does not fit the model; the model is untouched then.
     """
+    model, path = bare(model), Path(path).expanduser()
     state = read_state(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
     with as_before_on_error(model):
         return Adapted.from_state(model, state)
@@ -95,13 +98,13 @@ def load_supernet(adapted: Adapted, path: str | Path, *, base_fingerprint: str |
         AdapterFileError: The file is damaged or of another base.
         StateError: It is of other sites or another space.
     """
-    adapted.load_state(read_state(adapted.model, path, base_fingerprint=base_fingerprint))
+    adapted.load_state(read_state(adapted.model, Path(path).expanduser(), base_fingerprint=base_fingerprint))
 
 
 def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
     """Writes the state dict of a plain (merged) model as safetensors, tied weights once, with plain JSON beside it."""
     metadata = {"glora": json.dumps(dict(info or {})), "format": "pt"}  # transformers refuses files without a format
-    with atomic(path) as temporary:
+    with atomic(Path(path).expanduser()) as temporary:
         save_model(model, str(temporary), metadata=metadata)
 
 

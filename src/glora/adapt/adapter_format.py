@@ -25,6 +25,7 @@ from glora.adapt.head import fits_head, head_of
 from glora.adapt.sites import base_state, site_of, weights_by_site
 from glora.adapt.state import AdapterState
 from glora.adapt.statistics import statistics_of
+from glora.adapt.wrappers import plain_modules
 from glora.errors import AdapterFileError, SpaceError, StateError, listed
 from glora.files import atomic, read_metadata, read_tensor_layout
 from glora.genotype import Genotype, Site
@@ -434,6 +435,7 @@ def read_state(
     _check_sites(model, path, state, header)  # first: what it takes time to check is then as small as the model
     layout = read_tensor_layout(path)
     _check_layout(path, state, layout, _texts(header, "marks"), checked=CHECKSUM in header)
+    _need_head(model, path, state, layout, header)
     _check_own(model, path, state, layout, header)
     _fill_state(path, state, header, layout)
     if check_base and (base_fingerprint or _fingerprint_for(model, state)) != header.get("base"):
@@ -447,7 +449,7 @@ def read_state(
 
 def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header: Mapping[str, Any]) -> None:
     """Raises AdapterFileError unless the model has the sites, and the same layers share a weight."""
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     here = {name: site_of(group) for name, group in weights_by_site(model).items()}
     missing = [name for name in state.sites if name not in here]
     if unknown := missing + [name for name in state.head_modules if name not in modules]:
@@ -467,6 +469,20 @@ def _check_sites(model: nn.Module, path: str | Path, state: AdapterState, header
             f"{path} is for another model: the layers that share a weight are {shared} here.",
             allowed=f"The file has {str(header.get('shared'))[:300]}.",
             remedy="Tie the weights as they were in training.",
+        )
+
+
+def _need_head(
+    model: nn.Module, path: str | Path, state: AdapterState, layout: Layout, header: Mapping[str, Any]
+) -> None:
+    """Raises AdapterFileError where the model was built without the head that the file has."""
+    shapes = [shape for name, (_, shape) in layout.tensors.items() if name.startswith(HEAD)]
+    if shapes and not head_of(model, state.head_modules):
+        outputs = [shape[0] for shape in shapes if shape][-1:]
+        of, does = (f" of {outputs[0]} outputs", f", as num_classes={outputs[0]} does") if outputs else ("", "")
+        raise AdapterFileError(
+            f"{path} has a head, {listed(state.head_modules)}{of}, and this {type(model).__name__} has none.",
+            remedy=f"Build it with a head{does}. {_which_base(header)}",
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ from glora.genotype import LayerConfig
 __all__ = [
     "Adapter",
     "BiasAdapter",
+    "Look",
     "WarnOnce",
     "adapters_of",
+    "alike",
     "attach",
     "base_of",
     "broken",
@@ -89,6 +91,8 @@ def attach(layer: nn.Module, *supports: Support | None, names: Sequence[str] = (
         _parametrize(layer, name, BiasAdapter(parts))
     for parametrizations in layer.get_submodule("parametrizations").children():  # made in training mode
         parametrizations.train(layer.training)
+    layer_type = type(layer)  # parametrize has made one for this layer
+    layer_type.__getstate__ = _no_pickle
     if own_forward:  # a subclass with its own forward reads `weight` itself
         type(layer).forward = _forward if called else _forward_reading
 
@@ -352,8 +356,12 @@ class Adapter(nn.Module):
         warned: In which cases, "read" or "called", it has warned that the first sample's genotype plays for all.
         nothing_active: Warns of training while nothing that could be trained plays; None while something does.
         traced: Whether a compiler has read what it plays, which is then part of the compiled code.
-        mixes_samples: Whether the layer's input does not keep samples apart; None until `samples.py` has looked.
-        probe: While `samples.py` looks, for every input its length and whether it was equal for all samples; else None.
+        layout: Where the layer's input has the rows of a sample: `"next"` to each other, `"tiled"` (every n-th one), or
+            `"mixed"`: nowhere. None until `samples.py` has looked.
+        looks: While `samples.py` looks, what it sees of every input; else None.
+        read: `"read"` where `samples.py` saw the weight or bias read without a call; it is `"poisoned"` then, to see
+            whether it is `"used"` or `"unused"`. Else empty.
+        called_before: Whether the layer was called for several samples before that.
         order: The plain layer's parameter names in their order.
     """
 
@@ -371,8 +379,10 @@ class Adapter(nn.Module):
         self.warned: tuple[str, ...] = ()
         self.nothing_active: WarnOnce | None = None
         self.traced = False
-        self.mixes_samples: bool | None = None
-        self.probe: list[tuple[int, bool | None]] | None = None
+        self.layout: str | None = None
+        self.looks: list[Look] | None = None
+        self.called_before = False
+        self.read = ""
 
     def play(self, configs: Sequence[LayerConfig], supports: Sequence[Support] = ()) -> None:
         """Makes the layer play one configuration, or one per sample, of its own support tensors or of these."""
@@ -406,9 +416,22 @@ class Adapter(nn.Module):
             return self.held[0]
         if self.view.packed:
             return original
+        if self.looks is not None:
+            self.read = self.read or "read"
+            if self.read == "poisoned":
+                return torch.full_like(original, float("nan"))
         support, config = self.first()
+        if any(factor.is_meta is not original.is_meta for factor in support.parameters()):
+            raise self.offloaded()
         with torch.autocast(original.device.type, enabled=False):
             return support.weight(self.view, original, config)
+
+    def offloaded(self) -> StateError:
+        """The error where accelerate brings a layer's tensors back one by one."""
+        return StateError(
+            f"The weights of {self.name or 'a layer'} are offloaded one by one.",
+            remedy="Offload adapted layers whole: cpu_offload(..., preload_module_classes=['ParametrizedLinear']).",
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         if self.held is not None:  # it follows the model
@@ -424,6 +447,9 @@ class Adapter(nn.Module):
             )
         return self.__dict__
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise StateError("torch.jit.script cannot read an adapted model.", remedy="Merge first, or use torch.export.")
+
     def _replicate_for_data_parallel(self) -> NoReturn:  # a replica would play the original's support tensors
         raise StateError(
             "nn.DataParallel cannot copy an adapted model to several devices.",
@@ -436,10 +462,13 @@ class Adapter(nn.Module):
         if n == 1:
             return self.plays
         apart = self.view.tells_apart(x, n)
-        if self.probe is not None:
-            self.probe.append((len(x) if x.dim() else 0, _copies(x, n) if apart and x.numel() else None))
+        if self.looks is not None:
+            self.looks.append(look_at(x, n if apart and x.numel() else 0))
             return self.plays[:1]
-        return self.plays if apart and not self.mixes_samples else (self.first(x),)
+        if not apart or self.layout == "mixed":
+            return (self.first(x),)
+        self.called_before = True
+        return self.plays * (len(x) // n) if self.layout == "tiled" else self.plays
 
     def first(self, x: Tensor | None = None) -> tuple[Support, LayerConfig]:
         """What the first sample plays; warns when the others play something else.
@@ -448,6 +477,8 @@ class Adapter(nn.Module):
             x: The input of a call. None where the weight or bias is read without one; the layer may be called, too.
         """
         case = "read" if x is None else "called"
+        if x is None and (self.read == "unused" or self.looks is not None):
+            return self.plays[0]  # nothing comes of it, or that is being found out
         if case not in self.warned and any(play != self.plays[0] for play in self.plays[1:]):
             why = "where its weight or bias is read without a call"
             if x is not None:
@@ -457,13 +488,43 @@ class Adapter(nn.Module):
         return self.plays[0]
 
 
-def _copies(x: Tensor, n: int) -> bool:
-    """Whether the n parts of x, next to each other, are equal but for rounding, which most kernels do alike in all."""
-    parts = x.detach().reshape(n, -1)
-    first = parts[:1].expand_as(parts)
-    different = (parts - first).abs() > 0.1 * torch.maximum(parts.abs(), first.abs())
-    allowed = 0.3 if x.dtype in (torch.float16, torch.bfloat16) else 0.02
-    return int(different.sum()) <= allowed * int(((parts != 0) | (first != 0)).sum())
+class Look(NamedTuple):
+    """What `samples.py` sees of a layer's input for n samples, by the layout that their rows may have.
+
+    Attributes:
+        length: The input's first dimension.
+        parts: n, or 0 where the input has no n parts.
+        equal: Whether the parts are alike.
+        some: Some numbers of every part, `(n, at most 256)`.
+    """
+
+    length: int
+    parts: int
+    equal: dict[str, bool]
+    some: dict[str, Tensor]
+
+
+def look_at(x: Tensor, n: int) -> Look:
+    """A look at an input of n samples; 0 where it has no n parts."""
+    length = len(x) if x.dim() else 0
+    if not n:
+        nothing = x.new_zeros(0, 0)
+        return Look(length, 0, {"next": False, "tiled": False}, {"next": nothing, "tiled": nothing})
+    x = x.detach()
+    parts = {
+        "next": x.reshape(n, -1),
+        "tiled": x.reshape(length // n, n, -1).transpose(0, 1).reshape(n, -1),
+    }
+    some = {name: each[:, :: max(1, each.shape[1] // 256)][:, :256] for name, each in parts.items()}
+    return Look(length, n, {name: alike(each, each[:1]) for name, each in parts.items()}, some)
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether the tensors are equal but for rounding, which most kernels do alike in all samples."""
+    other = other.expand_as(one)
+    different = (one - other).abs() > 0.1 * torch.maximum(one.abs(), other.abs())
+    allowed = 0.3 if one.dtype in (torch.float16, torch.bfloat16) else 0.02
+    return int(different.sum()) <= allowed * int(((one != 0) | (other != 0)).sum())
 
 
 class BiasAdapter(nn.Module):
@@ -490,9 +551,20 @@ class BiasAdapter(nn.Module):
     def _of(adapter: Adapter, weights: Any, original: Tensor) -> Tensor | None:
         if adapter.held is not None:
             return adapter.held[1]
+        if adapter.looks is not None:
+            adapter.read = adapter.read or "read"
+            if adapter.read == "poisoned":
+                return torch.full_like(original, float("nan"))
         support, config = adapter.first()
         with torch.autocast(original.device.type, enabled=False):
             return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)
+
+
+def _no_pickle(self: Any) -> NoReturn:
+    raise StateError(
+        "An adapted model cannot be pickled, as torch.save(model) and process pools do.",
+        remedy="Write it with glora.save_adapter, or merge first.",
+    )
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -506,7 +578,10 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     adapter.before_forward()
     if adapter.held is not None:
         return adapter.view.plain(self, x, *adapter.held)
-    return per_sample.forward(adapter.view, adapter.playing(x), self, x, *base_of(self))
+    w0, b0 = base_of(self)
+    if w0.is_meta and not x.is_meta:
+        raise adapter.offloaded()
+    return per_sample.forward(adapter.view, adapter.playing(x), self, x, w0, b0)
 
 
 def _forward_reading(self: Any, *args: Any, **kwargs: Any) -> Any:

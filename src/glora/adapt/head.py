@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from glora.adapt.float_head import Own
 from glora.adapt.layers.quantized import is_quantized
+from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
 
 __all__ = ["MixedHead", "alike", "find_head", "fits_head", "head_of", "is_inside", "output_layers", "show_head"]
@@ -42,7 +44,7 @@ def find_head(model: nn.Module, head: str | Sequence[str] | None) -> tuple[tuple
             note = f"The head {listed(quantized)} is quantised and cannot be trained whole: it is a layer like others."
             return tuple(name for name in names if name not in quantized), [note]
         return names, [] if names else ["No head was found to be trained whole; name its modules with head=."]
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     allowed = "'auto', module names, or None"
     names = several(head, str, TargetError, "head", allowed)
     for name in names:
@@ -75,7 +77,7 @@ def _automatic_head(model: Any) -> tuple[str, ...]:
         if names and body in children:  # a pre_classifier goes before the classifier, and came with it
             names = tuple(name for name in children if name != body)
     names = (names,) if isinstance(names, str) else tuple(names)
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     return tuple(name for name in names if name in modules and list(modules[name].parameters()))
 
 
@@ -84,20 +86,20 @@ def output_layers(model: Any) -> tuple[str, ...]:
     if not hasattr(model, "get_output_embeddings"):
         return (OUTPUT_NAME,) if OUTPUT_NAME in dict(model.named_children()) else ()
     output = model.get_output_embeddings()
-    return tuple(name for name, module in model.named_modules() if output is not None and module is output)
+    return tuple(name for name, module in plain_modules(model) if output is not None and module is output)
 
 
 def _is_tied(model: nn.Module, head: str) -> bool:
     """Whether a parameter of the head is also a parameter of a module outside it."""
     inside = {id(parameter) for parameter in model.get_submodule(head).parameters()}
-    outside = (module for name, module in model.named_modules() if not is_inside(name, (head,)))
+    outside = (module for name, module in plain_modules(model) if not is_inside(name, (head,)))
     return any(id(parameter) in inside for module in outside for parameter in module._parameters.values())
 
 
 def head_of(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     """The head's parameters and persistent buffers, by their names in the model."""
     return {
-        f"{name}.{key}" if name else key: value
+        f"{name}.{plain_name(key)}" if name else plain_name(key): value
         for name in head
         for key, value in model.get_submodule(name).state_dict(keep_vars=True).items()
     }
@@ -193,24 +195,12 @@ class MixedHead:
                 module.__dict__["forward"] = forward.replaced
 
 
-class _Plain(nn.Module):
-    """A module's own forward, so that `functional_call` runs it without its hooks."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.own = module.forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.own(*args, **kwargs)
-
-
 class _GroupedForward:
     def __init__(self, name: str, module: nn.Module, samples: int, groups: Sequence[tuple[Values, list[int]]]) -> None:
         self.name = name
         self.called = False
         self.replaced = module.__dict__.get("forward")
-        self._plain = _Plain(module)
+        self._plain = Own(module)
         self._samples = samples
         own = dict(module.state_dict(keep_vars=True))
         self._groups = [

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from glora.adapt import attach, layers
 from glora.adapt.head import find_head, is_inside, output_layers
 from glora.adapt.layers.quantized import plain_parts
+from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import Site
 
@@ -32,6 +33,8 @@ __all__ = [
     "own_example",
     "plan_sites",
     "refuse_adapted",
+    "refuse_broken",
+    "refuse_offloaded",
     "site_of",
     "weights_by_site",
 ]
@@ -56,6 +59,8 @@ def plan_sites(
     """
     refuse_adapted(model)
     refuse_unmade(model)
+    refuse_offloaded(model)
+    refuse_broken(model)
     if isinstance(targets, Iterator):  # it is read more than once
         targets = tuple(targets)
     heads, notes = find_head(model, head)
@@ -64,6 +69,7 @@ def plan_sites(
     alone = [name for name in output_layers(model) if name in every and not is_inside(name, heads)]
     if left := [name for name in alone if name not in chosen]:
         notes.append(f"A language model's output layer is no target unless it is named: {listed(left)}.")
+    notes += _notes_on_weights(model, every, chosen, heads)
     notes += _notes_on_sharing(model, every, chosen, heads)
     if odd := _odd(model, {site.kind for site in chosen.values()}):
         what = "their weight is quantised in another way than weight-only, parametrized, none, or made later"
@@ -80,6 +86,38 @@ def plan_sites(
     return chosen, heads, tuple(notes)
 
 
+def _notes_on_weights(
+    model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], chosen: Mapping[str, Site], heads: Sequence[str]
+) -> list[str]:
+    notes = []
+    if fresh := _not_loaded(model, heads):
+        notes.append(
+            f"Random and frozen, the pretrained weights had none: {listed(fresh)}. No adapter file has them: name "
+            "their modules in head= too, to be trained whole and saved."
+        )
+    if experts := _stacked(model, heads):
+        share = sum(experts.values()) / max(1, sum(value.numel() for value in model.parameters()))
+        notes.append(f"Not adapted, stacks of matrices and no layers, {share:.0%} of the model: {listed(experts)}.")
+    if unmoved := [name for name, site in chosen.items() if site.bias and _zero_bias(every[name])]:
+        notes.append(f"D scales the plain bias, which is all zeros and stays so whatever D is: {listed(unmoved)}.")
+    return notes
+
+
+def _zero_bias(group: Sequence[LayerWeight]) -> bool:
+    """Whether a site has a bias whose numbers are all zeros, as fresh norms have."""
+    bias = group[0].bias
+    return bias is not None and type(bias) is nn.Parameter and not bias.is_meta and not bias.detach().any()
+
+
+def _not_loaded(model: nn.Module, heads: Sequence[str]) -> list[str]:
+    """Parameters outside the head that transformers' `from_pretrained` found no weights for, as its marks tell."""
+    every = dict(model.named_parameters())
+    loaded = {name for name, value in every.items() if getattr(value, "_is_hf_initialized", False)}
+    floats = {name for name, value in every.items() if type(value) is nn.Parameter and value.is_floating_point()}
+    fresh = floats - loaded if loaded else set()
+    return [name for name in every if name in fresh and not is_inside(plain_name(name), heads)]
+
+
 def refuse_adapted(model: nn.Module) -> None:
     """Raises StateError when the model is adapted already."""
     if any(isinstance(module, attach.Adapter) for module in model.modules()):
@@ -94,6 +132,35 @@ def refuse_unmade(model: nn.Module) -> None:
         )
 
 
+def refuse_broken(model: nn.Module) -> None:
+    """Raises StateError when a parameter has a NaN or infinity: nothing that is learned on it could be used."""
+    for name, value in model.named_parameters():
+        if type(value) is not nn.Parameter or value.is_meta or not value.is_floating_point():
+            continue
+        # a sum is one pass and finite where every number is, unless it overflows
+        if not value.detach().sum().isfinite() and (count := int((~value.detach().isfinite()).sum())):
+            raise StateError(
+                f"The model's {plain_name(name)} has {count:,} NaN or infinite of {value.numel():,} numbers.",
+                remedy="Load its weights again: the checkpoint is damaged, or was written by a training that diverged.",
+            )
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Raises StateError where accelerate has taken weights off, and brings them back for a forward alone."""
+    away = [
+        name
+        for name, module in plain_modules(model)
+        if any(value.is_meta for value in module.parameters(recurse=False)) and hasattr(module, "_hf_hook")
+    ]
+    if away:
+        raise StateError(
+            f"The weights of {listed(away)} are offloaded: they cannot be adapted, saved or merged.",
+            allowed="Weights in memory.",
+            remedy="Take accelerate's hooks off, remove_hook_from_module(model, recurse=True); adapted, the model can "
+            "be offloaded with preload_module_classes=['ParametrizedLinear'], to be run.",
+        )
+
+
 def _notes_on_sharing(
     model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], chosen: Mapping[str, Site], heads: Sequence[str]
 ) -> list[str]:
@@ -101,7 +168,7 @@ def _notes_on_sharing(
     if tied := [" = ".join(weight.name for weight in every[name]) for name in chosen if len(every[name]) > 1]:
         notes.append(f"A shared weight is one site, adapted in all its layers, A and B alone: {listed(tied)}.")
     names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in plain_modules(model, remove_duplicate=False):
         names.setdefault(module, []).append(name)
     twice = [
         " = ".join(names[weight.layer]) for site in chosen for weight in every[site] if len(names[weight.layer]) > 1
@@ -130,7 +197,7 @@ def _odd(model: nn.Module, kinds: set[str]) -> list[str]:
         own = (*module._parameters.values(), *module._buffers.values())
         return is_parametrized(module) or any(value is not None for value in own)
 
-    rows = ((name, module, layers.row_of(module)) for name, module in model.named_modules())
+    rows = ((name, module, layers.row_of(module)) for name, module in plain_modules(model))
     return [n for n, m, row in rows if row and row[0].kind in kinds and holds(m) and not layers.views_of(m)]
 
 
@@ -139,10 +206,24 @@ def _loose(model: nn.Module, every: Mapping[str, Sequence[LayerWeight]], heads: 
     adapted = {id(tensor) for group in every.values() for each in group for tensor in (each.weight, each.bias)}
     return [
         name or type(module).__name__
-        for name, module in model.named_modules()
+        for name, module in plain_modules(model)
         if not is_inside(name, heads) and not layers.row_of(module)
         if any(value is not None and id(value) not in adapted for value in module._parameters.values())
     ]
+
+
+def _stacked(model: nn.Module, heads: Sequence[str]) -> dict[str, int]:
+    """The parameters outside the head that are stacks of matrices, a mixture's experts; and how many numbers each has.
+
+    Not tokens and positions, whose first dimension is 1.
+    """
+    return {
+        ".".join(filter(None, (name, key))): value.numel()
+        for name, module in plain_modules(model)
+        if not is_inside(name, heads) and not layers.row_of(module)
+        for key, value in module._parameters.items()
+        if value is not None and value.dim() == 3 and min(value.shape) > 1
+    }
 
 
 def called_layers(model: nn.Module, names: Sequence[str], example: Any) -> set[str]:
@@ -231,7 +312,7 @@ def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
     """
     owners = _owners(model)
     found = {}
-    for module, layer in model.named_modules():
+    for module, layer in plain_modules(model):
         if attach.is_attached(layer):
             views = {slot: adapter.view for slot, adapter in attach.adapters_of(layer).items()}
         else:
@@ -328,10 +409,16 @@ def _matching(model: nn.Module, every: Mapping[str, Site], wanted: str | Sequenc
 
 
 def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: str, argument: str) -> TargetError:
-    modules = dict(model.named_modules())
+    modules = dict(plain_modules(model))
     if expression in modules:
         kind = type(modules[expression]).__name__
         what = f"{argument} names {expression!r}, a {kind}: it cannot be adapted or is in the head."
+    elif stacked := [name for name in _stacked(model, ()) if re.search(re.escape(expression), name)]:
+        return TargetError(
+            f"{argument}={expression!r} names {listed(stacked)}, stacks of matrices of several experts and no layers: "
+            "they cannot be adapted.",
+            allowed=f"Adaptable layers include {listed(every)}.",
+        )
     else:
         what = f"No layer of {type(model).__name__} matches {argument}={expression!r}."
     if not every:
@@ -360,6 +447,7 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     for key, value in model.state_dict(keep_vars=True).items():
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
+        plain = plain_name(plain)
         if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
             found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
     return found

@@ -897,6 +897,7 @@ def main() -> None:
     for number in before:  # not those that a shell has ignored
         signal.signal(number, _interrupt)
         sys.unraisablehook = _never_dropped
+    _any_console()
     try:
         app()
     except BaseException as error:
@@ -913,6 +914,13 @@ def main() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
+
+
+def _any_console() -> None:
+    """A console of another code page shows ? for a character that it has not."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, tip: str, code: int) -> NoReturn:

@@ -26,6 +26,8 @@ SUPERNET = "model.safetensors"  # the name by which HF's Trainer knows a checkpo
 ADAPTER = "adapter.safetensors"
 OURS = "glora/"  # before the names of a supernet's tensors in a state dict; no module's name has it
 
+METHODS = ("save_pretrained", "load_state_dict")  # that are replaced
+
 
 class Checkpoints:
     """The model's `save_pretrained` and `load_state_dict` while it is adapted.
@@ -44,13 +46,16 @@ class Checkpoints:
         self.restored = False
         self._fingerprint = ""  # of the base, which is frozen: computed once
         model = adapted.model
+        self._before = {name: model.__dict__[name] for name in METHODS if name in model.__dict__}
         model.__dict__.update(save_pretrained=self.save_pretrained, load_state_dict=self.load_state_dict)
 
     def remove(self) -> None:
         """Gives the model its own methods back."""
-        for name in ("save_pretrained", "load_state_dict"):
+        for name in METHODS:
             if getattr(self.adapted.model.__dict__.get(name), "__self__", None) is self:
                 del self.adapted.model.__dict__[name]
+                if self.adapted.attached and name in self._before:
+                    self.adapted.model.__dict__[name] = self._before[name]
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """Writes supernet and active genotype into the folder, on the main process.

@@ -11,6 +11,7 @@ from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_format import NUMBERS, read_header, read_numbers
 from glora.adapt.foreign import is_foreign
 from glora.adapt.rollback import as_before_on_error
+from glora.adapt.wrappers import bare
 from glora.errors import AdapterFileError, ConfigError, SpaceError, TargetError, UnknownNameError, listed
 from glora.methods.method import Tuned, get_method
 
@@ -36,6 +37,7 @@ def load_adapter(
     Raises:
         AdapterFileError: The file is damaged or does not fit the model.
     """
+    model, path = bare(model), Path(path).expanduser()
     if is_foreign(path) or read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
     found = read_numbers(path)  # all of it is known to be whole before the model is touched

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from glora.adapt.adapter_format import Numbers, fingerprint, read_numbers, write_numbers
+from glora.adapt.float_head import FloatHead
 from glora.adapt.head import alike, fits_head, head_of, show_head
-from glora.adapt.statistics import freeze_statistics, statistics_of
+from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.errors import AdapterFileError, listed
 from glora.methods.method import Method, Tuned
 
@@ -48,7 +49,8 @@ class TunedNumbers(Tuned):
         self.numbers = dict(numbers)
         self.head = tuple(head)
         self.statistics = statistics
-        self._hooks = [] if statistics else freeze_statistics(model, head)
+        frozen: list[Any] = [] if statistics else freeze_statistics(model, head)
+        self._hooks = [*frozen, BaseBuffers(model, head), FloatHead(model, head)]
         model.requires_grad_(False)
         for parameter in self.parameters():
             parameter.requires_grad_(True)

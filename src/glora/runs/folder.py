@@ -37,6 +37,7 @@ AFTER = {
     f"search.{name}" for name in ("controls", "control", "polish", "polish_from", "polish_on", "polish_lr")
 }  # change no score
 FEWEST = "search.min_budget"
+GENERATIONS = "search.searcher.generations"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
 CHOSEN = ("precision", "lr", "epochs")  # by the run, before it trains
 ANEW = "Bring the file back, or start anew with another --out."
@@ -58,7 +59,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.training = self.path / "training.safetensors"
@@ -274,6 +275,8 @@ class RunFolder:
             return experiment
         only_search = all(key.startswith("search.") for key in differing)
         begun, tested = self.begun, bool(self.tested)
+        if differing == [GENERATIONS] and begun and not tested and mine[GENERATIONS] <= self._most_generations:
+            return experiment  # the same search, ended early
         if only_search and not tested and (not begun or AFTER.issuperset(differing)):
             return experiment
         if not only_search or tested:
@@ -281,7 +284,7 @@ class RunFolder:
         else:
             remedy = (
                 f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
-                f"scores; delete {self.journal} to search anew."
+                f"scores; fewer search.searcher.generations end it early; delete {self.journal} to search anew."
             )
         raise RunError(
             f"{self.path} holds a run of other settings: "
@@ -424,6 +427,13 @@ class RunFolder:
         """The facts of this training and of those of the folds."""
         folders = [self, *(RunFolder(path) for path in sorted(self.path.glob("fold-*")))]
         return [facts for folder in folders if (facts := folder.done("trained"))]
+
+    @property
+    def _most_generations(self) -> int:
+        """How many generations the search was begun with; -1 where its searcher has none."""
+        settings = read_jsonl(self.journal)[0].get("settings")
+        found = settings.get("generations") if isinstance(settings, dict) else None
+        return found if type(found) is int else -1
 
     @property
     def begun(self) -> bool:

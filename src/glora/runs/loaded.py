@@ -142,6 +142,7 @@ class LoadedRun:
             BackboneError: The model's class cannot hold the new biases; nothing is written then.
             RunError: The folder holds something else.
         """
+        self._check_path(Path(path).expanduser())
         self.merge()
         _refuse_own(Path(path).expanduser())
         if self.saves_folder and Path(path).suffix != ".safetensors":
@@ -155,6 +156,21 @@ class LoadedRun:
             return f"{path}: the state dict of {whose} {type(self.model).__name__}{keys}"
         name, size = config.get("architecture", backbone["name"]), self.info["preprocess"]["size"][0]
         return f"{path}: the state dict of timm's {name} for {size} px images and {self.objective.summary}{keys}"
+
+    def _check_path(self, path: Path) -> None:
+        """Raises RunError where the name is of something else than what is written."""
+        if path.suffix.lower() == ".onnx":
+            raise RunError(
+                f"{path} would hold no ONNX: merge writes safetensors.",
+                remedy=f"glora export {self.folder.path} --to onnx --out FOLDER",
+            )
+        if path.suffix.lower() in (".pth", ".pt", ".bin", ".ckpt", ".gguf"):
+            raise RunError(
+                f"{path} would hold no {path.suffix} file: merge writes safetensors.",
+                remedy=f"Name it {path.with_suffix('.safetensors')}; safetensors.torch.load_file reads it.",
+            )
+        if path.is_dir() and not self.saves_folder:
+            raise RunError(f"{path} is a folder.", remedy=f"Name a file: {path / 'merged.safetensors'}")
 
     def _merged(self) -> Merged:
         said = {

@@ -44,7 +44,7 @@ from glora.tasks.memory import memory_told
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
-from glora.training.device import device_name, new_accelerator
+from glora.training.device import check_precision, device_name, new_accelerator
 from glora.training.pace import check_pace
 from glora.training.precision import FEW, Step, bf16_units, chosen_precision, device_of, slowdown
 
@@ -159,7 +159,10 @@ class Run:
         if experiment.train.precision == "auto" and self.folder.done("precision") is None:
             step = Step(self.tuned, data.train, data.objective, experiment.train, device)
             precision, why = chosen_precision(step.seconds, device)
-        return new_accelerator(precision), why
+        found = new_accelerator(precision)
+        if self.folder.done("trained") is None:  # what is trained may be played in what is nearest to it
+            check_precision(found)
+        return found, why
 
     def _check_processes(self) -> None:
         search = self.session.experiment.search
@@ -226,7 +229,11 @@ class Run:
 
     @_held
     def train(self) -> None:
-        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
+        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already.
+
+        Raises:
+            RunError: Another process is working in the folder.
+        """
         session = self.session
         trained = self.folder.done("trained") is not None
         session.accelerator.wait_for_everyone()  # before the first of them writes

@@ -128,10 +128,9 @@ class Journal:
     def _check_header(self, found: Mapping[str, Any]) -> None:
         for key in self.header.keys() | found.keys():
             mine, theirs = self.header.get(key), found.get(key)
-            if mine != theirs:
-                differ = f"its {key} is {_short(theirs)}, here it is {_short(mine)}"
+            if mine != theirs and not (key == "settings" and _is_shorter(mine, theirs)):
                 raise RunError(
-                    f"{self.path} is the journal of another search: {differ}.",
+                    f"{self.path} is the journal of another search: {_difference(key, mine, theirs)}.",
                     allowed="A search goes on with the space, settings, budgets, seed and context it began with.",
                     remedy="Use those, or another journal path.",
                 )
@@ -144,6 +143,20 @@ class Journal:
         begun = path.read_bytes() if path.exists() else b""
         if not json.dumps(self.header, separators=(",", ":")).encode().startswith(begun):
             raise RunError(f"{path} is no search journal.", remedy="Use another journal path.")
+
+
+def _difference(name: str, mine: Any, theirs: Any) -> str:
+    """What differs, in words: of a mapping the first item that does."""
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        key = next(key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key))
+        return _difference(f"{name}.{key}", mine.get(key), theirs.get(key))
+    return f"its {name} is {reprlib.repr(theirs)}, here it is {reprlib.repr(mine)}"
+
+
+def _is_shorter(mine: Any, theirs: Any) -> bool:
+    """Whether the settings are those of the same search that ends after fewer generations: its scores come first."""
+    few, many = ((each or {}).get("generations") for each in (mine, theirs))
+    return type(few) is type(many) is int and few < many and {**mine, "generations": many} == theirs
 
 
 def _key(line: Mapping[str, Any]) -> tuple[str, int, int | None]:

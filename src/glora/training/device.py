@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from glora.errors import ConfigError
 
-__all__ = ["device_name", "new_accelerator"]
+__all__ = ["check_precision", "device_name", "new_accelerator"]
 
 
 def new_accelerator(precision: str) -> Accelerator:
@@ -20,6 +20,14 @@ def new_accelerator(precision: str) -> Accelerator:
         return Accelerator(mixed_precision=precision)
     except ValueError as error:
         raise ConfigError(f"train.precision={precision}: {error}.", remedy="Use precision no or bf16.") from error
+
+
+def check_precision(accelerator: Accelerator) -> None:
+    """Raises ConfigError where training would be in another precision than is asked for, without a word."""
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ConfigError(
+            "train.precision=fp16: a processor would train in float32.", remedy="Use precision no, or bf16, or a GPU."
+        )
 
 
 def device_name(device: torch.device) -> str:

@@ -189,7 +189,7 @@ class Noise:
 
     def _hook(self, noisy: _NoisyLayer) -> Callable[..., Tensor | None]:
         def perturbed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
-            if attach.is_attached(layer) and attach.state_of(layer).probe is not None:  # copies of a sample stay equal
+            if attach.is_attached(layer) and attach.state_of(layer).looks is not None:  # copies of a sample stay equal
                 return None
             if torch._C._current_graph_task_id() != -1:  # within a backward pass
                 raise StateError(

@@ -21,6 +21,7 @@ from glora.tasks.balance import Balance
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
 from glora.tasks.memory import memory_told
 from glora.tasks.objective import Batch, Examples, Objective, Varied
+from glora.training.alone import example_alone
 from glora.training.average import Average
 from glora.training.best import Best
 from glora.training.optimizers import OPTIMIZERS
@@ -392,7 +393,7 @@ class Trainer:
         examples = send_to_device(self._read(taken, places), self.accelerator.device)
         rows = [place for place in places for _ in range(examples.rows)]
         self.tuned.before_step(rng, rows, len(taken.batch), taken.step / self.steps)
-        with self.pace.around():
+        with self.pace.around(), example_alone(self.tuned.model, len(rows)):
             output, penalty = self.pace.run(lambda: self._forward(examples), taken)
             losses = self.objective.training_losses(output, examples)
             plain = losses.mean() if self.uniform else (losses * mine.to(losses)).sum() / mine.sum().item()

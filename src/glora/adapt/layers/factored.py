@@ -15,18 +15,19 @@ Shapes: `n` samples or rows of the batch, `o` out, `i` in, `r` rank. From `produ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from glora.adapt.layers.view import Play, View
 from glora.adapt.support import Support, changed
+from glora.errors import StateError
 from glora.genotype import NONE, LayerConfig, interned
 
-__all__ = ["add_wide", "applied", "by_hand", "fresh", "one", "rescaled", "rows"]
+__all__ = ["add_wide", "applied", "by_hand", "fresh", "one", "rescaled", "rows", "twice"]
 
 
 def one(play: Play, view: View, layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -189,9 +190,13 @@ class _Inputs(torch.autograd.Function):
         return fresh(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, down, up, z = ctx.saved_tensors
+        if twice():
+            w = _changed(ctx.view.matrix(w0), a, down, up)
+            kept = (z, None)
+            dx, da, d_down, d_up = _again(dy, x, w, lambda: rows(x) @ w.T, a, down, up, kept=kept)
+            return None, None, dx, None, rows(dy).sum(0), da, d_down, d_up
         grads: dict[str, Tensor] = {}
         shape, dy = dy.shape, rows(dy)
         dx = dy @ ctx.view.matrix(w0) if ctx.needs_input_grad[2] or a is not None else None
@@ -228,9 +233,14 @@ class _Outputs(torch.autograd.Function):
         return fresh(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, b0, a, down, up, z, plain = ctx.saved_tensors
+        if twice():
+            w = _changed(ctx.view.matrix(w0), a[:, None], down, up)
+            shift = a if b0 is None else a * b0
+            kept = (z, plain)
+            dx, da, d_down, d_up = _again(dy, x, w, lambda: rows(x) @ w.T + shift, a, down, up, kept=kept)
+            return None, None, dx, None, None, da, rows(dy).sum(0), d_down, d_up
         plain = ctx.view.plain(ctx.layer, x, w0, b0) if plain is None else plain
         grads: dict[str, Tensor] = {}
         shape, dy = dy.shape, rows(dy)
@@ -258,9 +268,12 @@ class _Built(torch.autograd.Function):
         return fresh(view.plain(layer, x, view.unmatrix(w, w0), bias))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w0, a, a_up, down, up = ctx.saved_tensors
+        if twice():
+            w = changed(ctx.view.matrix(w0), a, a_up, None if down is None else down.T, up)
+            dx, da, da_up, d_down, d_up = _again(dy, x, w, lambda: rows(x) @ w.T, a, a_up, down, up)
+            return None, None, dx, None, rows(dy).sum(0), da, da_up, d_down, d_up
         shape, dy, w0 = dy.shape, rows(dy), ctx.view.matrix(w0)
         w = changed(w0, a, a_up, None if down is None else down.T, up)
         dx = dy @ w if ctx.needs_input_grad[2] else None
@@ -273,6 +286,64 @@ class _Built(torch.autograd.Function):
         bias = dy.sum(0) if ctx.needs_input_grad[4] else None
         dx = None if dx is None else dx.view(*shape[:-1], dx.shape[-1])
         return None, None, dx, None, bias, (a_up @ dw.T).T, a.T @ dw, d_down, d_up
+
+
+def twice() -> bool:
+    """Whether this backward pass is differentiated again: it must be of operations that autograd knows, then."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _again(
+    dy: Tensor,
+    x: Tensor | None,
+    w: Tensor,
+    output: Callable[[], Tensor],
+    *numbers: Tensor | None,
+    kept: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> list[Tensor | None]:
+    """The gradients of x and of these numbers, so that they have gradients themselves.
+
+    Args:
+        dy: The output's.
+        x: The input; None where it was not kept, as a backward pass that is not differentiated does not need it: the
+            gradients of the numbers, `a` and `down`, then have none.
+        w: The effective weight, `(o, i)`.
+        output: The output in rows.
+        numbers: What else has a gradient.
+        kept: Without x, what the gradient of `down` is made of, and that of `a`.
+    """
+    if x is None:
+        z, plain = kept
+        flat = rows(dy)
+        da = None if plain is None else _Final.apply((flat * rows(plain)).sum(0))
+        d_down = None if z is None else _Final.apply(z @ flat)
+        return [(flat @ w).view(*dy.shape[:-1], w.shape[1]), da, d_down, None]
+    wanted = (x, *numbers)
+    some = [each for each in wanted if each is not None and each.requires_grad]
+    found = iter(torch.autograd.grad(output(), some, rows(dy), create_graph=True, allow_unused=True))
+    return [next(found) if each is not None and each.requires_grad else None for each in wanted]
+
+
+class _Final(torch.autograd.Function):
+    """A gradient that has none itself: whoever asks for it is told, instead of getting a wrong one."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Tensor:
+        raise StateError(
+            "The gradient of a support tensor is differentiated (create_graph=True), and the layer kept too little for "
+            "that.",
+            remedy="Play the genotype within hold(genotype, train=True) for it.",
+        )
+
+
+def _changed(w: Tensor, a: Tensor | None, down: Tensor | None, up: Tensor | None) -> Tensor:
+    """`W0 + W0 ∘ a + downᵀ up`, a of one row or column."""
+    y = w if a is None else w + w * a.to(w.dtype)
+    return y if down is None or up is None else y + down.T.to(w.dtype) @ up.to(w.dtype)
 
 
 def add_wide(y: Tensor, z: Tensor, down: Tensor) -> None:

@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from glora.adapt.layers.factored import add_wide, applied, by_hand, fresh, one, rescaled, rows
+from glora.adapt.layers.factored import add_wide, applied, by_hand, fresh, one, rescaled, rows, twice
 from glora.adapt.layers.view import Play, View
 from glora.adapt.support import Support
+from glora.errors import StateError
 from glora.genotype import Choice, LayerConfig
 from glora.space import factor_shapes
 
@@ -135,8 +135,12 @@ class _Product(torch.autograd.Function):
         return fresh(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if twice():
+            raise StateError(
+                "Several genotypes are active, and a backward pass is differentiated (create_graph=True).",
+                remedy="Activate one genotype, or play it within hold(genotype, train=True).",
+            )
         x, w0, a, s, plain, down, up, mask, z = ctx.saved_tensors
         da = ds = d_down = d_up = dx = None
         d_plain = dy

@@ -1,0 +1,185 @@
+"""Faults of runs and of the command line that users have met: each kind by its smallest inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glora
+from glora.errors import RunError
+from glora.report.outcome import Outcome
+from glora.runs.folder import RunFolder
+from glora.runs.run import Run
+from suites.toy import Recorder, image_folder, tiny
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    root = tmp_path_factory.mktemp("finished")
+    search = {"controls": 1, "searcher": {"name": "evolution", "population": 4, "generations": 1, "parents": 2}}
+    Run(tiny(image_folder(root / "photos"), train={"epochs": 1}, search=search), root / "run", Recorder()).fit()
+    return root / "run"
+
+
+def command(*words: Any, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "glora", *map(str, words)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+
+
+# What is written is what its name says
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("m.onnx", "--to onnx"),
+        ("m.ONNX", "--to onnx"),
+        ("m.pth", r"Name it .*m\.safetensors"),
+        ("m.bin", r"Name it .*m\.safetensors"),
+        ("m.gguf", r"Name it .*m\.safetensors"),
+        ("folder", r"Name a file: .*folder.merged\.safetensors"),
+    ],
+)
+def test_a_merged_model_is_not_written_under_the_name_of_something_else(
+    finished: Path, tmp_path: Path, name: str, remedy: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match=remedy):
+        glora.load(finished).save(tmp_path / name)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["folder"]
+
+
+# Consoles of another code page
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
+def test_tables_can_be_printed_on_any_console(finished: Path, encoding: str) -> None:
+    for words in (("search", finished, "--show"), ("table", finished), ("ls", "methods")):
+        done = command(*words, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.decode(encoding)
+
+
+# Two processes, signals
+
+
+def started(*words: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "glora", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 100
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+LONG = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "2000"]
+
+
+@pytest.mark.slow
+def test_a_second_training_in_the_folder_is_refused_and_a_terminated_one_goes_on(tmp_path: Path) -> None:
+    words = ["train", "--data", image_folder(tmp_path / "photos"), *LONG, "--out", tmp_path / "run"]
+    first = started(*words)
+    try:
+        wait_for(tmp_path / "run" / "training.safetensors", first)
+        second = command(*words)
+        assert second.returncode == 2
+        assert b"Another process is working in" in second.stderr
+        first.terminate()
+        _, err = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert first.returncode == 143
+    assert err.rstrip().endswith("Terminated. The same command continues the run.")
+    assert "Traceback" not in err
+    third = started(*words)
+    try:
+        for line in third.stderr or ():
+            if "Training goes on after epoch" in line:
+                break
+        else:
+            pytest.fail("it began anew")
+    finally:
+        third.kill()
+        third.communicate()
+
+
+def test_a_folder_that_is_worked_in_is_refused_whatever_the_stage(finished: Path) -> None:
+    run = Run.open(finished, Recorder())
+    with RunFolder(finished).held():
+        for stage in (run.train, run.search, run.evaluate, lambda: run.pick(budget=10_000)):
+            with pytest.raises(RunError, match=r"Another process is working in .*run.*choose another --out"):
+                stage()
+    assert run.evaluate() is not None, "what was locked is free again"
+
+
+# A search may be ended early
+
+
+class Stopper(Recorder):
+    """Ctrl-C after so many genotypes."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def trial(self, trial: Any, best: Any, total: int, saved: float | None = None) -> None:
+        super().trial(trial, best, total, saved)
+        if len(self.trials) == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stopped", [5, 8])
+def test_a_search_that_was_begun_may_end_after_fewer_generations(tmp_path: Path, stopped: int) -> None:
+    photos, many = image_folder(tmp_path / "photos"), {"population": 4, "generations": 50, "parents": 2}
+    search = {"controls": 1, "min_budget": 0, "calibrate": False, "searcher": {"name": "evolution", **many}}
+    Run(tiny(photos, train={"epochs": 1}, search=search), tmp_path / "run", Recorder()).train()
+    for name, generations in (("run", 1), ("whole", 1)):
+        if name == "whole":
+            few = {**search, "searcher": {**search["searcher"], "generations": 1}}
+            Run(tiny(photos, train={"epochs": 1}, search=few), tmp_path / "whole", Recorder()).train()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                Run.open(tmp_path / "run", Stopper(stopped)).search()
+        recorder = Recorder()
+        Run.open(tmp_path / name, recorder, search={"searcher": {"generations": generations}}).search()
+        assert len(recorder.trials) == 8
+    one, other = (Outcome.read(RunFolder(tmp_path / name).winner) for name in ("run", "whole"))
+    assert one.genome == other.genome
+    assert Run.open(tmp_path / "run", Recorder()).evaluate() is not None
+
+
+def test_what_is_beyond_the_early_end_is_said(tmp_path: Path) -> None:
+    search = {
+        "controls": 1,
+        "min_budget": 0,
+        "searcher": {"name": "evolution", "population": 4, "generations": 50, "parents": 2},
+    }
+    run = Run(tiny(image_folder(tmp_path / "photos"), train={"epochs": 1}, search=search), tmp_path / "run", Recorder())
+    run.train()
+    with pytest.raises(KeyboardInterrupt):
+        Run.open(tmp_path / "run", Stopper(11)).search()
+    with pytest.raises(RunError, match="the search ends after 8"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 1}}).search()
+    with pytest.raises(RunError, match=r"fewer search\.searcher\.generations end it early"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"population": 6}})
+    with pytest.raises(RunError, match="generations"):
+        Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 51}})
+    assert Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 2}}).search() is not None
