@@ -125,7 +125,7 @@ def test_a_folder_that_is_worked_in_is_refused_whatever_the_stage(finished: Path
     run = Run.open(finished, Recorder())
     with RunFolder(finished).held():
         for stage in (run.train, run.search, run.evaluate, lambda: run.pick(budget=10_000)):
-            with pytest.raises(RunError, match=r"Another process is working in .*run.*choose another --out"):
+            with pytest.raises(RunError, match=r"Another process is working on the run in .*run"):
                 stage()
     assert run.evaluate() is not None, "what was locked is free again"
 
