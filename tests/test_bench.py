@@ -25,7 +25,7 @@ from glora.cli import app as cli
 from glora.cli.listing import check
 from glora.config import build_experiment
 from glora.errors import ConfigError, DataError, GloraError, RunError
-from glora.files import read_jsonl, write_json
+from glora.files import held, read_jsonl, write_json
 from glora.report.result import Result
 from glora.runs.benchmark.bench import Outcome, run_benchmark
 from glora.runs.benchmark.folder import BenchmarkFolder
@@ -189,6 +189,13 @@ def test_a_benchmark_killed_within_a_cell_goes_on_in_it(tasks: tuple[Path, Path]
     assert epochs == [1, 2]
     run(file, tmp_path / "whole")
     assert numbers(out / "results") == numbers(tmp_path / "whole" / "results")
+
+
+def test_a_second_process_on_the_folder_is_refused(tasks: tuple[Path, Path], tmp_path: Path) -> None:
+    file, out = written(tmp_path, benchmark(*tasks)), tmp_path / "out"
+    with held(out, what="it"), pytest.raises(RunError, match=r"working on the benchmark in .*out\. Wait for its end"):
+        run(file, out)
+    assert [each.name for each in out.iterdir()] == [".lock"]
 
 
 def test_workers_do_the_same_cells(tasks: tuple[Path, Path], tmp_path: Path) -> None:

@@ -253,9 +253,10 @@ def test_a_model_moved_to_another_type_while_adapted_is_saved_and_loaded(vit, im
 
 
 def edited(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
-    """The file with its header and tensors changed in place."""
+    """The file with its header and tensors changed in place, and the checksum that they have then."""
     header, tensors = checkpoint.read_header(path), load_file(path)
     change(header, tensors)
+    header[adapter_format.CHECKSUM] = adapter_format.checksum(header, tensors, tensors.__getitem__)
     save_file(tensors, path, metadata={"glora": json.dumps(header)})
     return path
 
@@ -285,13 +286,13 @@ KEY = "blocks.0.fc1.B.down"
         (lambda h, t: t.pop("head/head.bias"), r"lacks head\.bias"),
         (lambda h, t: t.update({"head/head.scale": torch.zeros(1)}), r"unknown keys head\.scale"),
         (lambda h, t: t.update({"head/head.weight": torch.zeros(3, 7)}), r"head\.weight.*shape"),
-        (lambda h, t: h.update(version=9), "version 9.*reads the versions 1, 2, 3.*[Uu]pdate"),
+        (lambda h, t: h.update(version=9), r"version '9'.*reads the versions 1, 2, 3.*[Uu]pdate"),
         (lambda h, t: h.update(version="1"), "version '1'"),
         (lambda h, t: h.update(format="lora"), "not a glora adapter"),
         (lambda h, t: h.update(base="0" * 64), "another base"),
         (lambda h, t: h.pop("base"), "another base|damaged"),
         (lambda h, t: h["genotype"].pop("blocks.0.fc1"), "sites, scales and genotype differ"),
-        (lambda h, t: h["genotype"]["blocks.0.fc1"].update(B="lora:3"), "is F32"),
+        (lambda h, t: h["genotype"]["blocks.0.fc1"].update(B="lora:3"), "'lora:3', which its space does not offer"),
         (lambda h, t: h["genotype"]["blocks.0.fc1"].update(B="loro"), "'loro' is no choice"),
         (lambda h, t: h["genotype"]["blocks.0.fc1"].update(F="none"), "header"),
         (lambda h, t: h["space"].update(product="both"), "header"),

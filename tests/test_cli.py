@@ -322,7 +322,7 @@ def test_check_tells_every_error_at_once(glora: Any, tmp_path: Path) -> None:
     assert_one_error(told, "4 errors in", "glora ls")
     assert all(name in told.err for name in ("'digits'", "'glora'", "'dinov2_vits14'", "search.searcher"))
     file.write_text("data: {source: digits}\ntrain: {lr: 1}\nseed: 1\ntrain: {epochs: 2}\n")
-    assert_one_error(glora("check", file), "has the key 'train' twice, in line 2 and in line 4", "in one place")
+    assert_one_error(glora("check", file), "train: the key is there twice, in line 2 and in line 4")
     file.write_text("data: {source: digits}\n")
     assert glora("check", file)[:2] == (0, "")
 
@@ -661,14 +661,15 @@ def on_a_terminal(words: list[str], *, columns: int, until: str, timeout: float 
     return process.wait(timeout=30), screen.decode(errors="replace")
 
 
-def test_ctrl_c_that_python_drops_comes_again() -> None:
-    code = """
+@pytest.mark.parametrize(("name", "code", "line"), [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated.")])
+def test_a_signal_that_python_drops_comes_again(name: str, code: int, line: str) -> None:
+    text = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from glora.cli import app
 class Dropping:
     def __del__(self):  # what is raised in here is lost
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.NAME)
 def work():
     Dropping()
     time.sleep(20)
@@ -676,8 +677,27 @@ def work():
 app.app = work
 app.main()
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+    text = text.replace("NAME", name)
+    done = subprocess.run([sys.executable, "-c", text], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"{line}\n")
+
+
+def test_what_a_command_has_forked_ends_at_once_when_it_is_terminated() -> None:
+    text = """
+import os, signal, time
+from glora.cli import app
+def work():
+    child = os.fork()
+    if not child:
+        time.sleep(20)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitpid(child, 0)[1])
+app.app = work
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", text], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "15\n", "")
 
 
 def test_ctrl_c_on_a_terminal_ends_with_a_line_and_the_same_command_goes_on(

@@ -187,14 +187,23 @@ def test_an_error_names_the_place_that_was_meant(overrides: list[str], told: str
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seed: 1\ntrain: {epochs: 2}\ntrain:\n  lr: 0.1\n", "the key 'train' twice, in line 2 and in line 3"),
-        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "the key 'lr' twice, in line 2 and in line 4"),
+        ("seed: 1\ntrain: {epochs: 2}\ntrain:\n  lr: 0.1\n", "train: the key is there twice, in line 2 and in line 3"),
+        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "train.lr: the key is there twice, in line 2 and in line 4"),
     ],
 )
 def test_a_key_that_is_there_twice_is_told_with_its_lines(tmp_path: Path, text: str, told: str) -> None:
-    assert f"experiment.yaml has {told}." in refusal(file=yaml_file(tmp_path, text))
+    assert f"1 error in {tmp_path / 'experiment.yaml'}:\n  {told}." in refusal(file=yaml_file(tmp_path, text))
     merging = "a: &a {epochs: 2}\ntrain: {<<: *a, lr: 0.1}\n"  # YAML's own way of saying a key twice
-    assert "a.epochs: no such setting" in refusal(file=yaml_file(tmp_path, merging))
+    assert "line 1: a.epochs: no such setting" in refusal(file=yaml_file(tmp_path, merging))
+
+
+def test_all_that_is_wrong_with_a_file_is_told_at_once_with_its_lines(tmp_path: Path) -> None:
+    text = "seed: 1\nseed: 2\ntrain:\n  epochs: x\n  lrr: 0.1\n  lr: 0.1\nmethod: {name: lora,\n  rnk: 4}\n"
+    told = refusal("train.weight_decay=x", file=yaml_file(tmp_path, text)).splitlines()
+    assert told[0].startswith("5 errors in")
+    starts = ("seed: the key is there twice, in line 1 and in line 2", "line 8: method.rnk: ", "line 4: train.epochs: ",
+              "train.weight_decay: ", "line 5: train.lrr: no such setting. Did you mean 'lr'")  # fmt: skip
+    assert all(any(line.strip().startswith(start) for line in told) for start in starts), told
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,21 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[glora.FitResult, Rec
     return (*whole_job(out), out)
 
 
+def test_the_merged_model_never_takes_the_place_of_a_runs_own_file(
+    done: tuple[glora.FitResult, Recorder, Path], tmp_path: Path
+) -> None:
+    result, _, out = done
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (tmp_path / "link.safetensors").symlink_to(out / "supernet.safetensors")
+    for path in (out / "supernet.safetensors", out / "adapter.safetensors", tmp_path / "link.safetensors",
+                 out / "training.safetensors", out / "plots" / "x.safetensors"):  # fmt: skip
+        with pytest.raises(RunError, match=r"is the run's own file.*Choose another --out, such as .*merged"):
+            result.run.save(path)
+    with pytest.raises(RunError, match=r"is a run\."):
+        result.run.save(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+
+
 def test_the_result_has_metrics_winner_model_and_verdict(done: tuple[glora.FitResult, Recorder, Path]) -> None:
     result, reporter, out = done
     assert result.metrics == Result.read(out / "result.json").metrics
@@ -189,6 +204,17 @@ def test_another_model_other_data_or_settings_are_refused_by_name(
 ) -> None:
     with pytest.raises(RunError, match=words):
         whole_job(done[2], **changes)
+
+
+def test_other_inputs_of_the_same_number_and_targets_are_refused_where_they_are_known(tmp_path: Path) -> None:
+    fitted(tmp_path / "run", PAIRS)
+    changed = X.clone()
+    changed[5, 3] += 1e-3
+    with pytest.raises(
+        RunError, match=r"data has changed since .*: (train|val|test) \(\d+ examples, \w+ then, \d+ examples"
+    ):
+        fitted(tmp_path / "run", TensorDataset(changed, Y))
+    fitted(tmp_path / "run", Subset(TensorDataset(X.clone(), Y), range(len(X))))
 
 
 def test_a_fresh_head_may_start_elsewhere(done: tuple[glora.FitResult, Recorder, Path]) -> None:

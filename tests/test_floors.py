@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "glora"
 FLOORS = {  # packages and files on whole floors: each imports only from lower ones
-    "version": 0, "errors": 0, "registry": 0, "files": 0, "settings": 0, "scikit": 0,
+    "version": 0, "errors": 0, "registry": 0, "plain": 0, "tensor_file": 0, "files": 0, "settings": 0, "scikit": 0,
     "genes": 1, "genotype": 1, "space": 1,
     "tasks": 2,
     "searchers": 3, "report": 3, "config": 3, "backbones": 3,
@@ -23,10 +23,11 @@ FLOORS = {  # packages and files on whole floors: each imports only from lower o
     "cli": 8,
     "__main__": 9, "__init__": 9,
 }  # fmt: skip
-NO_TORCH = ("version", "errors", "registry", "files", "settings", "genes", "genotype", "space", "searchers", "report",
-            "config")  # fmt: skip
+NO_TORCH = ("version", "errors", "registry", "plain", "tensor_file", "files", "settings", "genes", "genotype", "space",
+            "searchers", "report", "config")  # fmt: skip
 ONE_FILE_EACH = ("timm", "transformers", "matplotlib", "ray", "peft", "onnx", "onnxruntime", "sklearn", "torchao",
-                 "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval")  # fmt: skip
+                 "bitsandbytes", "pandas", "datasets", "gguf", "lm_eval",
+                 "tensorboard", "trackio", "wandb", "lightning")  # fmt: skip
 ALSO = {
     "timm": {"tasks.augment"},  # its transforms of training images, two floors below its models
     "transformers": {"integrations.transformers_callback"},  # the callbacks of its trainer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,46 @@ def test_a_tied_weight_adapted_in_one_layer_is_refused(tmp_path):
     written(llama(tie_word_embeddings=True), config, tmp_path)
     with pytest.raises(AdapterFileError, match=r"shares its weight with model\.embed_tokens"):
         glora.load_adapter(llama(tie_word_embeddings=True), tmp_path)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {  # settings of the config -> what no folder has
+    "a list as kind": {"peft_type": ["LORA"]},
+    "alpha a text": {"lora_alpha": "/etc/passwd"},
+    "alpha a list": {"lora_alpha": []},
+    "alpha of 39 digits": {"lora_alpha": 10**39},
+    "alpha infinite": {"lora_alpha": float("inf")},
+    "patterns a truth value": {"alpha_pattern": True},
+    "patterns a text": {"alpha_pattern": "x"},
+    "a pattern that is none": {"alpha_pattern": {"[": 1}},
+    "a pattern that takes for ever": {"alpha_pattern": {"(([a-z_.0-9])+)+!": 1}},
+    "patterns that take for ever together": {"alpha_pattern": {".*.*.*.*.*.*.*!": 1}},
+    "modules a number": {"modules_to_save": 5},
+    "nested": {"modules_to_save": [[[]]]},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_damaged_config_is_one_error_and_the_model_as_before(tmp_path: Path, name: str) -> None:
+    build, _, _ = lora(tmp_path, "plain")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | CONFIGS[name]))
+    model, start = build(), time.monotonic()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(AdapterFileError, match=re.escape(str(tmp_path))):
+        glora.load_adapter(model, tmp_path)
+    assert time.monotonic() - start < 5
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    build, _, _ = lora(tmp_path, "plain")
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(AdapterFileError, match="numbers that are not finite"):
+        glora.load_adapter(build(), tmp_path)
 
 
 def test_a_folder_of_something_else_is_told(tmp_path):

@@ -173,7 +173,8 @@ def test_every_appended_line_reaches_the_disk(tmp_path: Path, monkeypatch: pytes
     path, synced = tmp_path / "a.jsonl", []
 
     def fsync(descriptor: int) -> None:
-        assert stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # once, of the file that is new
+            return
         synced.append(path.read_text().count("\n"))  # flushed before
 
     monkeypatch.setattr(os, "fsync", fsync)

@@ -98,6 +98,7 @@ def test_a_run_folder_holds_what_was_promised(fitted: tuple[Run, Result, Recorde
     assert names == {
         "config.yaml", "metrics.jsonl", "supernet.safetensors", "search.jsonl", "adapter.safetensors", "result.json",
         "plots", "examples.jsonl", "winner.json", "calibration.json", "state.json", "test_examples.json",
+        ".lock",
     }  # fmt: skip
     assert {"search.svg", "layers.svg", "parameters.svg"} <= {entry.name for entry in (folder / "plots").iterdir()}
     assert RunFolder(folder).experiment() == run.experiment
@@ -250,6 +251,7 @@ def test_a_run_killed_in_training_and_in_search_ends_as_if_it_was_not(
 
 def test_epochs_that_a_kill_has_undone_are_not_in_the_metrics_twice(photos: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
     run.begin("f", 0)
     for epoch in (1, 2, 3):
         run.record("train", {"epoch": epoch, "loss": 1.0})
@@ -313,9 +315,9 @@ def test_two_processes_fit_as_a_launcher_starts_them(photos: Path, tmp_path: Pat
 def test_a_folder_with_a_run_of_other_settings_is_refused(fitted: tuple[Run, Result, Recorder], photos: Path) -> None:
     folder = fitted[0].folder.path
     before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    with pytest.raises(RunError, match=r"train\.epochs is 3 there, 4 here.*Choose another --out"):
+    with pytest.raises(RunError, match=r"train\.epochs is 3 there, 4 here.*start anew beside it: --out .*-2"):
         Run(tiny(photos, train={"epochs": 4}), folder, Recorder())
-    with pytest.raises(RunError, match=r"search\.budget is None there, 3 here.*Choose another --out"):
+    with pytest.raises(RunError, match=r"search\.budget is None there, 3 here.*start anew beside it: --out .*-2"):
         Run(tiny(photos, search={"budget": 3}), folder, Recorder())
     assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
 

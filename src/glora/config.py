@@ -7,7 +7,7 @@ in its own file and are bound on use.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,20 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, cr
 from glora import settings as texts
 from glora.errors import ConfigError, GloraError, UnknownNameError, nearest
 from glora.registry import load, lookup
-from glora.settings import Count, Settings, group_of, merged, opened, parse_value, problems_of, put, read_settings
+from glora.settings import (
+    Count,
+    Settings,
+    Written,
+    flat,
+    group_of,
+    line_of,
+    merged,
+    opened,
+    parse_value,
+    problems_of,
+    put,
+    read_written,
+)
 
 __all__ = [
     "FORMAT",
@@ -36,6 +49,7 @@ __all__ = [
     "try_experiment",
 ]
 
+LONGEST, MOST = 400, 40  # characters of an error, and errors, that are told at once
 FORMAT = 2  # of a run folder's config; 1 was glora 0.1, whose settings had other places
 TABLES = {  # group -> the table of its kinds
     "method": "glora.methods:METHODS",
@@ -191,7 +205,9 @@ class SearchSettings(Settings):
         "auto", description="Most that the search costs, of the training's passes; auto: 0.5 of texts, else any."
     )
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
-    controls: int | None = Field(None, ge=0, description="Random genotypes to compare with; 50 if not given.")
+    controls: int | None = Field(
+        None, ge=0, le=100_000, description="Random genotypes to compare with; 50 if not given."
+    )
     control: Literal["none", "retrain"] = Field("none", description="'retrain' also trains the winner alone.")
     polish: int | None = Field(
         None, ge=0, description="Epochs of the winner alone, before test; the method's own if not given, 0 of glora."
@@ -271,6 +287,15 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _drawing(self) -> Experiment:
+        if getattr(self.data, "balance", None) == "sampling" and self.train.pace == "fast":
+            raise ValueError(
+                "train.pace=fast compares an example with itself an epoch before, and data.balance=sampling draws some "
+                "more than once an epoch, and others not at all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fitness(self) -> Experiment:
         objective: Any = self.objective
         metrics = {metric.name: metric for metric in objective.metrics}
@@ -300,7 +325,7 @@ def load_experiment(
     Raises:
         ConfigError: Lists every unknown key and wrong value at once.
     """
-    data = {} if path is None else read_settings(Path(path))
+    data = {} if path is None else read_written(Path(path))
     given: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in (values or {}).items():
@@ -328,17 +353,36 @@ def build_experiment(
         ConfigError: Lists every error at once.
     """
     experiment, found = try_experiment(*layers)
+    file = next((layer for layer in layers if isinstance(layer, Written)), Written({}, {}, ()))
     found = [*problems, *found]
-    if experiment is None or found:
-        raise all_errors(found, source)
+    if experiment is None or found or file.twice:
+        over = {name for layer in layers if layer is not file for name in flat(layer)}
+        raise all_errors(found, source, file, over=over)
     return experiment
 
 
-def all_errors(problems: Sequence[str], source: str) -> ConfigError:
-    """The error that lists them all, one a line."""
+def all_errors(
+    problems: Sequence[str], source: str, file: Mapping[str, Any] | None = None, *, over: Collection[str] = ()
+) -> ConfigError:
+    """The error that lists them all, one a line.
+
+    Args:
+        problems: `train.lr: what is wrong`.
+        source: Where the settings come from.
+        file: What was read, with the lines where it is `Written`.
+        over: Names of settings that were given elsewhere, and have no line.
+    """
+    if isinstance(file, Written):
+        names = [problem.partition(": ")[0] for problem in problems]
+        lines = [None if name in over else line_of(name, file.lines) for name in names]
+        problems = [
+            *file.twice,
+            *(f"line {n}: {each}" if n else each for n, each in zip(lines, problems, strict=True)),
+        ]
     count = f"{len(problems)} errors" if len(problems) > 1 else "1 error"
+    told = [each if len(each) <= LONGEST else f"{each[:LONGEST]}..." for each in problems[:MOST]]
     return ConfigError(
-        f"{count} in {source}:\n  " + "\n  ".join(problems), remedy="`glora ls settings` lists every setting."
+        f"{count} in {source}:\n  " + "\n  ".join(told), remedy="`glora ls settings` lists every setting."
     )
 
 

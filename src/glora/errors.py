@@ -20,6 +20,7 @@ __all__ = [
     "StateError",
     "TargetError",
     "UnknownNameError",
+    "WriteError",
     "listed",
     "nearest",
     "need",
@@ -28,6 +29,9 @@ __all__ = [
     "whole",
     "within",
 ]
+
+
+LONGEST = 300  # characters of a name in a message: a damaged file may have any
 
 
 class GloraError(Exception):
@@ -86,6 +90,19 @@ class RunError(GloraError, RuntimeError):
     """A run folder is missing a stage, or belongs to other settings."""
 
 
+class WriteError(GloraError, OSError):
+    """A file cannot be written: the disk is full, the folder read-only or gone.
+
+    Args:
+        cause, allowed, remedy: As in every error here.
+        errno: The system's number of what happened.
+    """
+
+    def __init__(self, cause: str, *, allowed: str = "", remedy: str = "", errno: int | None = None) -> None:
+        super().__init__(cause, allowed=allowed, remedy=remedy)
+        self.errno, self.strerror = errno, str(self)
+
+
 class UnknownNameError(GloraError, KeyError):
     """A name is in no table; the message lists the nearest ones."""
 
@@ -138,4 +155,6 @@ def shown(text: str) -> str:
 def listed(names: Iterable[str], *, n: int = 3) -> str:
     """The first `n` of the names and, when there are more, how many in all: `a, b, c, ... (48)`."""
     every = list(names)
-    return ", ".join(every[:n]) + (f", ... ({len(every)})" if len(every) > n else "")
+    return ", ".join(each if len(each) <= LONGEST else f"{each[:LONGEST]}..." for each in every[:n]) + (
+        f", ... ({len(every)})" if len(every) > n else ""
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -15,10 +15,13 @@ from glora.errors import ConfigError, nearest
 __all__ = [
     "Count",
     "Settings",
+    "Written",
     "build",
     "describe",
+    "flat",
     "group_of",
     "is_benchmark",
+    "line_of",
     "merged",
     "opened",
     "parse_count",
@@ -26,10 +29,12 @@ __all__ = [
     "problems_of",
     "put",
     "read_settings",
+    "read_written",
 ]
 
 Made = TypeVar("Made", bound="Settings")
 
+LONGEST, MOST_VALUES = 2_000_000, 200_000  # characters and values of a file of settings
 NAMED_BY = {"method": "name", "objective": "name", "searcher": "name", "data": "source"}  # of groups of several kinds
 
 
@@ -86,40 +91,99 @@ def build(model: type[Made], data: Mapping[str, Any], what: str) -> Made:
         ) from error
 
 
+class Written(dict[str, Any]):
+    """The plain data of a YAML file.
+
+    Attributes:
+        lines: Dotted name of a setting -> its line. In a list a row's name is its number.
+        twice: What is wrong with the file itself: the keys that it has twice, one a line.
+    """
+
+    def __init__(self, data: Mapping[str, Any], lines: Mapping[str, int], twice: Sequence[str]) -> None:
+        super().__init__(data)
+        self.lines = dict(lines)
+        self.twice = list(twice)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The plain data of an experiment's YAML file, unchecked.
 
     Raises:
         ConfigError: It cannot be read, is no YAML mapping, or has a key twice.
     """
+    found = read_written(path)
+    if found.twice:
+        raise ConfigError(f"{path}: " + " ".join(found.twice[:20]), remedy="Put what belongs to one key in one place.")
+    return found
+
+
+def read_written(path: Path) -> Written:
+    """As `read_settings`, with the lines, and keys that are there twice for whoever tells all errors at once.
+
+    Raises:
+        ConfigError: It cannot be read, or is no YAML mapping.
+    """
+    lines, twice, data = dict[str, int](), list[str](), None
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}
+        text = path.read_text(encoding="utf-8")
+        if len(text) > LONGEST:
+            raise ValueError(f"it has {len(text):,} characters, of {LONGEST:,} that are allowed")
+        loader = yaml.SafeLoader(text)
+        if (node := loader.get_single_node()) is not None:
+            _walk(node, lines, twice)
+            data = loader.construct_document(node)
+        data = data or {}
+        _check_size(data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", remedy="Name a YAML file.") from error
-    except _KeyTwiceError as error:
-        raise ConfigError(f"{path} has {error}.", remedy="Put what belongs to one key in one place.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # also of dates that are none, and keys
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is no YAML: {reason}.", remedy="Mend the file at that place.") from error
+        raise ConfigError(f"{path} is no YAML: {reason[:400]}.", remedy="Mend the file at that place.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is no experiment.", remedy="Write a YAML mapping such as `data: {source: digits}`.")
-    return data
+    return Written(data, lines, twice)
 
 
-class _KeyTwiceError(ValueError):
-    """A mapping has a key twice: YAML itself would keep the last."""
+def _check_size(data: Any) -> None:
+    """Raises ValueError where there are more values than a file of that length has: a few aliases can stand for any."""
+    left, count = [data], 0
+    while left:
+        each = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+        if isinstance(each, dict):
+            left += [*each, *each.values()]
+        elif isinstance(each, (list, tuple, set)):
+            left += each
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                key, line = key_node.value, key_node.start_mark.line + 1
-                if key in lines:
-                    raise _KeyTwiceError(f"the key {key!r} twice, in line {lines[key]} and in line {line}")
-                lines[key] = line
-        return super().construct_mapping(node, deep)
+def _walk(root: yaml.Node, lines: dict[str, int], twice: list[str]) -> None:
+    """Fills in the line of every key, by its dotted name, and the keys that are there twice: YAML keeps the last."""
+    left, seen = [("", root)], set[int]()
+    while left:
+        prefix, node = left.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            left += [(f"{prefix}{place}.", row) for place, row in enumerate(node.value)]
+        own: dict[str, int] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+                if name in own:
+                    twice.append(f"{name}: the key is there twice, in line {own[name]} and in line {line}.")
+                own.setdefault(name, line)
+                left.append((f"{name}.", value))
+        lines |= own
+
+
+def line_of(setting: str, lines: Mapping[str, int]) -> int | None:
+    """The line of the setting of this dotted name, else of the innermost group that it is in; None: of none."""
+    while setting and setting not in lines:
+        setting = setting.rpartition(".")[0]
+    return lines.get(setting)
 
 
 def is_benchmark(data: Mapping[str, Any]) -> bool:
@@ -147,6 +211,14 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             laid[key] = above
     return laid
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of nested settings."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> list[str]:

@@ -29,6 +29,7 @@ __all__ = [
     "is_matrix",
 ]
 
+MOST_RANKS = 128  # which choice spans which is compared in pairs
 PRODUCTS = ("elementwise", "matrix")
 VARIANTS = ("lean", "paper")
 SCALINGS = ("fan_in", "none")
@@ -88,15 +89,16 @@ class SearchSpace:
     def __post_init__(self) -> None:
         whole = "distinct whole numbers >= 1"
         ranks = several(self.ranks, int, SpaceError, "ranks", whole)
-        if not all(type(rank) is int and rank >= 1 for rank in ranks) or len(set(ranks)) < len(ranks):
-            raise SpaceError(f"ranks={self.ranks!r} is not allowed.", allowed=f"Allowed: {whole}.")
+        fine = len(ranks) <= MOST_RANKS and all(type(rank) is int and rank >= 1 for rank in ranks)
+        if not fine or len(set(ranks)) < len(ranks):
+            allowed = f"Allowed: {whole}, at most {MOST_RANKS} of them."
+            raise SpaceError(f"ranks={str(self.ranks)[:200]} is not allowed.", allowed=allowed)
         need(self.only, (LayerConfig, type(None)), SpaceError, "only", "a LayerConfig, or None")
         object.__setattr__(self, "ranks", tuple(sorted(ranks, reverse=True)))
-        for field, allowed in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
-            if getattr(self, field) not in allowed:
-                raise SpaceError(
-                    f"{field}={getattr(self, field)!r} is not allowed.", allowed=f"Allowed: {', '.join(allowed)}."
-                )
+        for field, names in (("product", PRODUCTS), ("variant", VARIANTS), ("scaling", SCALINGS)):
+            if getattr(self, field) not in names:
+                found = repr(getattr(self, field))[:200]
+                raise SpaceError(f"{field}={found} is not allowed.", allowed=f"Allowed: {', '.join(names)}.")
 
     @classmethod
     def paper(cls, ranks: tuple[int, ...] = (8,)) -> SearchSpace:
@@ -140,6 +142,7 @@ class SearchSpace:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
         """The space that `to_json` wrote."""
+        need(data, Mapping, SpaceError, "space", "a mapping from names to settings")
         only = LayerConfig.from_json(data["only"]) if data.get("only") else None
         return cls(**{**data, "ranks": tuple(data["ranks"]), "only": only})
 

@@ -12,11 +12,12 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from glora.adapt.adapted import Adapted
-from glora.adapt.adapter_format import fingerprint, is_adapter, read_header, write_state
+from glora.adapt.adapter_format import CHECKSUM, checksum, fingerprint, is_adapter, read_header, write_state
 from glora.adapt.reading import read_state
+from glora.adapt.rollback import as_before_on_error
 from glora.adapt.wrappers import bare
 from glora.errors import AdapterFileError
-from glora.files import atomic, read_metadata
+from glora.files import atomic, read_metadata, read_tensor_layout
 
 __all__ = [
     "fingerprint",
@@ -85,7 +86,9 @@ def load_adapter(
         AdapterFileError: The file is damaged or does not fit the model; the model is untouched then.
     """
     model, path = bare(model), Path(path).expanduser()
-    return Adapted.from_state(model, read_state(model, path, check_base=check_base, base_fingerprint=base_fingerprint))
+    state = read_state(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
+    with as_before_on_error(model):
+        return Adapted.from_state(model, state)
 
 
 def load_supernet(adapted: Adapted, path: str | Path, *, base_fingerprint: str | None = None) -> None:
@@ -106,10 +109,11 @@ def save_merged(model: nn.Module, path: str | Path, *, info: Mapping[str, Any] |
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes tensors and plain data of an unfinished run as safetensors, atomically."""
+    """Writes tensors and plain data of an unfinished run as safetensors, with their checksum, atomically."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    said = {**meta, CHECKSUM: checksum(meta, whole, whole.__getitem__)}
     with atomic(path) as temporary:
-        save_file(whole, temporary, metadata={"glora": json.dumps(dict(meta))})
+        save_file(whole, temporary, metadata={"glora": json.dumps(said)})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -118,9 +122,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         AdapterFileError: The file is damaged.
     """
+    remedy = "Delete it; its stage starts again."
     try:
+        layout, meta = read_tensor_layout(path), read_metadata(path)
         with safe_open(Path(path), framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["glora"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise AdapterFileError(f"{path} is damaged: {error}.", remedy="Delete it; its stage starts again.") from error
+            tensors = {name: file.get_tensor(name) for name in layout.tensors}
+    except AdapterFileError as error:
+        raise AdapterFileError(error.cause, remedy=remedy) from error
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(f"{path} is damaged: {error}.", remedy=remedy) from error
+    if CHECKSUM in meta and meta[CHECKSUM] != checksum(meta, tensors, tensors.__getitem__):
+        raise AdapterFileError(f"{path} is damaged: it does not have the checksum in its header.", remedy=remedy)
+    meta.pop(CHECKSUM, None)
+    return tensors, meta

@@ -14,10 +14,11 @@ from glora.adapt.layers.quantized import is_quantized
 from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
 
-__all__ = ["MixedHead", "find_head", "fits_head", "head_of", "is_inside", "output_layers", "show_head"]
+__all__ = ["MixedHead", "alike", "find_head", "fits_head", "head_of", "is_inside", "output_layers", "show_head"]
 
 Values = Mapping[str, Tensor] | None
 HEAD_NAMES = ("head", "fc", "classifier", "heads", "score", "qa_outputs", "classification_head")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OUTPUT_NAME = "lm_head"  # of a language model that is none of transformers'
 
 
@@ -105,11 +106,19 @@ def head_of(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
 
 def fits_head(model: nn.Module, name: str, value: Tensor) -> bool:
-    """Whether the head can show a value: one of its own shape, or a Linear's of another width."""
+    """Whether the head can show a value: one of its own shape, or a Linear's of another width, of a like dtype."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    shape = getattr(module, leaf).shape
-    return shape == value.shape or (isinstance(module, nn.Linear) and shape[1:] == value.shape[1:])
+    current = getattr(module, leaf)
+    if not alike(current.dtype, value.dtype):
+        return False
+    wider = isinstance(module, nn.Linear) and value.dim() == current.dim() and value.shape[:1] != (0,)
+    return bool(current.shape == value.shape or (wider and current.shape[1:] == value.shape[1:]))
+
+
+def alike(one: torch.dtype, other: torch.dtype) -> bool:
+    """Whether numbers of one dtype may be taken for those of the other: both are floating-point, or they are one."""
+    return one == other or (one in FLOATS and other in FLOATS)
 
 
 def show_head(model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from glora.cli.options import Command, given, takes
-from glora.errors import GloraError
+from glora.errors import GloraError, RunError
 
 __all__ = ["app", "main", "search_or_pick"]
 
@@ -49,17 +49,27 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any of `glora ls settings`, such as method.rank=4."),
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option("--log", metavar="NAME", help="Where curves are shown too: tensorboard, trackio, wandb (repeat it)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
-def _reporting() -> Iterator[Any]:
-    """A reporter on stderr for the time of a command."""
+def _reporting(run: Path | None = None, log: Sequence[str] | None = None) -> Iterator[Any]:
+    """A reporter on stderr for the time of a command; with loggers for the run in that folder."""
     logging.getLogger("glora").addHandler(logging.NullHandler())
     from glora.runs.console import ConsoleReporter
 
     with ConsoleReporter() as reporter:
-        yield reporter
+        if run is None or not log:
+            yield reporter
+            return
+        from glora.runs.logged import logging_to
+
+        with logging_to(log, run, reporter) as logged:
+            yield logged
 
 
 def _run(
@@ -81,6 +91,7 @@ def fit(
     out: Out = Path("run"),
     config: Config = None,
     overrides: Overrides = None,
+    log: Log = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -88,7 +99,7 @@ def fit(
 
     Example: glora fit --model dinov2_vits14 --data digits --out run --epochs 1 --generations 0
     """
-    with _reporting() as reporter:
+    with _reporting(out, log) as reporter:
         run = _run(out, config, overrides, settings, reporter)
         result = run.fit()
     if result is None:  # not the main process
@@ -101,12 +112,18 @@ def fit(
 
 @app.command(cls=Command)
 @takes(search=False)
-def train(out: Out = Path("run"), config: Config = None, overrides: Overrides = None, **settings: Any) -> None:
+def train(
+    out: Out = Path("run"),
+    config: Config = None,
+    overrides: Overrides = None,
+    log: Log = None,
+    **settings: Any,
+) -> None:
     """Train only: the supernet, or the baseline.
 
     Example: glora train --model dinov2_vits14 --data digits --out run --epochs 1
     """
-    with _reporting() as reporter:
+    with _reporting(out, log) as reporter:
         (run := _run(out, config, overrides, settings, reporter)).train()
     if run.alone:
         file, verb = ("supernet", "search") if run.searches else ("adapter", "eval")
@@ -124,6 +141,7 @@ def search(
     show_it: Annotated[
         bool, typer.Option("--show", help="Print the winner site by site; alone it searches nothing.")
     ] = False,
+    log: Log = None,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -138,7 +156,7 @@ def search(
     """
     changes = _search_settings(given(settings), overrides or ())
     if changes or not show_it:
-        with _reporting() as reporter:
+        with _reporting(run, log) as reporter:
             found = search_or_pick(run, changes, reporter)
         if found is None:  # not the main process
             return
@@ -494,7 +512,7 @@ def export(
 @app.command()
 def ls(
     what: Annotated[
-        str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|settings|runs")
+        str, typer.Argument(metavar="models|methods|objectives|data|layers|searchers|exports|loggers|settings|runs")
     ],
     name: Annotated[
         str | None,
@@ -697,6 +715,25 @@ def report(
 
 
 @app.command()
+def log(
+    run: RunPath,
+    to: Annotated[list[str], typer.Option("--to", metavar="NAME", help="tensorboard, trackio or wandb (repeat it).")],
+) -> None:
+    """Hand the curves of a run, finished or not, to a logger; `--log NAME` of other commands does it as they work.
+
+    Example: glora log run --to tensorboard
+    """
+    from glora.report.loggers import Feed
+    from glora.report.page import read_run
+
+    read_run(run)  # tells when there is none
+    feed = Feed(run, to)
+    for line in feed.close():
+        raise RunError(line)
+    typer.echo(f"{run}: logged to {', '.join(to)}", err=True)
+
+
+@app.command()
 def watch(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, training or not.")],
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8642,
@@ -819,23 +856,23 @@ def _print_comparison(console: Any, found: Any) -> None:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, or SIGTERM. Its own class: what typer makes of a KeyboardInterrupt depends on its version.
+    """Ctrl-C, or SIGTERM. Its own class: what typer makes of a KeyboardInterrupt depends on its version."""
 
-    Attributes:
-        came: The signal; 0 before.
-    """
-
-    came = 0
+    came = 0  # the signal that did
+    process = 0  # whose command it is: what that has forked ends at once
 
 
 def _interrupt(number: int, _: Any) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    if os.getpid() != _Interrupted.process:
+        os.kill(os.getpid(), number)
+        return
     _Interrupted.came = number
     raise _Interrupted
 
 
 def _never_dropped(lost: Any) -> None:
-    """Ctrl-C comes again when it came where Python drops what is raised: in a weakref's callback, in `__del__`."""
+    """The signal comes again when it came where Python drops what is raised: in a weakref's callback, in `__del__`."""
     if lost.exc_type is not _Interrupted:
         sys.__unraisablehook__(lost)
         return
@@ -850,23 +887,23 @@ _GOES_ON = {
 
 
 def main() -> None:
-    """The entry point: a GloraError becomes one message with a TIP and exit code 2, Ctrl-C one line and 130.
+    """The entry point: a GloraError becomes one message with a TIP and exit code 2, a signal one line.
 
-    SIGTERM, which says that the machine is taken away, is one line and 143.
+    Ctrl-C ends with 130, SIGTERM with 143.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook, _Interrupted.came = sys.unraisablehook, 0
-    for number, handler in before.items():
-        if handler in (signal.default_int_handler, signal.SIG_DFL):  # not where a shell has it ignored
-            signal.signal(number, _interrupt)
-            sys.unraisablehook = _never_dropped
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: usual for number, usual in defaults.items() if signal.getsignal(number) == usual}
+    hook, _Interrupted.came, _Interrupted.process = sys.unraisablehook, 0, os.getpid()
+    for number in before:  # not those that a shell has ignored
+        signal.signal(number, _interrupt)
+        sys.unraisablehook = _never_dropped
     _any_console()
     try:
         app()
     except BaseException as error:
         if _Interrupted.came:  # whatever it became on its way: an import cut short can raise anything
-            word = "Interrupted" if _Interrupted.came == signal.SIGINT else "Terminated"
-            typer.echo(f"{word}.{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
+            said = "Interrupted." if _Interrupted.came == signal.SIGINT else "Terminated."
+            typer.echo(f"{said}{_GOES_ON.get(''.join(sys.argv[1:2]), '')}", err=True)
             sys.exit(128 + _Interrupted.came)
         if isinstance(error, GloraError):
             _fail(" ".join(part for part in (error.cause, error.allowed) if part), error.remedy, 2)

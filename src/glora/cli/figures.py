@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from glora.errors import RunError, UnknownNameError, listed, nearest
+from glora.files import read_json
 from glora.report import plots
 from glora.report.folders import read_results
 from glora.report.outcome import Outcome
@@ -108,11 +108,11 @@ def _searched(path: Path) -> tuple[Mapping[str, Any], Outcome]:
     """The numbers of a search's picture, and its winner."""
     outcome, file = _outcome(path), path / "plots" / "search.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, remedy=f"Run `glora search {path}` again.")
         missing = [key for key in ("trials", "front", "winner", "fitness", "budget", "controls") if key not in data]
         if missing:
             raise ValueError(f"it has no {listed(missing)}")
-    except (OSError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}.", remedy=f"Run `glora search {path}` again.") from error
     return data, outcome
 

@@ -1,4 +1,4 @@
-"""What there is: models, methods, objectives, data, searchers, exports, settings, and the layers of a model.
+"""What there is: models, methods, objectives, data, searchers, exports, loggers, settings, and the layers of a model.
 
 Heavy imports wait until they are needed, so that a short list is quick.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from glora.config import TABLES, build_experiment, describe
 from glora.errors import ConfigError, UnknownNameError, nearest
 from glora.registry import load
-from glora.settings import is_benchmark, read_settings
+from glora.settings import is_benchmark, read_written
 
 if TYPE_CHECKING:
     from glora.genotype import Site
 
 __all__ = ["KINDS", "check", "listing"]
 
-KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "exports", "settings", "runs")
+KINDS = ("models", "methods", "objectives", "data", "layers", "searchers", "exports", "loggers", "settings", "runs")
 GROUPS = {"methods": "method", "objectives": "objective", "data": "data", "searchers": "search.searcher"}
 
 
@@ -43,6 +43,10 @@ def listing(what: str, name: str | None = None, *, image_size: int | None = None
         from glora.exports import EXPORTS
 
         return _described(EXPORTS, name or "")
+    if what == "loggers":
+        from glora.report.loggers import LOGGERS
+
+        return [each for each in LOGGERS if (name or "") in each]
     if what == "models":
         from glora import backbones
 
@@ -89,7 +93,7 @@ def check(path: Path) -> str:
     Raises:
         ConfigError: Lists every unknown name, unknown key and wrong value at once, with the nearest ones.
     """
-    data = read_settings(path)
+    data = read_written(path)
     if is_benchmark(data):
         from glora.runs.benchmark.settings import build_benchmark
 

@@ -1,4 +1,8 @@
-"""Training glora's models in the loops of others: HF's Trainer and the trainers of TRL, by a callback."""
+"""Training glora's models in the loops of others: HF's Trainer and TRL's, Lightning, and loops of one's own.
+
+`TrainerCallback` and `LightningCallback` are for those trainers; `Steps` is for plain loops, with accelerate or as in
+timm's `train.py`. All draw what a step plays by a seed and the step's number.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 from glora import registry
 
 if TYPE_CHECKING:
+    from glora.integrations.lightning_callback import LightningCallback
+    from glora.integrations.steps import Steps
     from glora.integrations.transformers_callback import TrainerCallback
 
-__all__ = ["TrainerCallback"]
+__all__ = ["LightningCallback", "Steps", "TrainerCallback"]
 
-_WHERE = {"TrainerCallback": "glora.integrations.transformers_callback:TrainerCallback"}
+_WHERE = {
+    "LightningCallback": "glora.integrations.lightning_callback:LightningCallback",
+    "Steps": "glora.integrations.steps:Steps",
+    "TrainerCallback": "glora.integrations.transformers_callback:TrainerCallback",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ which such loops call, write and read adapter files instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_file import save_adapter
-from glora.adapt.adapter_format import state_from, write_state
+from glora.adapt.adapter_format import state_from, tensors_of, write_state
 from glora.errors import AdapterFileError, StateError
 
-__all__ = ["ADAPTER", "SUPERNET", "Checkpoints"]
+__all__ = ["ADAPTER", "SUPERNET", "Checkpoints", "SupernetState"]
 
 SUPERNET = "model.safetensors"  # the name by which HF's Trainer knows a checkpoint that it can continue from
 ADAPTER = "adapter.safetensors"
+OURS = "glora/"  # before the names of a supernet's tensors in a state dict; no module's name has it
 
 METHODS = ("save_pretrained", "load_state_dict")  # that are replaced
 
@@ -89,10 +91,7 @@ class Checkpoints:
         if not self.adapted.attached or mark is None or mark.shape != _coded(" " * 64).shape:
             return type(model).load_state_dict(model, state_dict, *args, **options)
         if not torch.equal(tensors.pop(self._mark).cpu(), _coded(self._base())):
-            raise AdapterFileError(
-                f"The checkpoint was trained on another base: the weights of this {type(model).__name__} differ.",
-                remedy="Load the model that its training began with, then inject.",
-            )
+            raise _other_base(model)
         self.adapted.load_state(state_from(tensors, self.adapted.state(whole=True), "The checkpoint"))
         self.restored = True
         return type(model).load_state_dict(model, {}, strict=False)._replace(missing_keys=[])
@@ -105,6 +104,72 @@ class Checkpoints:
     def _base(self) -> str:
         self._fingerprint = self._fingerprint or self.adapted.base_fingerprint()
         return self._fingerprint
+
+
+class SupernetState:
+    """The state dict of the model while it is adapted: its supernet and its buffers, and nothing of the base.
+
+    It is there in the state dict of whatever module holds the model. Loading one compares the base, and takes nothing
+    else; the state dict of a plain model is refused as lacking the supernet. With `keep_vars=True`, and once the model
+    is merged or detached, its state dict is what torch makes of it.
+    """
+
+    def __init__(self, adapted: Adapted) -> None:
+        self.adapted = adapted
+        self._fingerprint = ""  # of the base, which is frozen: computed once
+        model: Any = adapted.model
+        self._hooks = [
+            model.register_state_dict_post_hook(partial(self._saving)),  # torch marks it, and a method takes no marks
+            model.register_load_state_dict_pre_hook(partial(self._loading)),
+        ]
+
+    def remove(self) -> None:
+        """The model's state dict is what torch makes of it."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _applies(self, model: Any) -> bool:
+        return model is self.adapted.model and self.adapted.attached
+
+    def _saving(self, model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if not self._applies(model):  # a copy of the model has this hook too
+            return
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        if any(state.get(prefix + name) is value for name, value in parameters.items()):
+            return
+        for name in parameters:
+            state.pop(prefix + name, None)
+        for name, value in tensors_of(self.adapted.state(whole=True)).items():
+            state[f"{prefix}{OURS}{name}"] = value
+        state[f"{prefix}{OURS}base"] = _coded(self._base())
+
+    def _loading(self, model: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if not self._applies(model):
+            return
+        start = prefix + OURS
+        found = {name.removeprefix(start): state.pop(name) for name in list(state) if name.startswith(start)}
+        if not found:
+            raise AdapterFileError(
+                f"The state dict holds no supernet for this {type(model).__name__}.",
+                allowed="One that was saved while the model was adapted, and its steps were drawn by glora.",
+                remedy="Load the weights of the base before inject.",
+            )
+        if not torch.equal(found.pop("base").cpu(), _coded(self._base())):
+            raise _other_base(model)
+        self.adapted.load_state(state_from(found, self.adapted.state(whole=True), "The state dict"))
+        for name, value in model.state_dict(keep_vars=True).items():
+            state.setdefault(prefix + name, value)
+
+    def _base(self) -> str:
+        self._fingerprint = self._fingerprint or self.adapted.base_fingerprint()
+        return self._fingerprint
+
+
+def _other_base(model: Any) -> AdapterFileError:
+    return AdapterFileError(
+        f"The checkpoint was trained on another base: the weights of this {type(model).__name__} differ.",
+        remedy="Load the model that its training began with, then inject.",
+    )
 
 
 def _coded(fingerprint: str) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
-
-from torch import Tensor, nn
 
 from glora import registry
 from glora.adapt.adapted import Adapted
 from glora.adapt.supernet import Supernet
-from glora.errors import ConfigError, StateError, need, whole
+from glora.errors import ConfigError, StateError
 from glora.genotype import Genotype
 from glora.integrations.checkpoints import Checkpoints
+from glora.integrations.steps import Playing, need_optimizer
 
 __all__ = ["TrainerCallback"]
 
@@ -63,25 +61,17 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
         genotype: Genotype | None = None,
         args: Any = None,
     ) -> None:
-        need(supernet, (Supernet, Adapted), ConfigError, "supernet", "a glora.Supernet, or what glora.inject returns")
-        whole(seed, "seed")
-        self.supernet = supernet if isinstance(supernet, Supernet) else Supernet(supernet, seed=seed)
-        self.adapted = adapted = self.supernet.adapted
+        self.playing = Playing(supernet, seed=seed, genotype=genotype)
+        self.supernet, self.adapted = self.playing.supernet, self.playing.adapted
+        adapted = self.adapted
         if not hasattr(adapted.model, "save_pretrained"):
             raise ConfigError(
                 f"{type(adapted.model).__name__} is no model of transformers.",
                 remedy="Train it in a loop of your own, with glora.Supernet, or with glora.fit.",
             )
-        self.seed = seed
-        self.genotype = adapted.space.largest if genotype is None else genotype
-        adapted.space.encode(self.genotype)
         self.checkpoints = Checkpoints(adapted)
         self._forward = adapted.model.__dict__.get("forward")
-        self._hook: Any = None
-        self._drawn: list[Genotype] = []  # of the step that runs: of all its rows, over all processes
-        self._micro = 0  # which of the step's forward and backward passes is next
-        self._playing = (0, 0)  # the pass and the rows that the active genotypes are for
-        self._rows = self._rank = self._world = 1
+        self._rows = 1  # of a pass of this process
         if args is not None:
             args.ddp_find_unused_parameters = True
 
@@ -110,36 +100,30 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
                 "the checkpoint was written without this callback.",
                 remedy="Make the callback before the trainer, and start the training again.",
             )
-        self._need_optimizer(optimizer)
+        need_optimizer(optimizer, self.adapted)
         if self.supernet.sampling == "sample":
             _refuse_flattening(others.get("train_dataloader"))
         self._rows = state.train_batch_size or args.per_device_train_batch_size
-        self._rank, self._world = args.process_index, args.world_size
-        self._unhook()
-        self._hook = self.adapted.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self.adapted.activate(self.genotype)
+        self.playing.rank, self.playing.world = args.process_index, args.world_size
+        self.playing.attach()
+        self.playing.rest()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Draws what the step plays: of all its rows, which several passes and processes may share."""
-        rows = self._rows * self._world * args.gradient_accumulation_steps
         done = min(1.0, state.global_step / max(state.max_steps, 1))
-        self._drawn = self.supernet.drawn(random.Random(f"{self.seed}-{state.global_step}"), rows, done)
-        self._micro = 0
-        self._play(self._rows)
+        self.playing.begin(state.global_step, rows=self._rows, done=done, passes=args.gradient_accumulation_steps)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The step's next pass has other rows."""
-        self._micro += 1
-        self._play(self._rows)
+        self.playing.next_pass()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Whatever follows the step, an evaluation or a checkpoint, plays one genotype."""
-        self._drawn = []
-        self.adapted.activate(self.genotype)
+        self.playing.end()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The training is over: what plays is the caller's again."""
-        self._unhook()
+        self.playing.detach()
         self.checkpoints.restored = False
 
     def release(self) -> None:
@@ -154,39 +138,13 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
         """
         if self.adapted.attached:
             raise StateError("The model is still adapted.", remedy="Merge or detach it first.")
-        self._unhook()
+        self.playing.detach()
         self.checkpoints.remove()
         own = self.adapted.model.__dict__
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             own.pop(name, None)
         if self._forward is not None:
             own["forward"] = self._forward
-
-    # What plays
-
-    def _play(self, rows: int) -> None:
-        first = (self._micro * self._world + self._rank) * self._rows
-        one = self.supernet.sampling == "batch"
-        self.adapted.activate(self._drawn[0] if one else self._drawn[first : first + rows])
-        self._playing = self._micro, rows
-
-    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Activates the genotypes of the rows that a pass of the training really has: the last batch may be short."""
-        if not (model.training and self._drawn) or self.supernet.sampling == "batch":
-            return
-        rows = next(len(each) for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.dim())
-        if rows > self._rows:
-            raise StateError(
-                f"A batch of {rows} rows came, where the trainer's arguments say {self._rows}.",
-                remedy='Draw one genotype a step: Supernet(adapted, sampling="batch").',
-            )
-        if self._playing != (self._micro, rows):
-            self._play(rows)
-
-    def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook, self._drawn = None, []
 
     # Refusals and settings
 
@@ -195,16 +153,6 @@ class TrainerCallback(callbacks.TrainerCallback):  # type: ignore[misc]
             raise ConfigError(
                 f"The trainer has another model, a {type(model).__name__}, than the callback's.",
                 remedy="Give it the model that was injected, as it is: without model_init, peft_config or a wrapper.",
-            )
-
-    def _need_optimizer(self, optimizer: Any) -> None:
-        owned = {id(each) for group in optimizer.param_groups for each in group["params"]}
-        wanted = {id(each) for each in self.adapted.parameters()}
-        if owned != wanted:
-            raise ConfigError(
-                f"The optimizer owns {len(owned - wanted)} tensors that are not the adapter's, and lacks "
-                f"{len(wanted - owned)} that are.",
-                remedy="Give it adapted.parameters(), and leave requires_grad as inject has set it.",
             )
 
     def _set_checkpointing(self, args: Any) -> None:

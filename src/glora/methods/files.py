@@ -8,10 +8,11 @@ from torch import nn
 
 from glora.adapt import adapter_file
 from glora.adapt.adapted import Adapted
-from glora.adapt.adapter_format import NUMBERS, read_header, read_method
+from glora.adapt.adapter_format import NUMBERS, read_header, read_numbers
 from glora.adapt.foreign import is_foreign
+from glora.adapt.rollback import as_before_on_error
 from glora.adapt.wrappers import bare
-from glora.errors import AdapterFileError
+from glora.errors import AdapterFileError, ConfigError, SpaceError, TargetError, UnknownNameError, listed
 from glora.methods.method import Tuned, get_method
 
 __all__ = ["load_adapter"]
@@ -39,9 +40,22 @@ def load_adapter(
     model, path = bare(model), Path(path).expanduser()
     if is_foreign(path) or read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)
-    found = read_method(path)
+    found = read_numbers(path)  # all of it is known to be whole before the model is touched
     if missing := [name for name in found.head_modules if name not in dict(model.named_modules())]:
-        raise AdapterFileError(f"{path} is for another model: {type(model).__name__} has no {missing[0]!r}.")
-    method = get_method(found.method["name"], found.method)
+        raise AdapterFileError(f"{path} is for another model: {type(model).__name__} has no {listed(missing)}.")
+    try:
+        method = get_method(found.method["name"], found.method)
+    except (ConfigError, UnknownNameError, SpaceError) as error:
+        raise AdapterFileError(
+            f"{path}: its method is none of this version's: {error.cause[:400]}",
+            remedy="Update glora, or copy it again.",
+        ) from error
     known = base_fingerprint if check_base else found.base
-    return method.load(model, path, base_fingerprint=known)
+    with as_before_on_error(model):
+        try:
+            return method.load(model, path, base_fingerprint=known)
+        except (SpaceError, ConfigError, TargetError, KeyError, TypeError) as error:
+            raise AdapterFileError(
+                f"{path} does not fit this {type(model).__name__}: {str(error)[:400]}",
+                remedy="Build the base it was trained on.",
+            ) from error

@@ -66,6 +66,13 @@ class TunedAdapter(Tuned):
         if self.space is not None:
             self.supernet.sample(rng, positions, batch_size, done)
 
+    @property
+    def playing(self) -> list[Any]:
+        if self.space is None:
+            return []
+        active = self.adapted.active
+        return [active] if isinstance(active, Genotype) else list(dict.fromkeys(active))
+
     def parameters(self) -> list[nn.Parameter]:
         return self.adapted.parameters()
 

@@ -61,6 +61,11 @@ class Tuned(ABC):
         """
         return
 
+    @property
+    def playing(self) -> list[Any]:
+        """The genotypes in play, each once; empty where there is one for ever."""
+        return []
+
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer owns."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glora.adapt.adapter_format import Numbers, fingerprint, read_numbers, write_numbers
 from glora.adapt.float_head import FloatHead
-from glora.adapt.head import fits_head, head_of, show_head
+from glora.adapt.head import alike, fits_head, head_of, show_head
 from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.errors import AdapterFileError, listed
 from glora.methods.method import Method, Tuned
@@ -104,15 +104,19 @@ class TunedNumbers(Tuned):
         """Raises AdapterFileError unless the file fits this model and method."""
         own = self.method.model_dump(mode="json")
         if differing := sorted(key for key in {*own, *found.method} if own.get(key) != found.method.get(key)):
-            there = ", ".join(f"{key}={found.method.get(key)!r}" for key in differing)
+            there = listed(f"{key}={found.method.get(key)!r}" for key in differing)
             raise AdapterFileError(
                 f"{path} is of other settings: {there}.",
                 allowed=f"Here: {', '.join(f'{key}={own.get(key)!r}' for key in differing)}.",
                 remedy="Load it with glora.load_adapter, which takes the file's own settings.",
             )
-        mine = {name: tuple(value.shape) for name, value in (self.numbers | self._statistics()).items()}
-        theirs = {name: tuple(value.shape) for name, value in (found.tensors | found.statistics).items()}
-        odd = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+        mine: dict[str, Tensor] = {**self.numbers, **self._statistics()}
+        theirs = found.tensors | found.statistics
+        odd = sorted(mine.keys() ^ theirs.keys()) + [
+            name
+            for name in mine.keys() & theirs.keys()
+            if mine[name].shape != theirs[name].shape or not alike(mine[name].dtype, theirs[name].dtype)
+        ]
         heads = set(head_of(self.model, self.head)) ^ set(found.head)
         heads |= {
             name for name in found.head if name not in heads and not fits_head(self.model, name, found.head[name])

@@ -111,6 +111,10 @@ class TunedShared(TunedNumbers):
         if self.space is not None:  # one genotype a batch, drawn uniformly, as the authors do
             self.activate(self.genes.sample(rng))
 
+    @property
+    def playing(self) -> list[Any]:
+        return [self.active] if self.space is not None else []
+
     def count(self) -> int:
         return self.genes.count(self.active)
 

@@ -105,9 +105,9 @@ class Tied(Support):
 
 
 def rules_of(*configs: LayerConfig, product: Literal["elementwise", "matrix"] = "matrix") -> SearchSpace:
-    """The rules of adapters that play these configurations, as published: no fixed scales."""
+    """The rules of adapters that play these configurations, as published: no fixed scales, and no choice dropped."""
     ranks = {choice.rank for config in configs for choice in config if choice.kind == "lora"}
-    return SearchSpace(ranks=tuple(ranks) or (1,), product=product, scaling="none", new_bias=True)
+    return SearchSpace(ranks=tuple(ranks) or (1,), product=product, variant="paper", scaling="none", new_bias=True)
 
 
 def sites_named(

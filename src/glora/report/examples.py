@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from glora.errors import RunError
-from glora.files import write_text
+from glora.files import read_json, write_text
 from glora.report.records import checked
 from glora.report.result import Result
 
@@ -75,7 +75,8 @@ def beside(result: Result, file: Path) -> ByExample | None:
     if not path.is_file():
         return None
     try:
-        found = checked(ByExample, json.loads(path.read_text(encoding="utf-8")), "record of test examples")
-    except (OSError, ValueError, RunError) as error:
-        raise RunError(f"{path} cannot be read: {error}.", remedy="Delete it: nothing but pairs needs it.") from error
+        found = checked(ByExample, read_json(path, remedy=""), "record of test examples")
+    except RunError as error:
+        cause = error.cause if str(path) in error.cause else f"{path} cannot be read: {error.cause}"
+        raise RunError(cause, remedy="Delete it: nothing but pairs needs it.") from error
     return found if found.winner == result.winner else None

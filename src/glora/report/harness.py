@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from glora.errors import RunError
-from glora.files import write_json
+from glora.files import read_json, write_json
 from glora.report.records import checked
 
 __all__ = ["HARNESS", "Evaluated", "HarnessRow", "Score", "evaluations_of", "read_evaluations", "with_evaluation"]
@@ -75,7 +74,7 @@ def read_evaluations(path: Path) -> list[Evaluated]:
     if not path.is_file():
         return []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, remedy="Delete it and evaluate again.")
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
         return [checked(Evaluated, each, "evaluation") for each in data["evaluations"]]

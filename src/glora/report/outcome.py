@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from glora.errors import RunError
-from glora.files import write_json
+from glora.errors import GloraError, RunError
+from glora.files import read_json, write_json
 from glora.report.metrics import MetricInfo, find_metric
 from glora.report.records import checked
 from glora.version import __version__
@@ -236,10 +236,7 @@ class Outcome:
             RunError: It cannot be read, or another version wrote it.
         """
         remedy = "Search again: it takes the journal's scores."
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read: {error}.", remedy=remedy) from error
+        data = read_json(path, remedy=remedy)
         version = data.get("format", 1) if isinstance(data, Mapping) else None
         if version != FORMAT:
             raise RunError(
@@ -248,9 +245,11 @@ class Outcome:
                 remedy=remedy,
             )
         try:
-            return checked(cls, {k: v for k, v in data.items() if k not in ("format", "verdict")}, "outcome")
-        except RunError as error:
+            found = checked(cls, {k: v for k, v in data.items() if k not in ("format", "verdict")}, "outcome")
+            _ = found.verdict  # what it says needs the metrics that it names
+        except GloraError as error:
             raise RunError(f"{path}: {error.cause}", remedy=remedy) from error
+        return found
 
 
 def digest(*parts: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from glora.errors import RunError
-from glora.files import plain_json, write_json
+from glora.files import plain_json, read_json, write_json
 from glora.report.metrics import MetricInfo
 from glora.report.records import checked
 from glora.version import __version__
@@ -151,15 +150,13 @@ class Result:
         """
         path = Path(path)
         name = path.absolute().parent.name if path.name == "result.json" else path.stem
+        data = read_json(path, remedy="Name a result file.")
         try:
-            found = cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            found = cls.from_json(data)
             return found if found.run else replace(found, run=name)
-        except OSError as error:
-            raise RunError(f"{path} cannot be read: {error.strerror}.", remedy="Name a result file.") from error
-        except ValueError as error:
-            raise RunError(f"{path} is no JSON: {error}.", remedy="Name a result file.") from error
         except RunError as error:
-            raise RunError(f"{path}: {error.cause}", allowed=error.allowed, remedy=error.remedy) from error
+            remedy = error.remedy or "Bring the file back, or run the experiment again."
+            raise RunError(f"{path}: {error.cause}", allowed=error.allowed, remedy=remedy) from error
 
     @classmethod
     def read_all(cls, paths: Iterable[str | Path]) -> list[Result]:

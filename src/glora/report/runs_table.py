@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from glora.errors import ConfigError, GloraError, RunError, nearest
 from glora.report.outcome import SPLITS
 from glora.report.page.record import RunRecord, read_run
-from glora.report.page.words import flat
 from glora.report.tables import trainable
+from glora.settings import flat
 
 if TYPE_CHECKING:
     from rich.table import Table

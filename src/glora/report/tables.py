@@ -17,6 +17,7 @@ from glora.genotype import ROLES
 from glora.report.metrics import MetricInfo
 from glora.report.outcome import SPLITS, Outcome, Row, row_title
 from glora.report.result import Result
+from glora.settings import flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,16 +206,9 @@ def settings_of(result: Result) -> dict[str, Any]:
     searched = bool(result.winner or result.controls.keys() - {"base"})
     return {
         name: value
-        for name, value in _flat(result.config).items()
+        for name, value in flat(result.config).items()
         if name not in NOT_SETTINGS | SAME_AS_NAMES and (searched or not name.startswith("search."))
     }
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 # Which settings become columns

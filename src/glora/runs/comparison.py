@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glora.errors import RunError
 from glora.files import append_jsonl, plain_json, read_jsonl
 from glora.genes import GenotypeSpace
 from glora.report.outcome import Row
@@ -52,9 +53,12 @@ class ExampleValues:
         self.objective = objective
         self.measure = measure
         self.weights = weights or {}
-        records = read_jsonl(path)
-        mine = records[1:] if records[:1] == [self.header] else []
-        self._found = {tuple(record["genome"]): self._read(record) for record in mine}
+        try:  # what is damaged is measured again, with all that comes with it
+            records = read_jsonl(path)
+            mine = records[1:] if records[:1] == [self.header] else []
+            self._found = {tuple(map(int, record["genome"])): self._read(record) for record in mine}
+        except (RunError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            self._found = {}
 
     def __contains__(self, genome: object) -> bool:
         return genome in self._found

@@ -22,6 +22,7 @@ from glora.report.result import Result
 from glora.runs.console import ConsoleReporter
 from glora.runs.folder import RunFolder
 from glora.runs.loaded import FROM_PYTHON, TEXT_FROM_PYTHON, LoadedRun, copied, load_run, model_output
+from glora.runs.logged import logging_to
 from glora.runs.reporter import Reporter, Silent
 from glora.runs.run import Run
 from glora.runs.text_predictions import MOST
@@ -71,6 +72,10 @@ class FitResult:
         """How good the model is, how it was chosen, and what it beats, in words."""
         return self.record.verdict
 
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per genotype that the search asked for; see `LoadedRun.to_pandas`."""
+        return self.run.to_pandas()
+
     def predict(self, inputs: Any, *, max_tokens: int = MOST) -> list[dict[str, Any]]:
         """What the model predicts for new inputs; see `LoadedRun.predict`."""
         return self.run.predict(inputs, max_tokens=max_tokens)
@@ -91,6 +96,7 @@ def fit(
     head: str | Sequence[str] | None = "auto",
     settings: Mapping[str, Any] | None = None,
     progress: bool | Reporter = True,
+    log: str | Sequence[str] = (),
     **more: Any,
 ) -> FitResult:
     """Trains, searches, tests once and merges: the whole job on a model and data of yours.
@@ -117,6 +123,7 @@ def fit(
         head: Modules trained whole: `"auto"`, the layer that gives the outputs; names; or None.
         settings: Any other settings, nested as in the YAML file: `{"train": {"epochs": 10}}`.
         progress: Show on stderr what is going on, and the time left; or a reporter of your own.
+        log: Where curves are shown too: `"tensorboard"`, `"trackio"`, `"wandb"`, or several of them.
         more: Single settings by their own name, `epochs=10`, or with `__` for the dot, `search__batch_size=64`.
 
     Returns:
@@ -136,7 +143,7 @@ def fit(
     folder = RunFolder(out)
     task = _task(experiment, Path(out).resolve().name, train=train, val=val, test=test)
     backbone = _backbone(model, head, task) if tokenizer is None else _text_backbone(model, tokenizer, head, task)
-    with _reporting(progress) as reporter:
+    with _reporting(progress) as told, logging_to(log, folder.path, told) as reporter:
         run = Run(experiment, folder.path, reporter, backbone=backbone, task=task)
         if isinstance(backbone.preprocess, TextPreprocess) and run.alone:
             backbone.preprocess.tokenizer.save_pretrained(folder.tokenizer)

@@ -12,22 +12,26 @@ has left is never taken for what it is not.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from glora.config import FORMAT, Experiment, build_experiment
-from glora.errors import RunError, listed
-from glora.files import append_jsonl, read_jsonl, read_metadata, write_json, write_text
+from glora.errors import ConfigError, RunError, listed
+from glora.files import LOCK, append_jsonl, held, read_json, read_jsonl, read_metadata, write_json, write_text
 from glora.report.examples import TESTED, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
+from glora.settings import flat, read_settings
 
-__all__ = ["ANY_TIME", "RunFolder", "flat"]
+__all__ = ["ANY_TIME", "RunFolder"]
 
 AFTER = {
     f"search.{name}" for name in ("controls", "control", "polish", "polish_from", "polish_on", "polish_lr")
@@ -36,6 +40,14 @@ FEWEST = "search.min_budget"
 GENERATIONS = "search.searcher.generations"
 RACES = ("search.racing_level", "search.racing_first")  # change nothing without racing
 CHOSEN = ("precision", "lr", "epochs")  # by the run, before it trains
+ANEW = "Bring the file back, or start anew with another --out."
+LINES: dict[str, dict[str, type]] = {  # stage of a line of the metrics -> what it needs to have
+    "begun": {"data": str},
+    "train": {"epoch": int},
+    "val": {"epoch": int},
+    "warning": {"epoch": int, "text": str},
+}
+FOLDERS = ("retrained", "polished", "final")
 ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
 
 
@@ -61,6 +73,7 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"  # a folder, where a program gave the tokenizer
         self.values = self.path / "examples.jsonl"
         self.stages = self.path / "state.json"
+        self.lock = self.path / LOCK  # empty
         self.result = self.path / "result.json"
         self.tested_examples = self.path / TESTED
         self.thumbnails = self.path / THUMBNAILS
@@ -123,6 +136,7 @@ class RunFolder:
 
     def mark(self, stage: str, **facts: Any) -> None:
         """The stage is done, its files are written."""
+        self.need_there()
         write_json(self.stages, {**self._stages(), stage: facts})
 
     def unmark(self, stage: str) -> None:
@@ -133,14 +147,10 @@ class RunFolder:
     def _stages(self) -> dict[str, Any]:
         if not self.stages.is_file():
             return {}
-        try:
-            found = json.loads(self.stages.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.stages} cannot be read: {error}.", remedy="Start anew with another --out."
-            ) from error
+        found = read_json(self.stages, remedy=ANEW)
+        if not isinstance(found, dict) or (odd := [name for name, facts in found.items() if not _are_facts(facts)]):
+            what = f"the facts of {listed(odd)} are damaged" if isinstance(found, dict) else "it is no mapping"
+            raise RunError(f"{self.stages} cannot be read: {what}.", remedy=ANEW)
         return found
 
     @property
@@ -187,6 +197,8 @@ class RunFolder:
         return self.current_result()
 
     def _beside(self, key: str) -> Path:
+        if not re.fullmatch(r"[0-9A-Za-z]*", key):  # it becomes the name of a file
+            raise RunError(f"{self.result} is damaged: its winner is {key[:80]!r}.", remedy="Test the winner again.")
         return self.others / f"{key or 'unknown'}.json"
 
     def forget_search(self) -> None:
@@ -200,24 +212,26 @@ class RunFolder:
         """The settings of the run in the folder.
 
         Raises:
-            RunError: There is none.
-            ConfigError: Its settings are damaged.
+            RunError: There is none, or its settings are damaged; tells all that is wrong, with the lines.
         """
         if not self.config.is_file():
             raise RunError(f"{self.path} holds no run.", remedy="Start one: glora fit --data FOLDER --out RUN")
         try:
-            data = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{self.config} cannot be read: {reason}.", remedy="Start a new run.") from error
-        data = data if isinstance(data, Mapping) else {}
+            data = read_settings(self.config)
+        except ConfigError as error:
+            raise RunError(error.cause, remedy=ANEW) from error
+        if not data:
+            raise RunError(f"{self.config} is empty.", remedy=ANEW)
         if data.get("format") != FORMAT:
             raise RunError(
                 f"{self.path} is a run of glora 0.1, whose settings have other places.",
                 allowed="Its adapter and its result are still read.",
                 remedy="Continue it with glora 0.1, or start anew with another --out.",
             )
-        found = build_experiment(data, source=str(self.config))
+        try:
+            found = build_experiment(data, source=str(self.config))
+        except ConfigError as error:
+            raise RunError(error.cause, remedy="Mend the file there, or start anew with another --out.") from error
         if found.search.polish and found.search.polish_from is None:  # of before there was a choice
             return found.with_(search={**found.search.model_dump(), "polish_from": "supernet"})
         return found
@@ -266,7 +280,7 @@ class RunFolder:
         if only_search and not tested and (not begun or AFTER.issuperset(differing)):
             return experiment
         if not only_search or tested:
-            remedy = "Choose another --out, or give the same settings to continue it."
+            remedy = f"Give the same settings to continue it, or {self.anew}"
         else:
             remedy = (
                 f"`glora search {self.path}` continues its search, and when that is finished --budget picks from its "
@@ -290,23 +304,40 @@ class RunFolder:
         if not os.access(above, os.W_OK):
             raise RunError(f"{above} cannot be written to.", remedy="Choose another --out.")
 
+    @property
+    def anew(self) -> str:
+        """How to begin again beside this run, in words: with a folder that is free."""
+        others = (self.path.with_name(f"{self.path.name}-{number}") for number in itertools.count(2))
+        return f"start anew beside it: --out {next(each for each in others if not each.exists())}"
+
     def write_config(self, experiment: Experiment) -> None:
         """The settings are in the folder, and what a killed process was writing is not."""
         for stale in self.path.glob(".*.tmp"):
             stale.unlink()
         write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
-    def check_data(self, fingerprint: str) -> None:
+    def check_data(self, fingerprint: str, parts: Mapping[str, str] | None = None) -> None:
         """Nothing when the examples are those that the run began with.
+
+        Args:
+            fingerprint, parts: The task's.
 
         Raises:
             RunError: They have changed: what was a test example then may be a training example now.
         """
-        if self._begun.get("data", fingerprint) != fingerprint:
-            raise RunError(
-                f"The data has changed since the run in {self.path} began.",
-                remedy="Bring back the data of then, or start anew with another --out.",
-            )
+        then, now = self._begun.get("parts"), dict(parts or {})
+        then = then if isinstance(then, dict) else {}
+        if self._begun.get("data", fingerprint) == fingerprint and (then == now or not then or not now):
+            return
+        odd = [
+            f"{name} ({then.get(name, 'none')} then, {now.get(name, 'none')} now)"
+            for name in dict.fromkeys([*then, *now])
+            if then.get(name) != now.get(name)
+        ]
+        raise RunError(
+            f"The data has changed since the run in {self.path} began{f': {listed(odd)}' if then and odd else ''}.",
+            remedy=f"Bring back the data of then, or {self.anew}",
+        )
 
     def check_base(self, fingerprint: str) -> None:
         """Nothing when the base, its head apart, is the one that the run began with.
@@ -318,7 +349,7 @@ class RunFolder:
             raise RunError(
                 f"The run in {self.path} began with another model: the weights differ, the head apart.",
                 allowed="A layer that starts at random needs the same seed every time, unless it is the head.",
-                remedy="Bring back the model of then, or start anew with another --out.",
+                remedy=f"Bring back the model of then, or {self.anew}",
             )
 
     @property
@@ -329,24 +360,44 @@ class RunFolder:
     @property
     def _begun(self) -> dict[str, Any]:
         """What the run began with; empty before."""
-        return next((record for record in read_jsonl(self.metrics) if record["stage"] == "begun"), {})
+        return next((record for record in self._records() if record["stage"] == "begun"), {})
 
-    def begin(self, data: str, epoch: int, *, base: str | None = None) -> None:
+    def _records(self) -> list[dict[str, Any]]:
+        """The lines of the metrics.
+
+        Raises:
+            RunError: One is damaged; the message has its number.
+        """
+        records = read_jsonl(self.metrics)
+        for number, record in enumerate(records, start=1):
+            stage = record.get("stage")
+            wanted: dict[str, type] = LINES.get(stage, {}) if isinstance(stage, str) else {"stage": str}
+            if odd := [name for name, kind in wanted.items() if type(record.get(name)) is not kind]:
+                raise RunError(
+                    f"{self.metrics}, line {number}, is damaged: {odd[0]} is {str(record.get(odd[0]))[:80]!r}.",
+                    remedy=ANEW,
+                )
+        return records
+
+    def begin(self, data: str, epoch: int, *, base: str | None = None, parts: Mapping[str, str] | None = None) -> None:
         """The metrics hold what belongs to the first `epoch` epochs and nothing of what a kill has undone.
 
         Args:
             data: Fingerprint of the examples.
             epoch: Epochs done.
             base: Fingerprint of the base, the head apart; None does not keep it.
+            parts: Fingerprints of what the data consists of, by name.
         """
-        stages = ("train", "val", "warning")
-        kept = [r for r in read_jsonl(self.metrics) if r["stage"] in stages and r["epoch"] <= epoch]
-        begun = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
+        self.need_there()
+        kept = [r for r in self._records() if r["stage"] in ("train", "val", "warning") and r["epoch"] <= epoch]
+        begun: dict[str, Any] = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
+        begun |= {"parts": dict(parts)} if parts else {}
         records = [begun, *kept]
         write_text(self.metrics, "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
 
     def record(self, stage: str, values: Mapping[str, Any]) -> None:
         """One more line of the metrics."""
+        self.need_there()
         append_jsonl(self.metrics, {"stage": stage, **values})
 
     def seconds(self) -> dict[str, float]:
@@ -358,7 +409,8 @@ class RunFolder:
             seconds["final"] = final["seconds"]
         for stage, file in (("search", self.journal), ("check", self.values)):
             if file.is_file():
-                seconds[stage] = sum(record.get("seconds", 0.0) for record in read_jsonl(file))
+                every = (record.get("seconds", 0.0) for record in read_jsonl(file))
+                seconds[stage] = sum(each for each in every if isinstance(each, int | float))
         return seconds
 
     def example_steps(self) -> int:
@@ -398,11 +450,40 @@ class RunFolder:
             outcome: The winner, of whose polish and training alone is told too.
         """
         files = [self.metrics, *sorted(self.path.glob("fold-*/metrics.jsonl")), self.final.metrics]
-        lines = [record["text"] for file in files for record in read_jsonl(file) if record["stage"] == "warning"]
+        folders = (self if file == self.metrics else RunFolder(file.parent) for file in files)
+        lines = [each["text"] for folder in folders for each in folder._records() if each["stage"] == "warning"]
         if outcome is not None:
             lines += [f"The polish: {line}" for line in self.polished(outcome.key).warnings()]
             lines += [f"The winner trained alone: {line}" for line in self.retrained(outcome.genome).warnings()]
         return lines
+
+    def need_there(self) -> None:
+        """Nothing while the folder of a run that has begun is there: what was removed is not made again.
+
+        Raises:
+            RunError: It was removed.
+        """
+        above = (self.path.parent, self.path.parent.parent)  # of another training in the folder of a run
+        if not self.path.is_dir() and not any((folder / self.config.name).is_file() for folder in above):
+            raise RunError(
+                f"{self.path} was removed while the run went on.",
+                remedy="Bring the folder back and give the same command again, or start anew.",
+            )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Within it no other process may work in the folder, which is made where it is missing.
+
+        Raises:
+            RunError: Another does.
+        """
+        return held(self.path, what=f"the run in {self.path}")
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file of this name in the folder, or in a folder of it, is the run's own."""
+        path, own = path.resolve(), self.path.resolve()
+        files = {file.name for file in vars(self).values() if file != self.path}
+        top = path.relative_to(own).parts[:1] if path.is_relative_to(own) else ()
+        return bool(top) and (top[0] in files or top[0] in FOLDERS or top[0].startswith("fold-"))
 
     def need(self, file: Path, command: str) -> None:
         """Nothing when an earlier stage has left its file.
@@ -414,9 +495,12 @@ class RunFolder:
             raise RunError(f"{self.path} has no {file.name} yet.", remedy=f"Run `{command}` first.")
 
 
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of nested settings."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+def _are_facts(facts: Any) -> bool:
+    """Whether these are what a stage leaves: numbers that are no less than 0, and names of files in the folder."""
+    if not isinstance(facts, dict):
+        return False
+    numbers = [facts.get(name, 0) for name in ("seconds", "example_steps")]
+    file = facts.get("file", "")
+    return all(type(each) in (int, float) and each >= 0 for each in numbers) and (
+        isinstance(file, str) and Path(file).name == file
+    )

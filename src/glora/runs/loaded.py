@@ -31,6 +31,7 @@ from glora.runs.merged_folder import Merged, merged_folder
 from glora.runs.reading import naming_of, reading_of
 from glora.runs.session import evaluator_of
 from glora.runs.text_predictions import MOST, TextPredictor, are_texts
+from glora.searchers.frame import journal_frame
 from glora.settings import build
 from glora.tasks.data.from_python import as_float32, collate, described, inputs_of
 from glora.tasks.evaluation import Evaluation
@@ -97,6 +98,15 @@ class LoadedRun:
         """The result, where the run was tested; None before."""
         return self.folder.current_result()
 
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per genotype that the search asked for; see `glora.searchers.frame.journal_frame`.
+
+        Raises:
+            RunError: Nothing was searched.
+            MissingExtraError: pandas is not installed.
+        """
+        return journal_frame(self.folder.journal)
+
     def merge(self) -> nn.Module:
         """The plain model: the class and the state-dict keys of the base.
 
@@ -134,6 +144,7 @@ class LoadedRun:
         """
         self._check_path(Path(path).expanduser())
         self.merge()
+        _refuse_own(Path(path).expanduser())
         if self.saves_folder and Path(path).suffix != ".safetensors":
             return merged_folder(self._merged(), Path(path).expanduser())
         save_merged(self.model, path, info={**self.info, "new_keys": list(self.new_keys)})
@@ -451,6 +462,19 @@ def load_tuned(
         folder.check_base(base_fingerprint)
     tuned = method.load(base, folder.adapter, base_fingerprint=base_fingerprint)
     return LoadedTuned(folder, tuned, experiment, objective, info, _as_written(info, preprocess))
+
+
+def _refuse_own(path: Path) -> None:
+    """Raises RunError where the path is a file of a run, or has a run inside."""
+    path = path.resolve()
+    runs = (RunFolder(folder) for folder in path.parents if (folder / "config.yaml").is_file())
+    if owner := next((run for run in runs if run.owns(path)), None):
+        raise RunError(
+            f"{path} is the run's own file: the merged model would take its place.",
+            remedy=f"Choose another --out, such as {owner.path / 'merged.safetensors'}.",
+        )
+    if RunFolder(path).config.is_file():
+        raise RunError(f"{path} is a run.", remedy=f"Choose another --out, such as {path / 'merged'}.")
 
 
 def _base(

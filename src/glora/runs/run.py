@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
 from glora.config import Experiment
-from glora.errors import ConfigError, GloraError, RunError
+from glora.errors import BackboneError, ConfigError, GloraError, RunError, listed
 from glora.methods.method import Method, Tuned
 from glora.report.outcome import Outcome, Row
 from glora.report.result import Result
@@ -24,7 +26,6 @@ from glora.runs.cost import planned, search_cost
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
-from glora.runs.lock import locked
 from glora.runs.reading import said_of
 from glora.runs.reporter import Reporter, Silent, plan
 from glora.runs.resolve import resolve
@@ -39,6 +40,7 @@ from glora.settings import merged
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
 from glora.tasks.images import Preprocess
+from glora.tasks.memory import memory_told
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
@@ -47,6 +49,21 @@ from glora.training.pace import check_pace
 from glora.training.precision import FEW, Step, bf16_units, chosen_precision, device_of, slowdown
 
 __all__ = ["Reporter", "Run"]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def _held(stage: Callable[Concatenate[Run, Given], Made]) -> Callable[Concatenate[Run, Given], Made]:
+    """The stage, during which no other process may work in the run's folder."""
+
+    @functools.wraps(stage)
+    def alone(run: Run, /, *args: Given.args, **kwargs: Given.kwargs) -> Made:
+        with run.holding(makes=stage.__name__ in ("fit", "train")):
+            return stage(run, *args, **kwargs)
+
+    return alone
 
 
 class Run:
@@ -71,6 +88,9 @@ class Run:
         GloraError: Data, model, targets or budget are wrong.
     """
 
+    _holds = False  # whether this process works in the folder
+    _begun = False  # whether the folder is there, unless someone removes it
+
     def __init__(
         self,
         experiment: Experiment,
@@ -85,8 +105,8 @@ class Run:
         method = cast(Method, experiment.method)
         self.reporter: Reporter = reporter if PartialState().is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
-        self.folder.check_data(found.fingerprint)
-        backbone = _reading(backbone or _backbone(experiment, found.objective), experiment)
+        self.folder.check_data(found.fingerprint, found.parts)
+        backbone = _finite(_reading(backbone or _backbone(experiment, found.objective), experiment))
         self.task = found.prepared(backbone.preprocess)
         model = copy.deepcopy(backbone.model)
         self.tuned: Tuned = method.apply(model, head=backbone.head, seed=experiment.seed)
@@ -128,7 +148,9 @@ class Run:
             RunError: The folder holds none, or its search was made with other settings.
         """
         experiment = RunFolder(folder).experiment()
-        return cls(experiment.with_(search=changed_search(experiment, search or {})), folder, reporter, **given)
+        run = cls(experiment.with_(search=changed_search(experiment, search or {})), folder, reporter, **given)
+        run._begun = True
+        return run
 
     def _computing(self, experiment: Experiment, data: VisibleData) -> tuple[Accelerator, str]:
         """What the run computes on and in; and why in that precision, where it was chosen now."""
@@ -158,6 +180,29 @@ class Run:
         """The settings, nothing left open."""
         return self.session.experiment
 
+    @contextmanager
+    def holding(self, *, makes: bool) -> Iterator[None]:
+        """Within it no other process may work in the folder; other processes of this run leave that to the main one.
+
+        Args:
+            makes: Whether what follows makes the folder; if not, and there is none, it is left to say so.
+
+        Raises:
+            RunError: Another process does, or the folder of a run that has begun is gone.
+        """
+        if self._begun and self.alone:
+            self.folder.need_there()
+        if self._holds or not self.alone or not (makes or self.folder.path.is_dir()):
+            yield
+            return
+        with self.folder.held():
+            self._holds = True
+            try:
+                yield
+            finally:
+                self._holds = False
+
+    @_held
     def fit(self) -> Result | None:
         """All stages: train, search, and one look at test.
 
@@ -182,20 +227,9 @@ class Run:
         """Whether this is the main process, which works alone after the training."""
         return bool(self.session.accelerator.is_main_process)
 
+    @_held
     def train(self) -> None:
-        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already.
-
-        Raises:
-            RunError: Another process is working in the folder.
-        """
-        with self._working():
-            self._train()
-
-    def _working(self) -> AbstractContextManager[None]:
-        """No other process works in the folder; the main process holds it for all of them."""
-        return locked(self.folder.path) if self.alone else nullcontext()
-
-    def _train(self) -> None:
+        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
         session = self.session
         trained = self.folder.done("trained") is not None
         session.accelerator.wait_for_everyone()  # before the first of them writes
@@ -210,6 +244,7 @@ class Run:
             if self.alone:
                 self.folder.write_config(self.experiment)
                 self._keep_precision()
+                self._begun = True
             session.accelerator.wait_for_everyone()  # all have read whether there was a choice before
             choose_rate(session, self.tuned)
         train(session, self.tuned)
@@ -226,6 +261,7 @@ class Run:
             self.reporter.say(self._precision)
             self.folder.mark("precision", chosen=session.accelerator.mixed_precision, why=self._precision)
 
+    @_held
     def search(self) -> Outcome | None:
         """Searches the trained supernet on val, saves the winner's adapter and pictures, compares it with controls.
 
@@ -237,10 +273,6 @@ class Run:
         """
         if not self.alone:
             return None
-        with self._working():
-            return self._search()
-
-    def _search(self) -> Outcome:
         search = self.searching()
         if not self.folder.begun:  # a search anew
             self.folder.forget_search()
@@ -249,6 +281,7 @@ class Run:
         self.folder.write_config(self.experiment)
         return self._finished(search, search.run())
 
+    @_held
     def pick(self, *, budget: int | None, min_budget: int | None = None) -> Outcome:
         """The winner for another budget out of a finished search, without a new score; its adapter and pictures.
 
@@ -257,10 +290,9 @@ class Run:
             RunError: The search is not finished.
         """
         search = self.searching()
-        with self._working():
-            outcome = search.pick(budget=budget, min_budget=min_budget)
-            self.folder.write_config(self.experiment)
-            return self._finished(search, outcome)
+        outcome = search.pick(budget=budget, min_budget=min_budget)
+        self.folder.write_config(self.experiment)
+        return self._finished(search, outcome)
 
     def _finished(self, search: Search, outcome: Outcome) -> Outcome:
         """The winner polished and trained alone, where the settings ask for it; tested before, it keeps its result."""
@@ -299,6 +331,7 @@ class Run:
             preprocess=session.backbone.preprocess,
         )
 
+    @_held
     def evaluate(self) -> Result | None:
         """The Result: val, and test exactly once; a run that has one is not tested again.
 
@@ -312,10 +345,6 @@ class Run:
         """
         if not self.alone:
             return None
-        with self._working():
-            return self._evaluate()
-
-    def _evaluate(self) -> Result:
         if found := self.folder.current_result():
             self.reporter.say("This run was tested already; this is the result of then.")
             return found
@@ -393,8 +422,12 @@ class Run:
     def _latency(self, model: nn.Module) -> dict[str, float]:
         session = self.session
         base = session.base().to(session.accelerator.device)
-        batch = session.data.val.batch(range(_timed(session.data.val)))
-        return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
+        val, size = session.data.val, session.evaluator.batch_size
+        count = min(_timed(val), size)
+        remedy = f"Take fewer at a time: search.batch_size={max(1, count // 2)}, of {size} now."
+        with memory_told(f"a forward pass of {count} {val.unit}, whose time is taken", remedy=remedy):
+            batch = val.batch(range(count))
+            return latency_ratio(model, base, batch, session.objective, session.accelerator.device)
 
 
 def _say(reporter: Reporter, lines: Sequence[str]) -> None:
@@ -442,6 +475,23 @@ def _reading(backbone: Backbone, experiment: Experiment) -> Backbone:
     return replace(backbone, preprocess=replace(backbone.preprocess, resize=resize))
 
 
+def _finite(backbone: Backbone) -> Backbone:
+    """The base, all of whose numbers are finite.
+
+    Raises:
+        BackboneError: Some are not; names their tensors.
+    """
+    named = backbone.model.named_parameters()
+    plain = {name: value for name, value in named if type(value) is nn.Parameter and value.device.type != "meta"}
+    if odd := [name for name, value in plain.items() if value.dtype in FLOATS and not bool(value.isfinite().all())]:
+        raise BackboneError(
+            f"The base {backbone.name} has numbers that are not finite, in {listed(odd)}.",
+            allowed="Every weight of the base is a finite number; nothing can be trained on another.",
+            remedy="Get its checkpoint again from its source, or another one.",
+        )
+    return backbone
+
+
 def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
     """What travels with every file: how to rebuild the base, what it predicts, and how it reads images or texts."""
     preprocess = None if backbone.preprocess is None else backbone.preprocess.to_json()
@@ -451,6 +501,8 @@ def _info(backbone: Backbone, task: Task) -> dict[str, Any]:
         "head": list(backbone.head),
         "objective": task.objective.model_dump(mode="json"),
         "preprocess": preprocess,
+        "task": task.name,
+        "data": task.fingerprint,
         **said_of(task),
     }
 

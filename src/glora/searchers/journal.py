@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from glora.errors import ConfigError, RunError
-from glora.files import append_jsonl, read_jsonl
+from glora.files import append_jsonl, lock, read_jsonl
 
 __all__ = ["Journal", "genome_record"]
 
 FORMAT = 2
+LONGEST = 300  # characters of a value in a message
 START_ANEW = "It was written by another version of glora, or edited: start on a new journal."
 
 
@@ -106,6 +107,8 @@ class Journal:
         if found is None and not self.writable:
             self.unfinished()
         elif found is None:
+            if not self.path.is_file():
+                raise RunError(f"{self.path} was removed while the search went on.", remedy="Start the search again.")
             append_jsonl(self.path, line)
         elif found != line:
             raise RunError(f"{self.path}: trial {number} is another genotype than is asked for now.", remedy=START_ANEW)
@@ -126,8 +129,9 @@ class Journal:
         for key in self.header.keys() | found.keys():
             mine, theirs = self.header.get(key), found.get(key)
             if mine != theirs and not (key == "settings" and _is_shorter(mine, theirs)):
+                differ = _difference(key, mine, theirs)
                 raise RunError(
-                    f"{self.path} is the journal of another search: {_difference(key, mine, theirs)}.",
+                    f"{self.path} is the journal of another search: {differ}.",
                     allowed="A search goes on with the space, settings, budgets, seed and context it began with.",
                     remedy="Use those, or another journal path.",
                 )
@@ -147,7 +151,7 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         key = next(key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key))
         return _difference(f"{name}.{key}", mine.get(key), theirs.get(key))
-    return f"its {name} is {reprlib.repr(theirs)}, here it is {reprlib.repr(mine)}"
+    return f"its {name} is {_short(theirs)}, here it is {_short(mine)}"
 
 
 def _is_shorter(mine: Any, theirs: Any) -> bool:
@@ -164,25 +168,36 @@ def _defect(line: Mapping[str, Any], *, raced: bool) -> str:
     """What is wrong with a line that no search writes; empty when nothing is."""
     event, number, piece = (line.get(name) for name in ("event", "number", "piece"))
     if event not in ("ask", "start", "score"):
-        return f"there is no event {event!r}"
+        return f"there is no event {_short(event)}"
     if type(number) is not int or number < 0:
-        return f"the number of a trial is {number!r}"
+        return f"the number of a trial is {_short(number)}"
+    if type(piece) not in (int, type(None)):
+        return f"trial {number} has the piece {_short(piece)}"
     if event == "ask":
         return ""  # `write` compares it with what is asked now
-    if (piece is not None) != raced or type(piece) not in (int, type(None)):
+    if (piece is not None) != raced:
         return f"trial {number} has the piece {piece!r}"
     if event == "start":
         return ""
     if not _finite(line.get("seconds")):
-        return f"trial {number} has seconds={line.get('seconds')!r}"
+        return f"trial {number} has seconds={_short(line.get('seconds'))}"
     if raced:
         values = line.get("values")
         fine = isinstance(values, list) and all(value is None or _finite(value) for value in values)
         return "" if fine else f"trial {number} has values={reprlib.repr(values)}"
     score, error = line.get("score", "missing"), line.get("standard_error")
     if score is not None and not _finite(score):
-        return f"trial {number} has score={score!r}"
-    return "" if _finite(error) and error is not None and error >= 0 else f"trial {number} has standard_error={error!r}"
+        return f"trial {number} has score={_short(score)}"
+    return (
+        ""
+        if _finite(error) and error is not None and error >= 0
+        else f"trial {number} has standard_error={_short(error)}"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _finite(value: Any) -> bool:
@@ -192,21 +207,7 @@ def _finite(value: Any) -> bool:
 def _lock(path: Path) -> BinaryIO | None:
     """The file, locked for this search until it is closed or the process ends; None where the system has no locks."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}.", remedy="Give the path of a file.") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunError(
-            f"Another search is running on {path}.", remedy="Wait for its end, or stop it; a killed one holds nothing."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
+    return lock(path, taken=f"Another search is running on {path}.")

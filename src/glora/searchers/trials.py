@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from glora import registry
 from glora.searchers.space import Space
 
 __all__ = ["Origin", "Score", "SearchResult", "Trial", "pareto_front"]
@@ -83,6 +84,14 @@ class SearchResult:
     trials: tuple[Trial, ...]
     front: tuple[Trial, ...]
     finished: bool = True
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row per trial, in the order of asking; see `glora.searchers.frame.trials_frame`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return registry.load("glora.searchers.frame:trials_frame")(self.trials, self.front)
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:

@@ -13,7 +13,6 @@ temperature is that of Guo et al. (arXiv 1706.04599, Sec. 4.2).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from glora.errors import RunError
-from glora.files import write_json
+from glora.files import read_json, write_json
 from glora.tasks.evaluation import Evaluation, joined
 from glora.tasks.objective import Batch, Objective
 
@@ -42,6 +41,7 @@ __all__ = [
     "possible_temperatures",
 ]
 
+REMEDY = "Delete search.jsonl and search anew."
 GENOTYPES = 4  # random ones that it is chosen with
 STRENGTHS = tuple(2 ** (step / 3) for step in range(-4, 3))
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-8, 33))
@@ -82,14 +82,14 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if {*found} != {*asdict(cls())}:
+            found = read_json(path, remedy=REMEDY)
+            if not isinstance(found, dict) or {*found} != {*asdict(cls())}:
                 raise ValueError(f"it has {list(asdict(cls()))}, and nothing else")
             if not all(isinstance(value, float) and 0 < value < math.inf for value in found.values()):
                 raise ValueError("both are finite numbers above 0")
             return cls(**found)
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{path} cannot be read: {error}.", remedy="Delete search.jsonl and search anew.") from error
+            raise RunError(f"{path} cannot be read: {error}.", remedy=REMEDY) from error
 
 
 def choose_calibration(

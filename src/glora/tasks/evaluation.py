@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from glora.tasks.batching import lengths_of, passes, weights_of
+from glora.tasks.memory import memory_told
 from glora.tasks.objective import Batch, Examples, Metric, Objective
 
 __all__ = ["Evaluation", "Evaluator", "ahead", "evaluate", "joined", "mean", "mean_and_error", "selection_bias"]
@@ -131,10 +132,17 @@ class Evaluator:
         model.eval()
         chosen = range(len(examples)) if indices is None else indices
         for places in passes(chosen, lengths_of(examples), most=self.batch_size, tokens=self.tokens):
-            batch = send_to_device(examples.batch([chosen[place] for place in places]), self.accelerator.device)
-            with self.accelerator.autocast():
-                output = self.objective.forward(model, batch, train=False)
+            with memory_told(f"a forward pass of {len(places)} {examples.unit}", remedy=self._smaller(len(places))):
+                batch = send_to_device(examples.batch([chosen[place] for place in places]), self.accelerator.device)
+                with self.accelerator.autocast():
+                    output = self.objective.forward(model, batch, train=False)
             yield places, output, batch
+
+    def _smaller(self, examples: int) -> str:
+        if examples == 1:
+            return "Take a smaller model or smaller inputs, or train.precision=bf16."
+        tokens = "" if self.tokens is None else f" or search.batch_tokens={self.tokens // 2}"
+        return f"Take fewer at a time: search.batch_size={examples // 2}{tokens}, of {self.batch_size} now."
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples, indices: Sequence[int] | None = None) -> Evaluation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -168,6 +169,7 @@ class ImageSet:
     def training_batch(self, batch: Sequence[int], positions: Sequence[int], *, seed: int, epoch: int) -> Batch:
         """Some images of a training batch, augmented; what an image gets hangs on seed, epoch and its index alone.
 
+        One that is in the batch more than once looks another way each time.
         Where images are mixed, each is with the one as far from the batch's other end, in one share for all.
 
         Args:
@@ -181,13 +183,14 @@ class ImageSet:
         places = [int(batch[position]) for position in positions]
         if self.augmentation == Augmentation():
             return self.batch(places)
-        targets = self.targets[torch.tensor(places)]
+        targets, copies = self.targets[torch.tensor(places)], _copies(batch)
         if not self.mixes:
-            return Batch(self._varied(places, f"{seed} {epoch}"), targets)
-        others = [int(batch[len(batch) - 1 - position]) for position in positions]
-        both = list(dict.fromkeys([*places, *others]))
+            return Batch(self._varied([copies[position] for position in positions], f"{seed} {epoch}"), targets)
+        opposite = [len(batch) - 1 - position for position in positions]
+        others = [int(batch[position]) for position in opposite]
+        both = list(dict.fromkeys(copies[position] for position in (*positions, *opposite)))
         x = self._varied(both, f"{seed} {epoch}")
-        own, other = (x[[both.index(place) for place in some]] for some in (places, others))
+        own, other = (x[[both.index(copies[position]) for position in some]] for some in (positions, opposite))
         with drawing(f"mix {seed} {epoch} {int(batch[0])}"):
             mixed = mixing(self.augmentation, self._needed.size)
         return Batch(mixed(own, other), Mixed(targets, self.targets[torch.tensor(others)], mixed.share))
@@ -204,15 +207,15 @@ class ImageSet:
     def _read(self, places: list[int]) -> Tensor:
         return _normalised(torch.stack(self._pixels(places, self._needed)), self._needed)  # (b, 3, h, w)
 
-    def _varied(self, places: list[int], drawn: str) -> Tensor:
-        """The augmented images `(b, 3, h, w)`."""
-        kind, preprocess = self.augmentation.kind, self._needed
+    def _varied(self, copies: list[tuple[int, int]], drawn: str) -> Tensor:
+        """The augmented images `(b, 3, h, w)`, each given by its index and which of its copies in the batch it is."""
+        kind, preprocess, places = self.augmentation.kind, self._needed, [place for place, _ in copies]
         if kind == "none":  # they are mixed
             return self._read(places)
         change = transform(kind, preprocess.size, preprocess.mean, preprocess.std, preprocess.interpolation)
         found = []
-        for place, image in zip(places, self._images(places), strict=True):
-            with drawing(f"augment {drawn} {place}"):
+        for (place, copy), image in zip(copies, self._images(places), strict=True):
+            with drawing(f"augment {drawn} {place}" + (f" {copy}" if copy else "")):
                 found.append(change(image))
         return torch.stack(found)
 
@@ -302,6 +305,16 @@ class ImageSet:
         files = [self.items[place] for place in places]
         named = zip(places, files, strict=True)
         return [f"image {place}" if isinstance(file, np.ndarray) else _short(file) for place, file in named]
+
+
+def _copies(batch: Sequence[int]) -> list[tuple[int, int]]:
+    """Each index of the batch with the number of times that it came before."""
+    seen: Counter[int] = Counter()
+    found = []
+    for index in map(int, batch):
+        found.append((index, seen[index]))
+        seen[index] += 1
+    return found
 
 
 def is_image(value: Any) -> bool:

@@ -126,6 +126,15 @@ class Examples(Protocol):
 
 
 @runtime_checkable
+class Fixed(Examples, Protocol):
+    """Examples whose inputs `identify` leaves out, though they may be known not to change from reading to reading."""
+
+    def identify_inputs(self, digest: Any) -> None:
+        """Adds the inputs that are known not to change to a hash."""
+        ...
+
+
+@runtime_checkable
 class Varied(Examples, Protocol):
     """Examples that look another way in every epoch of a training."""
 

@@ -14,9 +14,10 @@ from glora import registry
 from glora.errors import DataError, UnknownNameError, nearest
 from glora.settings import Count, Settings, build
 from glora.tasks.augment import Augment, Augmentation
+from glora.tasks.balance import Balance, Kind, imbalance
 from glora.tasks.data import SOURCES
 from glora.tasks.images import ImageSet, Resize
-from glora.tasks.objective import Examples, Measured, Objective, Targets
+from glora.tasks.objective import Examples, Fixed, Measured, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
@@ -37,6 +38,7 @@ class Task:
         test: Examples that only the final result sees; None where there are none.
         notes: What a user should be told: the split that was chosen, the files skipped.
         fingerprint: sha256 over the objective and the examples of each split; changes when the data does.
+        parts: What can change -> its own state, in words that differ then: `{"val": "20 images, 5f3e..."}`.
         group: The group of tasks that it belongs to, where there is one: natural, specialized, structured.
         others: Further test sets by name, read once at the end, as test is.
         among: Of further test sets that have some of the classes alone: which; they are also scored among those.
@@ -49,6 +51,7 @@ class Task:
     test: Examples | None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     others: Mapping[str, Examples] = field(default_factory=dict)
     among: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -75,10 +78,16 @@ class Task:
         """The same task with its fingerprint; file names count relative to `root`."""
         said = self.objective.model_dump_json(exclude=set(self.objective.of_training))
         digest = hashlib.sha256(said.encode())
-        for split in (*self.splits.values(), *self.others.values()):
+        parts = {"objective": hashlib.sha256(said.encode()).hexdigest()[:8]}
+        for name, split in {**self.splits, **self.others}.items():
             digest.update(f"split {len(split)}\n".encode())
             split.identify(digest, root)
-        return replace(self, fingerprint=digest.hexdigest())
+            own = hashlib.sha256()
+            split.identify(own, root)
+            if isinstance(split, Fixed):
+                split.identify_inputs(own)
+            parts[name] = f"{len(split)} {split.unit}, {own.hexdigest()[:8]}"
+        return replace(self, fingerprint=digest.hexdigest(), parts=parts)
 
 
 class DataSettings(Settings):
@@ -98,6 +107,12 @@ class DataSettings(Settings):
         "none",
         description="Of training images: light, a random crop and flip; few_shot, also RandAugment and erasing.",
     )
+    balance: Kind = Field(
+        "none", description="Classes of unequal size in training: weights in the loss, or sampling of rare ones more."
+    )
+    balance_power: float = Field(
+        1.0, ge=0, le=1, description="How far data.balance goes: 1, all classes count the same; 0.5, by square roots."
+    )
     mixup: float = Field(0.0, ge=0, description="Alpha of mixup: training images averaged in pairs; 0 is never.")
     cutmix: float = Field(0.0, ge=0, description="Alpha of cutmix: a box from another training image; 0 is never.")
     resize: Resize = Field(
@@ -108,6 +123,11 @@ class DataSettings(Settings):
     def augmentation(self) -> Augmentation:
         """What training images go through."""
         return Augmentation(self.augment, self.mixup, self.cutmix)
+
+    @property
+    def balancing(self) -> Balance:
+        """How much the examples of a class count in training."""
+        return Balance(self.balance, self.balance_power)
 
     @classmethod
     def detects(cls, path: Path) -> bool:
@@ -184,7 +204,8 @@ def assemble(
     train, val, test, split_notes = _split(found, objective.strata_names, settings)
     objective = objective.fitted(train.targets)
     train = augmented(train, settings)
-    told = (*notes, *_repeated({"train": train, "val": val, "test": test}), *split_notes)
+    repeated = _repeated({"train": train, "val": val, "test": test})
+    told = (*notes, *repeated, *split_notes, *imbalance(train, objective, settings.balancing))
     task = Task(name, objective, train, val, test, told, group=group, others=further, among=among or {})
     return task.stamped(root)
 
@@ -284,6 +305,8 @@ def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
     if isinstance(source, str) and source in SOURCES and not registry.load(SOURCES[source]).reads_paths:
         kind = registry.load(SOURCES[source])
         return kind
+    if not isinstance(source, str | Path):
+        return DataSettings  # which says what a source is
     path = Path(source).expanduser()
     if str(source) == "" or not path.exists():
         raise _nowhere(source)

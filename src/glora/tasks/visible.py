@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from glora.errors import DataError
@@ -26,7 +27,7 @@ class VisibleData:
         aside: Examples that neither train nor choose: they tell what the choice is worth; may be empty.
         folds: Places in `val` of the examples that each fold scores; empty in the plain split.
         notes: What a user should be told of the split.
-        fingerprint: The task's.
+        fingerprint, parts: The task's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class VisibleData:
     folds: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def training(self, fold: int) -> Examples:
         """What the supernet of this fold is trained on: the examples of all others."""
@@ -85,14 +87,15 @@ def visible(task: Task, *, seed: int, aside: int, folds: int) -> VisibleData:
     chosen, kept = stratified_split(strata, sizes, rng, groups=groups_of(task.val))
     val, set_aside = task.val.subset(chosen) if aside else task.val, task.val.subset(kept)
     notes = (f"{len(kept)} of the {len(task.val)} val {unit} are set aside from the search.",) if aside else ()
+    stamp = task.fingerprint, task.parts
     if folds < 2:
-        return VisibleData(task.name, task.objective, task.train, val, set_aside, (), notes, task.fingerprint)
+        return VisibleData(task.name, task.objective, task.train, val, set_aside, (), notes, *stamp)
     pool = task.train.joined(val)
     if folds > len(pool):
         raise DataError(f"folds={folds} is more than the {len(pool)} {unit}.", remedy="Ask for fewer folds.")
     parts = _parts(pool, folds, random.Random(f"folds {seed}"))
     note = f"{folds} folds of the {len(pool)} {unit} of train and val; each scores what its supernet did not see."
-    return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, note), task.fingerprint)
+    return VisibleData(task.name, task.objective, pool, pool, set_aside, parts, (*notes, note), *stamp)
 
 
 def _parts(pool: Examples, folds: int, rng: random.Random) -> tuple[tuple[int, ...], ...]:

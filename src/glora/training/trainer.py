@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from glora.config import TrainSettings
-from glora.errors import StateError
+from glora.errors import StateError, listed
 from glora.methods.method import Tuned
+from glora.tasks.balance import Balance
 from glora.tasks.batching import grouped, lengths_of, passes, weights_of
+from glora.tasks.memory import memory_told
 from glora.tasks.objective import Batch, Examples, Objective, Varied
 from glora.training.alone import example_alone
 from glora.training.average import Average
@@ -79,6 +81,15 @@ class Progress:
     seconds_left: float
 
 
+class _Taken(NamedTuple):
+    """A step that was taken: its number, its examples, the generator before it, and its sums."""
+
+    step: int
+    examples: int
+    before: tuple[Any, ...]
+    sums: Tensor
+
+
 class Trainer:
     """Trains a Tuned on examples: with the optimizer and the schedule of the settings, PACE if asked.
 
@@ -100,6 +111,7 @@ class Trainer:
         seed: Decides batches and subnets.
         accelerator: Device, precision and processes.
         val_loss: What the model does on val as it stands, asked after every epoch; None: val has no say.
+        balance: How much the examples of a class count.
 
     Attributes:
         lr: Learning rate at the top, as it is now.
@@ -110,6 +122,7 @@ class Trainer:
 
     Raises:
         ConfigError: PACE is asked for, and nothing can be perturbed.
+        DataError: Classes are to be balanced, and there are none.
     """
 
     def __init__(
@@ -123,6 +136,7 @@ class Trainer:
         seed: int,
         accelerator: Accelerator,
         val_loss: Callable[[], float] | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.tuned = tuned
         self.val_loss = val_loss
@@ -140,8 +154,12 @@ class Trainer:
         self.example_steps = 0
         self.parameters = list(tuned.parameters())
         self.lengths = lengths_of(examples)
-        self.uniform = weights_of(examples) is None
-        self.chance = objective.chance(examples)
+        balance = balance or Balance()
+        counting = balance.counting(objective, examples)
+        self.counting = counting if balance.kind == "weights" else None  # how much each counts in the loss
+        self.drawing = counting if balance.kind == "sampling" else None  # how often each is drawn
+        self.uniform = weights_of(examples) is None and self.counting is None
+        self.chance = objective.chance(examples) if counting is None else balance.chance(examples)
         first = objective.metrics[0]
         mixed = isinstance(examples, Varied) and examples.mixes
         self.metric = first if first.per_example and not mixed else None
@@ -249,22 +267,54 @@ class Trainer:
         rng = random.Random(f"subnets {self.seed} {epoch}")
         sums = torch.zeros(4, device=self.accelerator.device)
         shown, first = 0.0, epoch * self.steps_per_epoch
+        unseen: list[_Taken] = []  # steps since the last look at the loss
         self.pace.begin(epoch)
         for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
             batch = whole[: self.pace.examples(first + k, len(whole))]
-            sums = sums + self._step(batch, first + k, rng)
+            before = rng.getstate()
+            with memory_told(f"a training step of {len(batch)} {self.examples.unit}", remedy=self._smaller()):
+                unseen.append(_Taken(first + k, len(batch), before, self._step(batch, first + k, rng)))
+            sums = sums + unseen[-1].sums
             if time.perf_counter() - shown < SYNC_EVERY and k + 1 < self.steps_per_epoch:
                 continue
             shown = time.perf_counter()
             *totals, seen = sums.tolist()
             mean, metric, plain = (total / seen for total in totals)
             if not math.isfinite(mean):
-                raise StateError(
-                    f"The training loss is {mean} in epoch {self.epoch + 1}.",
-                    remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32.",
-                )
+                raise self._diverged("The training loss is", unseen)
+            unseen = unseen[-1:]
             yield self._progress(k, mean, metric, self.lr_at(first + k), start)
+        if not all(bool(value.isfinite().all()) for value in self.parameters):  # of the last step, whose loss was
+            raise self._diverged("A trained number becomes", unseen)
         self.losses.append(plain)
+
+    def _diverged(self, what: str, unseen: Sequence[_Taken]) -> StateError:
+        """What is said where numbers are not finite: in which step, at which learning rate, and what was played."""
+        totals = [taken.sums[0].item() for taken in unseen]
+        place = next((place for place, total in enumerate(totals) if not math.isfinite(total)), len(totals) - 1)
+        taken, rng = unseen[place], random.Random()
+        rng.setstate(taken.before)
+        self.tuned.before_step(rng, range(taken.examples), taken.examples, taken.step / self.steps)
+        played = [text if len(text := repr(each)) < 300 else f"{text[:300]}..." for each in self.tuned.playing]
+        number = totals[place] if not math.isfinite(totals[place]) else "infinite or NaN"
+        return StateError(
+            f"{what} {number} in epoch {self.epoch + 1}, step {taken.step + 1} of {self.steps}, at a learning rate of "
+            f"{self.lr_at(taken.step):.3g}.{f' In play: {listed(played, n=1)}.' if played else ''}",
+            allowed="What was saved before is as it was.",
+            remedy=f"Train with a lower learning rate than {self.lr:g}, or in float32, in another folder.",
+        )
+
+    def _smaller(self) -> str:
+        """What to try where a training step does not fit into memory."""
+        size, most = self.settings.batch_size, self.settings.micro_batch
+        passes = min(size, most or size)
+        if passes == 1:
+            return "Take a smaller model or smaller inputs, or train.precision=bf16."
+        said = f"train.batch_size is {size}" + (f", train.micro_batch {most}" if most else "")
+        return (
+            f"{said}: begin anew with train.micro_batch={passes // 2}, which makes the same steps with less memory, or "
+            "with train.precision=bf16."
+        )
 
     def _progress(self, k: int, loss: float, metric: float, lr: float, start: float) -> Progress:
         n, epochs = len(self.examples), self.settings.longest
@@ -284,9 +334,15 @@ class Trainer:
         )
 
     def _order(self, epoch: int) -> Tensor:
-        """The examples in the order of an epoch, `(n,)`; those that have lengths in batches of about the same."""
+        """The examples in the order of an epoch, `(n,)`; those that have lengths in batches of about the same.
+
+        Each comes once; where classes are balanced by sampling, as often as it was drawn.
+        """
         n, seed = len(self.examples), (self.seed * 1_000_003 + epoch) % 2**63
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(n, generator=generator)
+        if self.drawing is not None:
+            order = torch.multinomial(self.drawing, n, replacement=True, generator=generator)
         if self.lengths is None or self.settings.order == "random":
             return order
         rng = random.Random(f"batches {self.seed} {epoch}")
@@ -326,14 +382,15 @@ class Trainer:
     def _weights(self, batch: Tensor) -> Tensor:
         """How much each example of a step counts in its loss, `(n,)`: 1 where all count the same."""
         weights = weights_of(self.examples, batch.tolist())
-        return torch.ones(len(batch), dtype=torch.float64) if weights is None else weights
+        weights = torch.ones(len(batch), dtype=torch.float64) if weights is None else weights
+        return weights if self.counting is None else weights * self.counting[batch]
 
     def _pass(self, taken: StepExamples, weights: Tensor, rng: random.Random) -> Tensor:
         """Forward and backward of some examples of a step; the sums over them, as `_step` gives them."""
         places = list(taken.positions)
         mine, total = weights[places], weights.sum().item()
         share = mine.sum().item() / total if taken.mine else 0.0
-        examples = send_to_device(self._read(taken.batch, places), self.accelerator.device)
+        examples = send_to_device(self._read(taken, places), self.accelerator.device)
         rows = [place for place in places for _ in range(examples.rows)]
         self.tuned.before_step(rng, rows, len(taken.batch), taken.step / self.steps)
         with self.pace.around(), example_alone(self.tuned.model, len(rows)):
@@ -345,12 +402,12 @@ class Trainer:
         metric = self._metric(output, examples, mine) * taken.mine
         return torch.stack([total * loss.detach(), metric, total * share * plain.detach()])
 
-    def _read(self, batch: Tensor, positions: Sequence[int]) -> Batch:
-        """This process's examples, as they look in this epoch."""
+    def _read(self, taken: StepExamples, positions: Sequence[int]) -> Batch:
+        """This process's examples, as they look in this epoch; in this step, where an epoch may have one twice."""
         if isinstance(self.examples, Varied):
-            drawn = {"seed": self.seed, "epoch": self.epoch - self.began}
-            return self.examples.training_batch(batch.tolist(), positions, **drawn)
-        return self.examples.batch(batch[list(positions)].tolist())
+            drawn = {"seed": self.seed, "epoch": self.epoch - self.began if self.drawing is None else taken.step}
+            return self.examples.training_batch(taken.batch.tolist(), positions, **drawn)
+        return self.examples.batch(taken.batch[list(positions)].tolist())
 
     def _forward(self, batch: Batch) -> Any:
         with self.accelerator.autocast():
@@ -404,6 +461,23 @@ class Trainer:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _check_fits(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Raises StateError unless the state is of a training of this model."""
+        wanted = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
+        wanted |= {f"{index}.value": value for index, value in enumerate(self.parameters)}
+        odd = [name for name, value in wanted.items() if name not in tensors or tensors[name].shape != value.shape]
+        shapes = {name.partition(".")[0]: value.shape for name, value in wanted.items() if name.endswith(".value")}
+        for name, value in tensors.items():
+            index, _, moving = name.partition(".")
+            odd += [name] if moving in MOVING and value.dim() and value.shape != shapes.get(index, value.shape) else []
+        numbers = ("epoch", "seconds", "example_steps", "lr", "began")
+        odd += [name for name in numbers if type(meta.get(name)) not in (int, float)]
+        if odd or not isinstance(meta.get("losses"), list):
+            raise StateError(
+                f"The unfinished training does not fit this model: {listed(odd) or 'losses'}.",
+                remedy="Delete its training.safetensors: the training starts again.",
+            )
+
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
 
@@ -418,6 +492,7 @@ class Trainer:
                 "numbers would play another function now.",
                 remedy="Finish it with that version, or start anew with another --out.",
             )
+        self._check_fits(tensors, meta)
         optimizer = self.optimizer.state_dict()
         with torch.no_grad():
             for name, buffer in self.tuned.model.named_buffers():

@@ -6,7 +6,6 @@ that belong to nothing. PEFT reads most of such folders without a word, with wro
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from glora.adapt.sites import base_state
 from glora.adapt.state import AdapterState
 from glora.backbones.checkpoint import read_pickled
 from glora.errors import BackboneError, listed
+from glora.plain import parse_json
 from glora.registry import load
 
 __all__ = ["PeftFolder", "PeftKind"]
@@ -91,8 +91,8 @@ def _config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         refuse(path, f"the folder has no {CONFIG}.", remedy="Give an adapter file, or a folder that PEFT wrote.")
     try:
-        config = json.loads(file.read_text("utf-8"))
-        kind = config["peft_type"]
+        config = parse_json(file.read_bytes())
+        kind = str(config["peft_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         refuse(path, f"{CONFIG} is damaged: {type(error).__name__}: {error}.", remedy="Copy the folder again.")
     if kind not in KINDS:
@@ -125,6 +125,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         refuse(path, f"its weights are damaged: {error}", remedy="Copy the folder again.")
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         refuse(path, "its weights are no tensors by name.")
+    if odd := [name for name, value in found.items() if not bool(value.isfinite().all())]:
+        refuse(path, f"{listed(odd)} has numbers that are not finite.", remedy="Save or copy it again.")
     if odd := [name for name in found if not name.startswith(PREFIX)]:
         refuse(path, f"{listed(odd)} does not begin with {PREFIX!r}: PEFT would leave it out without a word.")
     return {name.removeprefix(PREFIX): value for name, value in found.items()}

@@ -28,6 +28,7 @@ KNOWN = {
     "alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config",
     "qalora_group_size", "lora_bias", "ensure_weight_tying",
 }  # fmt: skip
+MOST = 1e9  # alpha / rank
 
 
 class PeftLora(PeftKind):
@@ -59,8 +60,9 @@ class PeftLora(PeftKind):
             rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
             if isinstance(rank, int) and rank != up.shape[0]:
                 refuse(parts.path, f"{module} has rank {up.shape[0]}, and {rank} by the configuration.")
-            parts.put(layer, "B", Choice("lora", up.shape[0]), **_factors(parts.path, module, layer, up, down))
-            if scale != 1.0:
+            factors = _factors(parts.path, module, layer, up, down if scale > 0 else down * scale)
+            parts.put(layer, "B", Choice("lora", up.shape[0]), **factors)
+            if scale > 0 and scale != 1.0:  # a scale of ours is above 0
                 parts.scales[layer.name]["B.lora"] = scale
             shift = tensors.pop(f"{module}.lora_B.bias", None)
             if shift is not None and shift.any():
@@ -100,11 +102,19 @@ def _factors(path: Path, module: str, layer: Layer, up: Tensor, down: Tensor) ->
 
 def _scale(module: str, config: Config, rank: int) -> float:
     alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not abs(scale) <= MOST:
+        raise ValueError(f"{module} is multiplied by {scale:.3g}")
+    return scale
 
 
 def _pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
     """What a `rank_pattern` or `alpha_pattern` says of a layer: the first that matches the end of its name."""
+    if not isinstance(patterns, Mapping | None):
+        raise TypeError(f"{str(patterns)[:80]!r} is no pattern and value")
+    for each in patterns or {}:  # a stranger's, and Python's search for them has no limit of its own
+        if len(each) > 200 or len(re.findall(r"[*+?{]", each)) > 3 or re.search(r"\)[*+{]", each):
+            raise ValueError(f"the pattern {each[:80]!r} could take for ever")
     key = next((key for key in patterns or {} if re.match(rf"(.*\.)?({key})$", module)), None)
     return otherwise if key is None or patterns is None else patterns[key]
 

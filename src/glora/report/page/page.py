@@ -12,6 +12,7 @@ from glora.report.page import charts, winner, words
 from glora.report.page.classes import Classified, classified
 from glora.report.page.record import RunRecord
 from glora.report.sheet import Sheet
+from glora.settings import flat
 from glora.version import __version__
 
 __all__ = ["render"]
@@ -78,7 +79,7 @@ def _shown(run: RunRecord, name: str, *, images: bool) -> dict[str, Any]:
         "wrong": _wrong(run, found, images=images),
         "cost": words.cost(run),
         "notes": () if result is None else result.notes,
-        "settings": list(words.flat(run.settings).items()),
+        "settings": list(flat(run.settings).items()),
         "versions": [] if result is None else _versions(run),
         "loading": words.loading(run),
     }

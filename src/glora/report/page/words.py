@@ -9,7 +9,7 @@ from glora.report.outcome import SPLITS, TITLES, row_title
 from glora.report.page.record import RunRecord
 from glora.report.tables import trainable
 
-__all__ = ["asked", "cost", "flat", "loading", "measured", "verdict"]
+__all__ = ["asked", "cost", "loading", "measured", "verdict"]
 
 STATES = {
     "begun": "It has begun.",
@@ -141,14 +141,6 @@ def _duration(seconds: float) -> str:
         if seconds >= limit:
             return f"{seconds / limit:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of nested settings."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def loading(run: RunRecord) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from glora.files import write_text
+from glora.files import held, write_text
 from glora.report.result import Result
 from glora.runs.benchmark.folder import BenchmarkFolder
 from glora.runs.benchmark.protocols import note_of
@@ -65,9 +65,12 @@ def run_benchmark(
     rates = Rates(benchmark, folder.rates, _group)
     view = view or BenchmarkView()
     folder.check(map(rates.settled, benchmark.cells))
-    write_text(folder.file, Path(path).read_text(encoding="utf-8"))
-    work = Work(view if workers == 0 else None)
-    with closing(new_executor(work, workers, cluster=cluster, limit=benchmark.settings.limit)) as executor:
+    work, limit = Work(view if workers == 0 else None), benchmark.settings.limit
+    with (
+        held(folder.path, what=f"the benchmark in {folder.path}"),
+        closing(new_executor(work, workers, cluster=cluster, limit=limit)) as executor,
+    ):
+        write_text(folder.file, Path(path).read_text(encoding="utf-8"))
         whole = _Going(benchmark, folder, rates, executor, view, workers)
         whole.choose_rates()
         failed = whole.run_cells()

@@ -17,8 +17,9 @@ from glora.files import write_json, write_text
 from glora.report.examples import TESTED
 from glora.report.result import Result
 from glora.runs.benchmark.settings import Cell
-from glora.runs.folder import ANY_TIME, RunFolder, flat
+from glora.runs.folder import ANY_TIME, RunFolder
 from glora.runs.resolve import resolve
+from glora.settings import flat
 
 __all__ = ["BenchmarkFolder"]
 

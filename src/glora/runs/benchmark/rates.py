@@ -6,7 +6,6 @@ genotype plays, and all val examples count.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, cast
 
 from glora.config import Experiment
 from glora.errors import GloraError, RunError, StateError
-from glora.files import write_json
+from glora.files import read_json, write_json
 from glora.methods.method import Method
 from glora.report.outcome import digest
 from glora.runs.benchmark.settings import Benchmark, Cell, RateSettings
@@ -273,10 +272,8 @@ def _means(rate: float, runs: Sequence[Mapping[str, Any]]) -> dict[str, float | 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}.", remedy="Delete it: rates are then chosen again.") from error
+    remedy = "Delete it: rates are then chosen again."
+    found = read_json(file, remedy=remedy)
+    if not isinstance(found, dict):
+        raise RunError(f"{file} cannot be read: it is no mapping.", remedy=remedy)
     return found

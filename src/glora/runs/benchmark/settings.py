@@ -15,7 +15,7 @@ from glora.backbones import unknown_name
 from glora.config import Experiment, all_errors, try_experiment
 from glora.methods.method import Method
 from glora.runs.benchmark.protocols import recipe_of
-from glora.settings import Settings, merged, opened, problems_of, read_settings
+from glora.settings import Settings, Written, merged, opened, problems_of, read_written
 
 __all__ = [
     "Benchmark",
@@ -223,7 +223,7 @@ def load_benchmark(path: str | Path) -> Benchmark:
     Raises:
         ConfigError: Lists every unknown key and wrong value of the file and of every cell at once.
     """
-    return build_benchmark(read_settings(Path(path)), source=str(path))
+    return build_benchmark(read_written(Path(path)), source=str(path))
 
 
 def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -> Benchmark:
@@ -231,7 +231,7 @@ def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -
     try:
         settings = BenchmarkSettings.model_validate(dict(data))
     except ValidationError as error:
-        raise all_errors(problems_of(error, BenchmarkSettings), source) from error
+        raise all_errors(problems_of(error, BenchmarkSettings), source, data) from error
     cells, problems = _cells(settings)
     problems += _odd_names(cells)
     labels = {cell.task for cell in cells}
@@ -240,8 +240,8 @@ def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -
         for name in (settings.rates.tasks if settings.rates and not problems else ())
         if name not in labels
     ]
-    if problems:
-        raise all_errors(problems, source)
+    if problems or (isinstance(data, Written) and data.twice):
+        raise all_errors(problems, source, data)
     return Benchmark(settings, tuple(cells))
 
 

@@ -7,7 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survi
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
 from glora.tasks.objective import Examples
+from glora.tasks.task import DataSettings
 from glora.training.trainer import Trainer
 
 __all__ = ["choose_rate"]
@@ -140,6 +141,7 @@ class _Choosing:
             lr=rate,
             seed=seed,
             accelerator=session.accelerator,
+            balance=cast(DataSettings, session.experiment.data).balancing,
         )
         trainer.chance = None  # what a bad rate does is no warning
         folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")

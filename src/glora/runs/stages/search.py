@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glora.errors import BudgetError, MissingExtraError, RunError
-from glora.files import sha256
+from glora.files import plain_json, sha256
 from glora.genes import GenotypeSpace
 from glora.methods.method import Tuned
 from glora.report import plots
@@ -306,7 +306,8 @@ class Search:
         else:
             self.put_finished()
             self.tuned.activate(winner.genotype)
-            info = {**session.info, "winner": outcome.key, **({"final": "all"} if self.again else {})}
+            info = {**session.info, "winner": outcome.key, "metrics": plain_json(outcome.rows.get("winner", {}))}
+            info |= {"final": "all"} if self.again else {}
             self.tuned.save_winner(folder.adapter, info, base_fingerprint=session.base_fingerprint)
         outcome.write(folder.winner)
         folder.mark("searched", winner=outcome.key)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
+from glora.errors import RunError
 from glora.methods.method import Tuned
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judging
 from glora.runs.ladder import training_of
 from glora.runs.session import Session
 from glora.tasks.objective import Examples
+from glora.tasks.task import DataSettings
 from glora.training.trainer import Trainer
 
 __all__ = ["Training", "run_training", "train", "train_into", "trained_values"]
 
+FORMAT = 1  # of the state of an unfinished training
 SAVE_SHARE = 0.05  # of the training time may go into saving its state
 
 
@@ -109,7 +112,7 @@ def train_into(
     if done:
         tuned.load(folder.trained_file(), base_fingerprint=session.base_fingerprint)
         return
-    folder.check_data(session.data.fingerprint)
+    folder.check_data(session.data.fingerprint, session.data.parts)
     seed = session.experiment.seed
     torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
     trainer = Trainer(
@@ -121,13 +124,15 @@ def train_into(
         seed=seed,
         accelerator=session.accelerator,
         val_loss=_val_loss(session, tuned) if training.settings.epochs == "auto" else None,
+        balance=cast(DataSettings, session.experiment.data).balancing,
     )
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
         if training.settings.epochs == "auto":
             _tell_best(session, trainer, folder)
         file = folder.adapter if tuned.space is None else folder.supernet
-        tuned.save(file, training.info, base_fingerprint=session.base_fingerprint)
+        info = {**training.info, "metrics": {"train_loss": trainer.losses[-1]}}
+        tuned.save(file, info, base_fingerprint=session.base_fingerprint)
         folder.mark("trained", file=file.name, seconds=trainer.seconds, example_steps=trainer.example_steps)
         folder.training.unlink(missing_ok=True)
 
@@ -157,7 +162,8 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     accelerator.wait_for_everyone()  # all have read what the main process will write anew
     main = accelerator.is_main_process
     if main:
-        folder.begin(session.data.fingerprint, trainer.epoch, base=session.base_fingerprint)
+        data = session.data
+        folder.begin(data.fingerprint, trainer.epoch, base=session.base_fingerprint, parts=data.parts)
     saved, cost = trainer.seconds, 0.0
     for progress in trainer.run(reporter.training):
         if trainer.began == trainer.epoch:  # it begins anew
@@ -183,12 +189,25 @@ def _save(folder: RunFolder, trainer: Trainer) -> None:
     tensors["rng"] = torch.get_rng_state()  # drop-out and drop-path of the backbone draw from it
     if trainer.accelerator.device.type == "cuda":
         tensors["cuda_rng"] = torch.cuda.get_rng_state(trainer.accelerator.device)
-    save_tensors(folder.training, tensors, meta)
+    folder.need_there()
+    save_tensors(folder.training, tensors, {**meta, "format": FORMAT})
 
 
 def _restore(folder: RunFolder, trainer: Trainer) -> None:
     tensors, meta = read_tensors(folder.training)
-    torch.set_rng_state(tensors["rng"])
+    if meta.get("format", FORMAT) != FORMAT:  # of before it was kept: the first
+        raise RunError(
+            f"{folder.training} has the format {str(meta['format'])[:40]}.",
+            allowed=f"This glora continues a training of format {FORMAT}.",
+            remedy=f"Finish it with the version of then, or {folder.anew}",
+        )
+    now, then = torch.get_rng_state(), tensors.get("rng")
+    if then is None or then.dtype != now.dtype or then.shape != now.shape:
+        raise RunError(
+            f"{folder.training} is damaged: it has no state of the random numbers.",
+            remedy="Delete it; its stage starts again.",
+        )
+    trainer.restore(tensors, meta)
+    torch.set_rng_state(then)
     if "cuda_rng" in tensors and trainer.accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda_rng"], trainer.accelerator.device)
-    trainer.restore(tensors, meta)

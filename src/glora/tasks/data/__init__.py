@@ -21,6 +21,7 @@ SOURCES = {  # packaged data sets, then formats of files; the last format is wha
     "vtab": "glora.tasks.data.vtab:Vtab",
     "from_python": "glora.tasks.data.from_python:FromPython",
     "text_from_python": "glora.tasks.data.text_from_python:TextFromPython",
+    "webdataset": "glora.tasks.data.webdataset:WebDataset",
     "text": "glora.tasks.data.text:Text",
     "hugging_face": "glora.tasks.data.hugging_face:HuggingFace",
     "image_table": "glora.tasks.data.image_table:ImageTable",

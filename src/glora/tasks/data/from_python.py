@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from glora.errors import DataError, listed
+from glora.tasks.balance import imbalance
 from glora.tasks.images import ImageSet, Preprocess, is_image, read_image
 from glora.tasks.objective import Batch, Examples, Objective, Targets
 from glora.tasks.splits import carve_val, sampled
@@ -33,6 +34,7 @@ __all__ = [
 INPUTS = ("input", "inputs", "image", "images", "img", "pixel_values", "x")
 TARGETS = ("target", "targets", "label", "labels", "y")
 MOST_CLASSES = 100_000  # whole numbers up to it are places of outputs; beyond it they are names
+AT_ONCE = 256  # examples that are hashed together
 
 
 class FromPython(DataSettings):
@@ -122,6 +124,18 @@ class DatasetExamples:
     def identify(self, digest: Any, root: Path | None) -> None:
         """Adds the targets to a hash: inputs may be augmented, and differ from reading to reading."""
         digest.update(self.targets.contiguous().numpy().tobytes())
+
+    def identify_inputs(self, digest: Any) -> None:
+        """Adds the tensors of a `TensorDataset`, or of a `Subset` of one: they are the same at every reading."""
+        dataset: Any = self.dataset
+        indices = list(self.indices)
+        while isinstance(dataset, Subset):
+            dataset, indices = dataset.dataset, [dataset.indices[index] for index in indices]
+        for tensor in dataset.tensors if isinstance(dataset, TensorDataset) else ():
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape[1:])}".encode())
+            for start in range(0, len(indices), AT_ONCE):
+                rows = tensor[indices[start : start + AT_ONCE]].detach().cpu().contiguous()
+                digest.update(rows.reshape(-1).view(torch.uint8).numpy().data)
 
 
 class _Concatenated:
@@ -371,6 +385,7 @@ def task_of(
     notes = (*told, *_cut(made, objective, settings))
     objective = objective.fitted(made["train"].targets)
     train = augmented(made["train"], settings)
+    notes = (*notes, *imbalance(train, objective, settings.balancing))
     return Task(name, objective, train, made["val"], made.get("test"), notes).stamped()
 
 

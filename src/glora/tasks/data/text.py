@@ -33,7 +33,7 @@ from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, 
 from glora.tasks.task import DataSettings, Pool, Task, assemble
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "unshared", "wanted"]
+__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "split_of", "unshared", "wanted"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
@@ -211,7 +211,7 @@ class Text(DataSettings):
             raise DataError(f"There is no text data in {str(path)!r}.", allowed=LAYOUT)
         splits: dict[str, list[Path]] = {}
         for file in files:
-            splits.setdefault(_split_of(file.relative_to(path)), []).append(file)
+            splits.setdefault(split_of(file.relative_to(path)), []).append(file)
         unused = splits.pop("") if "" in splits and len(splits) > 1 else []
         parts, notes = named_splits(splits, self.source) if "" not in splits else (splits, [])
         if unused:
@@ -317,7 +317,7 @@ def _saved_texts(path: Path) -> bool:
     return False
 
 
-def _split_of(file: Path) -> str:
+def split_of(file: Path) -> str:
     """The split that the name of a file or of a folder above it tells; empty where none does."""
     stem = file.name.lower().partition(".")[0]
     for word in (stem, *stem.replace("_", "-").split("-"), *(part.lower() for part in file.parts[:-1])):
