@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -72,62 +71,6 @@ def test_tables_can_be_printed_on_any_console(finished: Path, encoding: str) -> 
         done = command(*words, PYTHONIOENCODING=encoding)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.decode(encoding)
-
-
-# Two processes, signals
-
-
-def started(*words: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "glora", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 100
-    while not file.exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.05)
-
-
-LONG = ["--model", "test_vit", "--no-pretrained", "--image-size", "32", "--epochs", "2000"]
-
-
-@pytest.mark.slow
-def test_a_second_training_in_the_folder_is_refused_and_a_terminated_one_goes_on(tmp_path: Path) -> None:
-    words = ["train", "--data", image_folder(tmp_path / "photos"), *LONG, "--out", tmp_path / "run"]
-    first = started(*words)
-    try:
-        wait_for(tmp_path / "run" / "training.safetensors", first)
-        second = command(*words)
-        assert second.returncode == 2
-        assert b"Another process is working in" in second.stderr
-        first.terminate()
-        _, err = first.communicate(timeout=60)
-    finally:
-        first.kill()
-    assert first.returncode == 143
-    assert err.rstrip().endswith("Terminated. The same command continues the run.")
-    assert "Traceback" not in err
-    third = started(*words)
-    try:
-        for line in third.stderr or ():
-            if "Training goes on after epoch" in line:
-                break
-        else:
-            pytest.fail("it began anew")
-    finally:
-        third.kill()
-        third.communicate()
-
-
-def test_a_folder_that_is_worked_in_is_refused_whatever_the_stage(finished: Path) -> None:
-    run = Run.open(finished, Recorder())
-    with RunFolder(finished).held():
-        for stage in (run.train, run.search, run.evaluate, lambda: run.pick(budget=10_000)):
-            with pytest.raises(RunError, match=r"Another process is working on the run in .*run"):
-                stage()
-    assert run.evaluate() is not None, "what was locked is free again"
 
 
 # A search may be ended early

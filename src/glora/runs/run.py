@@ -229,11 +229,7 @@ class Run:
 
     @_held
     def train(self) -> None:
-        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already.
-
-        Raises:
-            RunError: Another process is working in the folder.
-        """
+        """Trains the supernet (or the baseline), or takes it from the folder when it was trained already."""
         session = self.session
         trained = self.folder.done("trained") is not None
         session.accelerator.wait_for_everyone()  # before the first of them writes

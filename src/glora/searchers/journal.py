@@ -129,8 +129,9 @@ class Journal:
         for key in self.header.keys() | found.keys():
             mine, theirs = self.header.get(key), found.get(key)
             if mine != theirs and not (key == "settings" and _is_shorter(mine, theirs)):
+                differ = _difference(key, mine, theirs)
                 raise RunError(
-                    f"{self.path} is the journal of another search: {_difference(key, mine, theirs)}.",
+                    f"{self.path} is the journal of another search: {differ}.",
                     allowed="A search goes on with the space, settings, budgets, seed and context it began with.",
                     remedy="Use those, or another journal path.",
                 )
@@ -150,7 +151,7 @@ def _difference(name: str, mine: Any, theirs: Any) -> str:
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         key = next(key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key))
         return _difference(f"{name}.{key}", mine.get(key), theirs.get(key))
-    return f"its {name} is {reprlib.repr(theirs)}, here it is {reprlib.repr(mine)}"
+    return f"its {name} is {_short(theirs)}, here it is {_short(mine)}"
 
 
 def _is_shorter(mine: Any, theirs: Any) -> bool:
