@@ -154,12 +154,7 @@ class Trainer:
         self.example_steps = 0
         self.parameters = list(tuned.parameters())
         self.lengths = lengths_of(examples)
-        balance = balance or Balance()
-        counting = balance.counting(objective, examples)
-        self.counting = counting if balance.kind == "weights" else None  # how much each counts in the loss
-        self.drawing = counting if balance.kind == "sampling" else None  # how often each is drawn
-        self.uniform = weights_of(examples) is None and self.counting is None
-        self.chance = objective.chance(examples) if counting is None else balance.chance(examples)
+        self._count(balance or Balance())
         first = objective.metrics[0]
         mixed = isinstance(examples, Varied) and examples.mixes
         self.metric = first if first.per_example and not mixed else None
@@ -168,6 +163,14 @@ class Trainer:
         self.average = Average(self.parameters, settings.average)
         optimizer = OPTIMIZERS[settings.optimizer](self.parameters, lr, settings.weight_decay)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
+
+    def _count(self, balance: Balance) -> None:
+        """How much each example counts in the loss, how often each is drawn, and what guessing loses."""
+        counting = balance.counting(self.objective, self.examples)
+        self.counting = counting if balance.kind == "weights" else None
+        self.drawing = counting if balance.kind == "sampling" else None
+        self.uniform = weights_of(self.examples) is None and self.counting is None
+        self.chance = self.objective.chance(self.examples) if counting is None else balance.chance(self.examples)
 
     @property
     def steps_per_epoch(self) -> int:
