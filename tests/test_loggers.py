@@ -111,7 +111,8 @@ def test_a_resumed_run_has_every_number_once(tmp_path: Path, where: dict[str, in
         "import glora.runs.logged as l; l.EVERY = 0.0\n"
         f"t.run_of(Path(sys.argv[1]), Recorder(**{where!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=os.environ, check=False)
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=here, check=False)
     assert done.returncode == -9, done.stderr.decode()
     run_of(tmp_path)
     for name in ("Kept", "KeptOn"):

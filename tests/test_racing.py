@@ -153,7 +153,7 @@ def test_a_race_killed_anywhere_goes_on_to_the_same_end(
 
 def test_the_journal_of_another_race_is_refused(tmp_path: Path) -> None:
     run(journal=tmp_path / "race.jsonl")
-    with pytest.raises(Exception, match="another search: its racing is"):
+    with pytest.raises(Exception, match="another search: its racing"):
         run(journal=tmp_path / "race.jsonl", racing=Racing(EXAMPLES, level=0.1))
 
 

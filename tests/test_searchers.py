@@ -397,7 +397,7 @@ def test_the_journal_of_another_search_is_refused(tmp_path: Path, change: dict[s
     path = tmp_path / "search.jsonl"
     journaled(path)
     before = path.read_bytes()
-    with pytest.raises(RunError, match=f"another search: its {key} is"):
+    with pytest.raises(RunError, match=f"another search: its {key}"):
         journaled(path, **change)
     assert path.read_bytes() == before
 

@@ -307,6 +307,11 @@ class Experiment(Settings):
             raise ValueError(f"search.racing needs a mean over examples; search.fitness={fitness} is none ({single})")
         return self
 
+    @property
+    def balancing(self) -> Any:
+        """How classes of unlike numbers of examples count, as the data has it: a `glora.tasks.balance.Balance`."""
+        return self.data.balancing  # type: ignore[attr-defined]
+
     def with_(self, **changes: Any) -> Experiment:
         """The same experiment with some top-level settings changed, checked again; raises ConfigError."""
         return build_experiment({**self.model_dump(), **changes})

@@ -142,6 +142,7 @@ class LoadedRun:
             BackboneError: The model's class cannot hold the new biases; nothing is written then.
             RunError: The folder holds something else.
         """
+        _refuse_run(Path(path).expanduser())
         self._check_path(Path(path).expanduser())
         self.merge()
         _refuse_own(Path(path).expanduser())
@@ -465,7 +466,7 @@ def load_tuned(
 
 
 def _refuse_own(path: Path) -> None:
-    """Raises RunError where the path is a file of a run, or has a run inside."""
+    """Raises RunError where the path is a file of a run."""
     path = path.resolve()
     runs = (RunFolder(folder) for folder in path.parents if (folder / "config.yaml").is_file())
     if owner := next((run for run in runs if run.owns(path)), None):
@@ -473,6 +474,10 @@ def _refuse_own(path: Path) -> None:
             f"{path} is the run's own file: the merged model would take its place.",
             remedy=f"Choose another --out, such as {owner.path / 'merged.safetensors'}.",
         )
+
+
+def _refuse_run(path: Path) -> None:
+    """Raises RunError where the path is a run's folder."""
     if RunFolder(path).config.is_file():
         raise RunError(f"{path} is a run.", remedy=f"Choose another --out, such as {path / 'merged'}.")
 

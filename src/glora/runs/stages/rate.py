@@ -7,7 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,7 +20,6 @@ from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survi
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
 from glora.tasks.objective import Examples
-from glora.tasks.task import DataSettings
 from glora.training.trainer import Trainer
 
 __all__ = ["choose_rate"]
@@ -141,7 +140,7 @@ class _Choosing:
             lr=rate,
             seed=seed,
             accelerator=session.accelerator,
-            balance=cast(DataSettings, session.experiment.data).balancing,
+            balance=session.experiment.balancing,
         )
         trainer.chance = None  # what a bad rate does is no warning
         folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")

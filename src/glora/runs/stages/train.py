@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from glora.runs.judging import Judging
 from glora.runs.ladder import training_of
 from glora.runs.session import Session
 from glora.tasks.objective import Examples
-from glora.tasks.task import DataSettings
 from glora.training.trainer import Trainer
 
 __all__ = ["Training", "run_training", "train", "train_into", "trained_values"]
@@ -124,7 +123,7 @@ def train_into(
         seed=seed,
         accelerator=session.accelerator,
         val_loss=_val_loss(session, tuned) if training.settings.epochs == "auto" else None,
-        balance=cast(DataSettings, session.experiment.data).balancing,
+        balance=session.experiment.balancing,
     )
     run_training(session, trainer, folder)
     if session.accelerator.is_main_process:
