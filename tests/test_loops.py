@@ -236,14 +236,11 @@ def test_an_example_goes_on_and_merges_the_winner_that_it_scored(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_accelerate_trains_the_same_with_two_processes(tmp_path: Path) -> None:
+def test_accelerate_trains_with_two_processes_and_merges_the_winner_that_it_scored(tmp_path: Path) -> None:
     file = str(ROOT / "examples" / "accelerate_loop.py")
-    told = []
-    for processes, batch in ((1, 16), (2, 8)):
-        out = ["--out", str(tmp_path / str(processes)), "--epochs", "1", "--batch", str(batch)]
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"]
-        launch = launch if processes > 1 else [sys.executable]
-        done = subprocess.run([*launch, file, *out], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        told.append(float(done.stdout.strip().splitlines()[-1].rpartition(" ")[2]))
-    assert told[0] == pytest.approx(told[1], abs=0.05)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    command = [*launch, file, "--out", str(tmp_path), "--epochs", "2", "--batch", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    scored, merged = done.stdout.strip().splitlines()[-1].removeprefix("held-out loss ").split(", merged ")
+    assert abs(float(scored) - float(merged)) <= 1e-4

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import nn
 
 from glora.backbones import Backbone, load_backbone
@@ -44,7 +44,7 @@ from glora.tasks.memory import memory_told
 from glora.tasks.objective import Examples, Objective
 from glora.tasks.task import DataSettings, Task
 from glora.tasks.visible import VisibleData, visible
-from glora.training.device import check_precision, device_name, new_accelerator
+from glora.training.device import check_precision, device_name, new_accelerator, processes
 from glora.training.pace import check_pace
 from glora.training.precision import FEW, Step, bf16_units, chosen_precision, device_of, slowdown
 
@@ -103,7 +103,7 @@ class Run:
         self.folder = RunFolder(folder)
         experiment = self.folder.check(resolve(experiment))
         method = cast(Method, experiment.method)
-        self.reporter: Reporter = reporter if PartialState().is_main_process else Silent()
+        self.reporter: Reporter = reporter if processes().is_main_process else Silent()
         found = task or cast(DataSettings, experiment.data).load(cast(Objective, experiment.objective))
         self.folder.check_data(found.fingerprint, found.parts)
         backbone = _finite(_reading(backbone or _backbone(experiment, found.objective), experiment))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from glora.errors import ConfigError
 
-__all__ = ["check_precision", "device_name", "new_accelerator"]
+__all__ = ["check_precision", "device_name", "new_accelerator", "processes"]
 
 
 def new_accelerator(precision: str) -> Accelerator:
@@ -20,6 +21,11 @@ def new_accelerator(precision: str) -> Accelerator:
         return Accelerator(mixed_precision=precision)
     except ValueError as error:
         raise ConfigError(f"train.precision={precision}: {error}.", remedy="Use precision no or bf16.") from error
+
+
+def processes() -> PartialState:
+    """The processes of a run and this one's device, as its accelerator finds them, before its precision is known."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def check_precision(accelerator: Accelerator) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import PartialState
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast_object_list, send_to_device
 
@@ -17,6 +16,7 @@ from glora.config import TrainSettings
 from glora.methods.method import Tuned
 from glora.tasks.batching import lengths_of, passes
 from glora.tasks.objective import Examples, Objective
+from glora.training.device import processes
 
 __all__ = ["FEW", "Chosen", "Step", "bf16_units", "chosen_precision", "device_of", "precision_in_use", "slowdown"]
 
@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 def device_of() -> torch.device:
     """The device that this process's accelerator has, or will have."""
-    return cast(torch.device, PartialState().device)
+    return cast(torch.device, processes().device)
 
 
 def precision_in_use() -> str | None:
