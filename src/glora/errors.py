@@ -143,6 +143,12 @@ def nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.4)
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The question that a remedy asks, `Did you mean 'this'?`; empty where no name is like it."""
+    near = nearest(name, names, n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
 def shown(text: str) -> str:
     """Text that can be printed and written: of a file's name the bytes that are no UTF-8 as `\\xe9`."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from glora.errors import RunError, UnknownNameError, listed, nearest
+from glora.errors import RunError, UnknownNameError, did_you_mean, listed
 from glora.files import read_json
 from glora.report import plots
 from glora.report.folders import read_results
@@ -33,11 +33,10 @@ def draw(name: str, runs: Sequence[str], out: Path, *, limit: int, seed: int) ->
         RunError: A run lacks what the figure shows.
     """
     if name not in FIGURES:
-        near = nearest(name, FIGURES, n=1)
         raise UnknownNameError(
             f"There is no figure {name!r}.",
             allowed=f"Known: {', '.join(FIGURES)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(name, FIGURES),
         )
     if name != "fewshot" and not runs:
         raise RunError(f"The figure {name!r} needs a run.", remedy=f"glora plot {name} RUN --out {out}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glora.config import TABLES, build_experiment, describe
-from glora.errors import ConfigError, UnknownNameError, nearest
+from glora.errors import ConfigError, UnknownNameError, did_you_mean
 from glora.registry import load
 from glora.settings import is_benchmark, read_written
 
@@ -55,11 +55,10 @@ def listing(what: str, name: str | None = None, *, image_size: int | None = None
         return describe(name) or [f"{name} has no settings."]
     if what == "layers":
         return _layers(name, image_size)
-    near = nearest(what, KINDS, n=1)
     raise UnknownNameError(
         f"There is nothing called {what!r} to list.",
         allowed=f"Allowed: {', '.join(KINDS)}.",
-        remedy=f"Did you mean {near[0]!r}?" if near else "",
+        remedy=did_you_mean(what, KINDS),
     )
 
 

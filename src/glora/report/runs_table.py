@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from glora.errors import ConfigError, GloraError, RunError, nearest
+from glora.errors import ConfigError, GloraError, RunError, did_you_mean
 from glora.report.outcome import SPLITS
 from glora.report.page.record import RunRecord, read_run
 from glora.report.tables import trainable
@@ -147,11 +147,10 @@ def _value(row: Row, key: str) -> Any:
 def _check(key: str, rows: Sequence[Row]) -> None:
     every = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row["settings"])])
     if rows and key not in every:
-        near = nearest(key, every, n=1)
         raise ConfigError(
             f"No run has {key!r}.",
             allowed=f"Columns: {', '.join(COLUMNS)}; or any of `glora ls settings`.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(key, every),
         )
 
 

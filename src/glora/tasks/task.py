@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
@@ -21,7 +22,7 @@ from glora.tasks.objective import Examples, Fixed, Measured, Objective, Targets
 from glora.tasks.objectives.classify import Classify
 from glora.tasks.splits import carve_val, sampled, split_in_three
 
-__all__ = ["DataSettings", "OnBadImage", "Pool", "Task", "assemble", "augmented", "load_task", "source_class"]
+__all__ = ["DataSettings", "OnBadImage", "Pool", "Task", "assemble", "augmented", "joined", "load_task", "source_class"]
 
 OnBadImage: TypeAlias = Literal["error", "skip"]
 
@@ -161,6 +162,12 @@ class Pool(NamedTuple):
 
     items: Sequence[Any]
     targets: Targets
+
+
+def joined(pools: Mapping[str, Pool], objective: Objective, *, make: Callable[..., Any]) -> Any:
+    """The examples of all pools, one set of those that `make` makes of items and encoded targets."""
+    sets = (make(pool.items, objective.encode(pool.targets)) for pool in pools.values())
+    return reduce(lambda one, other: one.joined(other), sets)
 
 
 def assemble(

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from glora import registry
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.data.image_table import Columns
 from glora.tasks.images import ImageSet, StoredImage, unreadable
 from glora.tasks.objective import Objective, Targets
-from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
+from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble, joined
 
 __all__ = ["MARKS", "HuggingFace", "class_names", "loaded", "named_splits"]
 
@@ -49,11 +49,7 @@ class HuggingFace(DataSettings):
 
     def load_all(self, objective: Objective) -> tuple[ImageSet, list[str]]:
         pools, notes = self._pools(objective)
-        every = [ImageSet(pool.items, objective.encode(pool.targets)) for pool in pools.values()]
-        whole = every[0]
-        for other in every[1:]:
-            whole = whole.joined(other)
-        return whole, notes
+        return joined(pools, objective, make=ImageSet), notes
 
     def _pools(self, objective: Objective) -> tuple[dict[str, Pool], list[str]]:
         """The images of each split that the data names; all of them under `""` where it has one alone."""
@@ -119,11 +115,10 @@ class _Table:
     def _column(self, name: str) -> str:
         if name in self.features:
             return name
-        near = nearest(name, self.features, n=1)
         raise DataError(
             f"{self.where} has no column {name!r}.",
             allowed=f"Its columns are {listed(self.features, n=30)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(name, self.features),
         )
 
     def _first(self, kind: str, what: str, setting: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.images import ImageSet, unreadable
 from glora.tasks.objective import Objective, Targets
@@ -123,11 +123,10 @@ class _Table:
         """
         if column in self.header:
             return self.header.index(column)
-        near = nearest(column, self.header, n=1)
         raise DataError(
             f"{self.path} has no column {column!r}.",
             allowed=f"Its columns are {listed(self.header, n=30)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(column, self.header),
         )
 
 
@@ -188,11 +187,10 @@ def _file(table: _Table, number: int, name: str) -> Path:
     file = table.path.parent / name.strip()
     if not file.is_file():
         beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        near = nearest(file.name, beside, n=1)
         raise DataError(
             f"{table.path.name}, line {number}, names the image {name.strip()!r}, which is not there.",
             allowed=f"Names are relative to {str(table.path.parent)!r}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "Add the image or remove the line.",
+            remedy=did_you_mean(file.name, beside) or "Add the image or remove the line.",
         )
     return file
 

@@ -30,7 +30,7 @@ from glora.tasks.data.text_files import (
 from glora.tasks.data.text_layouts import LAYOUTS, Kind, Naming, columns_of, layout_of, row_of, values_of
 from glora.tasks.objective import Examples, Objective, Targets
 from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, groups, keys, told
-from glora.tasks.task import DataSettings, Pool, Task, assemble
+from glora.tasks.task import DataSettings, Pool, Task, assemble, joined
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
 __all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "split_of", "unshared", "wanted"]
@@ -126,12 +126,7 @@ class Text(DataSettings):
 
     def load_all(self, objective: Objective) -> tuple[Examples, list[str]]:
         found = self._found(objective)
-        make = self._make(objective, found.kind)
-        every = [make(pool.items, objective.encode(pool.targets)) for pool in found.pools.values()]
-        whole = every[0]
-        for other in every[1:]:
-            whole = whole.joined(other)
-        return whole, found.notes
+        return joined(found.pools, objective, make=self._make(objective, found.kind)), found.notes
 
     def _make(self, objective: Objective, kind: Kind) -> Any:
         """Makes a split of rows and encoded targets."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from glora.errors import ConfigError, DataError, listed, nearest
+from glora.errors import ConfigError, DataError, did_you_mean, listed
 from glora.tasks.data.text_files import Record, called
 from glora.tasks.rows import BadRow, Dialog, Labelled, Message, Question, Row
 
@@ -88,11 +88,10 @@ class Naming:
         ):
             for name in names:
                 if name not in known:
-                    near = nearest(name, known, n=1)
                     raise ConfigError(
                         f"data.{what} names {name!r}.",
                         allowed=f"Allowed: {listed(sorted(known), n=30)}.",
-                        remedy=f"Did you mean {near[0]!r}?" if near else "",
+                        remedy=did_you_mean(name, known),
                     )
 
 
@@ -391,11 +390,10 @@ def columns_of(record: Mapping[str, Any], naming: Naming, *, where: str) -> tupl
         DataError: There is none of such a name, or none at all.
     """
     if missing := [name for name in naming.columns if name not in record]:
-        near = nearest(missing[0], record, n=1)
         raise DataError(
             f"{where} has no column {missing[0]!r}.",
             allowed=f"Its columns are {listed(record, n=30)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(missing[0], record),
         )
     if naming.columns:
         return naming.columns

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from glora import registry
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.images import Item, pixels_of, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, Pool, Task, assemble
@@ -94,11 +94,10 @@ class TorchvisionSet(DataSettings):
         known = inspect.signature(kind).parameters
         unknown = [name for name in self.options if name not in known]
         if unknown and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
-            near = nearest(unknown[0], known, n=1)
             raise DataError(
                 f"torchvision's {self.name} has no argument {unknown[0]!r} (data.options).",
                 allowed=f"It has {listed(known, n=20)}.",
-                remedy=f"Did you mean {near[0]!r}?" if near else "",
+                remedy=did_you_mean(unknown[0], known),
             )
         arguments = {**given, **self.options}
         if self.name not in NO_DOWNLOAD:
@@ -141,11 +140,10 @@ def _parts(name: str) -> Parts:
     if name in SETS:
         return SETS[name]
     same = [each for each in SETS if each.lower() == name.lower().replace("-", "").replace("_", "")]
-    near = same or nearest(name, SETS, n=1)
     raise DataError(
         f"torchvision has no data set {name!r} for classification (data.name).",
         allowed=f"Known: {', '.join(SETS)}.",
-        remedy=f"Did you mean {near[0]!r}?" if near else "",
+        remedy=did_you_mean(same[0] if same else name, SETS),
     )
 
 

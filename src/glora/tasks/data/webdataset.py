@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from glora import registry
-from glora.errors import DataError, listed, nearest, shown
+from glora.errors import DataError, did_you_mean, listed, shown
 from glora.tasks.data.hugging_face import LABELS, named_splits
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.data.image_table import Columns
@@ -29,7 +29,7 @@ from glora.tasks.data.scan import SUFFIXES
 from glora.tasks.data.text import split_of
 from glora.tasks.images import ImageSet, checked
 from glora.tasks.objective import Objective, Targets
-from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
+from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble, joined
 
 __all__ = ["WebDataset"]
 
@@ -71,11 +71,7 @@ class WebDataset(DataSettings):
 
     def load_all(self, objective: Objective) -> tuple[ImageSet, list[str]]:
         pools, notes = self._pools(objective)
-        every = [ImageSet(pool.items, objective.encode(pool.targets)) for pool in pools.values()]
-        whole = every[0]
-        for other in every[1:]:
-            whole = whole.joined(other)
-        return whole, notes
+        return joined(pools, objective, make=ImageSet), notes
 
     def _pools(self, objective: Objective) -> tuple[dict[str, Pool], list[str]]:
         """The images of each split; all of them under `""` where no shard is called as a split."""
@@ -350,11 +346,10 @@ def _label(fields: Mapping[str, Any], member: _Member) -> str:
 
 def _value(fields: Mapping[str, Any], name: str, member: _Member) -> Any:
     if name not in fields:
-        near = nearest(name, fields, n=1)
         raise DataError(
             f"{member} has no field {name!r}.",
             allowed=f"Its fields are {listed(fields, n=20)}.",
-            remedy=f"Did you mean {near[0]!r}?" if near else "",
+            remedy=did_you_mean(name, fields),
         )
     return fields[name]
 

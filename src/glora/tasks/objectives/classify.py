@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["Classes", "Classify"]
@@ -51,11 +51,10 @@ class Classes(Objective):
         for row, value in enumerate(targets.single(self.name)):
             name = targets.names[value] if targets.names else str(value)
             if name not in index:
-                near = nearest(name, index, n=1)
                 raise DataError(
                     f"{targets.where(row)} has {f'the class {name!r}' if name.strip() else 'no class'}.",
                     allowed=f"Allowed: {listed(index, n=20)}.",
-                    remedy=f"Did you mean {near[0]!r}?" if near else "",
+                    remedy=did_you_mean(name, index),
                 )
             found.append(index[name])
         return torch.tensor(found, dtype=torch.int64)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.objective import Batch, Examples, Metric, Objective, Targets
 
 __all__ = ["MultiLabel", "average_precision"]
@@ -63,11 +63,10 @@ class MultiLabel(Objective):
         for row, (text,) in enumerate(targets.rows):
             for label in self._split(text):
                 if label not in index:
-                    near = nearest(label, index, n=1)
                     raise DataError(
                         f"{targets.where(row)} has the label {label!r}.",
                         allowed=f"Allowed: {listed(index, n=20)}.",
-                        remedy=f"Did you mean {near[0]!r}?" if near else "",
+                        remedy=did_you_mean(label, index),
                     )
                 encoded[row, index[label]] = 1
         return encoded

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from glora.errors import DataError, listed, nearest
+from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.likelihood import choice_scores
 from glora.tasks.objective import Batch, Targets
 from glora.tasks.objectives.choose import Normalise, normalised
@@ -53,11 +53,10 @@ class Verbalize(Classes):
         named = super().named(targets)
         for name, _ in self.words:
             if name not in named.classes:
-                near = nearest(name, named.classes, n=1)
                 raise DataError(
                     f"objective.words has a word of the class {name!r}, which is not in the data.",
                     allowed=f"The classes: {listed(named.classes, n=20)}.",
-                    remedy=f"Did you mean {near[0]!r}?" if near else "",
+                    remedy=did_you_mean(name, named.classes),
                 )
         words = named.choices
         if twice := sorted({word for word in words if words.count(word) > 1}):
