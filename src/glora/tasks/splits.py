@@ -10,9 +10,15 @@ from typing import Any, TypeVar
 from glora.errors import DataError
 from glora.tasks.objective import Examples, Grouped
 
-__all__ = ["carve_val", "groups_of", "sampled", "split_in_three", "strata_of", "stratified_split"]
+__all__ = ["SPLITS", "carve_val", "groups_of", "sampled", "split_in_three", "strata_of", "stratified_split"]
 
 Split = TypeVar("Split", bound=Examples)
+
+SPLITS = {  # what folders, files, columns and data sets call them, in small letters
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
+}
 
 _TRAIN, _VAL = 800, 200  # VTAB-1k
 _SMALL = 1250  # below it those 1,000 leave less than a fifth for the test

@@ -17,12 +17,12 @@ from glora.tasks.data.image_folder import skipped
 from glora.tasks.data.image_table import Columns
 from glora.tasks.images import ImageSet, StoredImage, unreadable
 from glora.tasks.objective import Objective, Targets
+from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble, joined
 
 __all__ = ["MARKS", "HuggingFace", "class_names", "loaded", "named_splits"]
 
 MARKS = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_to_disk leaves
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 LABELS = ("label", "labels", "fine_label", "class", "target", "category", "y")
 LAYOUT = "A folder that `save_to_disk` of the package datasets wrote, or a data set's name on the Hugging Face hub."
 

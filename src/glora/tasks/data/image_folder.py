@@ -12,15 +12,11 @@ from glora.errors import DataError, listed, shown
 from glora.tasks.data.scan import Scan, direct_images, folders, is_run_folder, plain_name, scan
 from glora.tasks.images import ImageSet, checked
 from glora.tasks.objective import Objective, Targets
+from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
 __all__ = ["ImageFolder", "skipped"]
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
-}
 _LAYOUT = "Put the images of each class in a folder of its own: cat/1.jpg, dog/1.jpg."
 
 
@@ -87,7 +83,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     """Split name to folder; a folder without splits of its own is `{"": path}`."""
     found: dict[str, Path] = {}
     for folder in folders(path):
-        name = _SPLITS.get(folder.name.lower())
+        name = SPLITS.get(folder.name.lower())
         if name in found:
             raise DataError(
                 f"{str(path)!r} has two {name} folders: {found[name].name!r} and {folder.name!r}.",

@@ -14,12 +14,12 @@ from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.images import ImageSet, unreadable
 from glora.tasks.objective import Objective, Targets
+from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
 __all__ = ["ImageTable"]
 
 NAME = "images.csv"
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 OTHERS = {";": "semicolons", "\t": "tabs"}
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 LAYOUT = "A folder with images.csv, or a .csv file: its first line names the columns, every other line is an image."

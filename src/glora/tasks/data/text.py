@@ -14,7 +14,7 @@ from pydantic import Field
 
 from glora.errors import ConfigError, DataError, listed
 from glora.settings import build
-from glora.tasks.data.hugging_face import MARKS, SPLITS, class_names, loaded, named_splits
+from glora.tasks.data.hugging_face import MARKS, class_names, loaded, named_splits
 from glora.tasks.data.image_table import Columns
 from glora.tasks.data.scan import SUFFIXES as IMAGES
 from glora.tasks.data.text_files import (
@@ -30,6 +30,7 @@ from glora.tasks.data.text_files import (
 from glora.tasks.data.text_layouts import LAYOUTS, Kind, Naming, columns_of, layout_of, row_of, values_of
 from glora.tasks.objective import Examples, Objective, Targets
 from glora.tasks.rows import Asks, BadRow, Question, Row, TextReading, counted, groups, keys, told
+from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, Pool, Task, assemble, joined
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
@@ -37,7 +38,6 @@ __all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "split_of", "unshared",
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
-CALLED = {"eval": "val", "evaluation": "val", "training": "train", **SPLITS}  # what files of a split are called
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 
 
@@ -223,7 +223,7 @@ class Text(DataSettings):
 
     def _by_column(self, rows: list[_Row]) -> dict[str, list[_Row]]:
         """The rows of each split that a column of theirs names; all of them under `""` where none does."""
-        named = [CALLED.get(row.split.strip().lower()) for row in rows]
+        named = [SPLITS.get(row.split.strip().lower()) for row in rows]
         found: dict[str, list[_Row]] = {}
         for row, split in zip(rows, named, strict=True):
             if split is not None:
@@ -316,8 +316,8 @@ def split_of(file: Path) -> str:
     """The split that the name of a file or of a folder above it tells; empty where none does."""
     stem = file.name.lower().partition(".")[0]
     for word in (stem, *stem.replace("_", "-").split("-"), *(part.lower() for part in file.parts[:-1])):
-        if word in CALLED:
-            return CALLED[word]
+        if word in SPLITS:
+            return SPLITS[word]
     return ""
 
 
