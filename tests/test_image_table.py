@@ -232,7 +232,7 @@ def test_splits_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def text(*splits: str) -> str:
         return "file,kind,split\n" + rows(lambda k: "ab"[k // 2 % 2], lambda k: splits[k % len(splits)])
 
-    refused(root, text("train", "dev"), "images.csv, line 3, has the split 'dev'. Allowed: train, val and test")
+    refused(root, text("train", "fold3"), "images.csv, line 3, has the split 'fold3'. Allowed: train, val and test")
     refused(root, text("train", ""), "line 3, has the split ''")
     refused(root, text("train", "val"), "'split' of images.csv has train, val alone.*Name the missing split")
     refused(root, text("test"), "has test alone")
