@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glora.adapt import attach
+from glora.adapt.layers import per_sample
 from glora.genotype import LayerConfig
 from suites.cases import every
 from suites.layer_suite import PRODUCTS, LayerSuite, difference
@@ -86,6 +87,26 @@ def test_gradients_of_one_configuration_per_sample_are_the_sums_of_those_alone(p
     for mine, other in zip(gradients(together), gradients(torch.cat(alone)), strict=True):
         assert (mine is None) == (other is None)
         assert mine is None or other is None or difference(mine, other) <= 1e-5
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_gradients_are_the_same_in_parts_that_stay_in_a_cache(monkeypatch: pytest.MonkeyPatch, windows: int) -> None:
+    layer = linear("matrix").double()
+    configs = [LayerConfig(*choices) for choices in random.Random(1).sample(PER_SAMPLE, 7)]
+    x = torch.randn(len(configs) * windows, 5, 6, dtype=torch.float64, requires_grad=True)
+    state = attach.state_of(layer)
+    state.play(configs)
+    numbers = [x, *state.support.parameters()]
+    calls, found = [], []
+    for cached in (10**6, 12 * windows, 1):
+        monkeypatch.setattr(per_sample, "IN_CACHE", cached)
+        calls.append(len(list(per_sample._parts(len(configs), 5 * windows, x.device))))
+        found.append(torch.autograd.grad((layer(x) ** 3).sum(), numbers, allow_unused=True))
+    assert calls == [1, 4, 7]
+    for gradients in found[1:]:
+        for mine, other in zip(gradients, found[0], strict=True):
+            assert (mine is None) == (other is None)
+            assert mine is None or other is None or difference(mine, other) <= 1e-12
 
 
 def test_one_configuration_per_sample_saves_the_input_once_and_small_numbers():

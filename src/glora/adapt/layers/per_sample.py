@@ -34,6 +34,7 @@ __all__ = ["forward", "in_groups"]
 Key = TypeVar("Key", bound=Hashable)
 Read = Callable[[Support, Choice], Tensor | None]
 Row = tuple[Tensor, list[bool]]  # numbers, and which samples play them
+IN_CACHE = 1024  # rows of a batch: what is read several times stays in a processor's caches, and products are as quick
 
 
 def forward(view: View, plays: Sequence[Play], layer: Any, x: Tensor, w0: Tensor, b0: Tensor | None) -> Tensor:
@@ -142,24 +143,44 @@ class _Product(torch.autograd.Function):
                 remedy="Activate one genotype, or play it within hold(genotype, train=True).",
             )
         x, w0, a, s, plain, down, up, mask, z = ctx.saved_tensors
-        da = ds = d_down = d_up = dx = None
-        d_plain = dy
-        if s is not None:
-            ds = _apart(dy * plain, s).sum(1)
-            d_plain = _times(dy, s)
-        if ctx.needs_input_grad[2] or a is not None:
-            dx = rows(d_plain) @ ctx.view.matrix(w0)
-        if a is not None and dx is not None:
-            da = _apart(dx * rows(x), a).sum(1)
-            _apart(dx, a).mul_((1 + a).to(dx.dtype).unsqueeze(1))
-        if down is not None:
-            d_down = _with_constants(z, mask, dy) @ rows(dy)
-        if up is not None:
-            dz = (down[: len(up)] @ rows(dy).T).mul_(_spread(mask[: len(up)], dy))
-            d_up = dz @ rows(x) if ctx.needs_input_grad[8] else None
-            dx = None if dx is None else dx.addmm_(dz.T, up)
+        w, flat = ctx.view.matrix(w0), rows(dy)
+        samples = next(len(each) for each in (a, s, None if mask is None else mask.T) if each is not None)
+        dx = flat.new_empty(len(flat), w.shape[1]) if ctx.needs_input_grad[2] or a is not None else None
+        da, ds, d_down = (None if each is None else torch.zeros_like(each) for each in (a, s, down))
+        d_up = torch.zeros_like(up) if ctx.needs_input_grad[8] else None
+        for some, lines in _parts(samples, len(flat) // samples, flat.device):
+            d_plain = part = flat[lines]
+            if s is not None and ds is not None:
+                ds[some] = _apart(part * rows(plain)[lines], s[some]).sum(1)
+                d_plain = _times(part, s[some])
+            if dx is not None:
+                torch.mm(d_plain, w, out=dx[lines])
+            if a is not None and da is not None and dx is not None:
+                da[some] = _apart(dx[lines] * rows(x)[lines], a[some]).sum(1)
+                _apart(dx[lines], a[some]).mul_((1 + a[some]).to(dx.dtype).unsqueeze(1))
+            if d_down is not None:
+                d_down.addmm_(_with_constants(None if z is None else z[:, lines], mask[:, some], part), part)
+            if up is not None:
+                dz = (down[: len(up)] @ part.T).mul_(_spread(mask[: len(up), some], part))
+                d_up = None if d_up is None else d_up.addmm_(dz, rows(x)[lines])
+                if dx is not None:
+                    dx[lines].addmm_(dz.T, up)
         dx = None if dx is None else dx.view(*dy.shape[:-1], dx.shape[-1])
         return None, None, dx, None, None, da, ds, d_down, d_up, None
+
+
+def _parts(samples: int, each: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Samples, and their rows, that are computed together: all, or on a CPU as many as stay in its caches.
+
+    Args:
+        samples: How many there are.
+        each: Rows of one.
+        device: Where they are.
+    """
+    step = max(1, IN_CACHE // each) if device.type == "cpu" else samples
+    for first in range(0, samples, step):
+        last = min(first + step, samples)
+        yield slice(first, last), slice(first * each, last * each)
 
 
 def _apart(x: Tensor, samples: Tensor) -> Tensor:
