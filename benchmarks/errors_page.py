@@ -17,6 +17,7 @@ PAGE = ROOT / "docs" / "background" / "errors-measured.md"
 DTYPES = ("fp64", "fp32", "bf16", "fp16")
 VALUES = ("ordinary", "extreme")
 PEFT = "peft"
+ALMOST = 1 + 1e-3  # of the bar: the numbers have four digits
 Row = Mapping[str, Any]
 
 SAYS = """
@@ -28,6 +29,7 @@ cheaper: the error that the plain layer itself makes with weight and bias rounde
 CELLS = """
 A cell is `error / bar` of the case with the largest error, first for ordinary values and then for extreme ones (weights
 and inputs over many powers of two; support tensors of -1, 100, -100, 1e-7 and 0). Rank 4; both readings of `W0 * A`.
+LlamaRMSNorm computes in float32 whatever its type; where a softmax is steep, as with extreme values, all errors grow.
 """.strip().replace("\n", " ")
 WHY_64 = """
 In fp64 there is no wider type to compute in, so that a weight has the few roundings of its own formula instead of one;
@@ -99,13 +101,26 @@ def back(cases: int, lost: int) -> str:
 
 def peft_told(theirs: Sequence[Row]) -> str:
     """What one cycle of PEFT's does to a base in bf16."""
-    of = [row for row in theirs if row["dtype"] == "bf16" and row["values"] == "ordinary"]
     parts = []
-    for method in dict.fromkeys(row["method"] for row in of):
-        drifts = [row["drift"] for row in of if row["method"] == method and row["drift"] is not None]
-        low, high = 100 * min(drifts), 100 * max(drifts)
-        parts.append(f"{method} {low:.2g} to {high:.2g}%")
-    return f"One cycle of PEFT's in bf16 leaves the base's weight off by: {', '.join(parts)} (ordinary values)."
+    for method in dict.fromkeys(row["method"] for row in theirs):
+        of = [row for row in theirs if row["method"] == method and row["dtype"] == "bf16"]
+        ranges, lost = [], sum(row["drift"] is None for row in of)
+        for values in VALUES:
+            drifts = [100 * row["drift"] for row in of if row["values"] == values and row["drift"] is not None]
+            ranges += [f"by {min(drifts):.2g} to {max(drifts):.2g}% ({values} values)"] if drifts else []
+        ranges += [f"and loses it in NaN or infinity in {lost} of {len(of)} cases"] if lost else []
+        parts.append(f"{method}'s leaves the base's weight off {', '.join(ranges)}")
+    return f"One merge and unmerge of PEFT's in bf16: {'; '.join(parts)}."
+
+
+def short(value: float) -> str:
+    """Two decimals; of large values two digits."""
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+
+
+def of_bar(row: Row) -> str:
+    """The error beside the bar."""
+    return f"{short(row['error'])} / {short(row['own'] + row['rounding'])}"
 
 
 def cell(rows: Sequence[Row]) -> str:
@@ -115,7 +130,7 @@ def cell(rows: Sequence[Row]) -> str:
         of = [row for row in rows if row["values"] == values and row["cases"]]
         if of:
             row = max(of, key=lambda each: each["error"])
-            parts.append(f"{row['error']:.2f} / {row['own'] + row['rounding']:.2f}")
+            parts.append(of_bar(row))
     return ", ".join(parts) or "–"
 
 
@@ -146,20 +161,22 @@ def by_choice(each: Mapping[str, Any]) -> Iterator[str]:
 
 def peft_table(theirs: Sequence[Row]) -> Iterator[str]:
     """A row for every method, layer, dtype and kind of values."""
-    yield "| | layer | dtype | values | cases | error / bar | glora's error | drift | moved | not finite |"
-    yield "|---|---|---|---|---:|---|---:|---:|---:|---:|"
+    yield "| | layer | dtype | values | cases | error / bar | bar missed | glora's error | drift | moved | not finite |"
+    yield "|---|---|---|---|---:|---|---:|---:|---:|---:|---:|"
     keys = dict.fromkeys((row["method"], row["layer"], row["dtype"], row["values"]) for row in theirs)
     for key in keys:
         of = [row for row in theirs if (row["method"], row["layer"], row["dtype"], row["values"]) == key]
         told = [row for row in of if row["error"] is not None]
         worst = max(told, key=lambda row: row["error"], default=None)
-        error = "–" if worst is None else f"{worst['error']:.2f} / {worst['own'] + worst['rounding']:.2f}"
+        error = "–" if worst is None else of_bar(worst)
+        missed = sum(row["error"] > ALMOST * (row["own"] + row["rounding"]) for row in told)
         ours = max((row["glora"] for row in of if row["glora"] is not None), default=None)
         drifts = [row["drift"] for row in of if row["drift"] is not None]
         drift = f"{100 * max(drifts):.2g}%" if drifts else "–"
         moved = max(row["moved"] for row in of)
         lost = len(of) - len(drifts)
-        numbers = [error, "–" if ours is None else f"{ours:.2f}", drift, f"{100 * moved:.0f}%", str(lost)]
+        mine = "–" if ours is None else short(ours)
+        numbers = [error, str(missed), mine, drift, f"{100 * moved:.0f}%", str(lost)]
         yield f"| {' | '.join(key)} | {len(of)} | {' | '.join(numbers)} |"
 
 
