@@ -216,9 +216,8 @@ class Support(nn.Module):
         if least == torch.float32:
             return view.unmatrix(self._changed(matrix, config), w0)
         every = torch.arange(len(matrix), device=matrix.device)
-        some = every.split(max(1, BLOCK // matrix.shape[1]))  # a wide copy of all numbers could be too much
-        changed_rows = [self._changed(matrix[rows], config, rows, least) for rows in some]
-        return view.unmatrix(torch.cat(changed_rows), w0)
+        some = torch.split(every, max(1, BLOCK // matrix.shape[1]))  # a wide copy of all numbers could be too much
+        return view.unmatrix(torch.cat([self._changed(matrix[rows], config, rows, least) for rows in some]), w0)
 
     def rows(self, w0: Tensor, index: Tensor, config: LayerConfig) -> Tensor:
         """Some rows of the effective weight, Eq. 13, without the others.
