@@ -811,7 +811,7 @@ def test_a_new_bias_is_offered_only_where_the_model_calls_the_layer():
     out = model(x)
     assert difference(out, plain) > 1e-3
     merged = adapted.merge()
-    assert torch.equal(merged(x), out)
+    assert difference(merged(x), out) <= 1e-6
     assert set(merged.state_dict()) - set(before["keys"]) == {"spoken.bias"}
     adapted.detach()
     same(before, photograph(model))

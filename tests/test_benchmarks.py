@@ -15,7 +15,7 @@ from language import tiny_causal
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
-PAGES = ("conditioning", "defaults", "fitness", "racing", "workers")  # `supernet_page` has a test of its own
+PAGES = ("conditioning", "defaults", "errors", "fitness", "racing", "workers")  # `supernet_page` has a test of its own
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from glora.adapt.layers import factored
 from glora.config import build_experiment
 from glora.errors import AdapterFileError, ConfigError, StateError, TargetError
 from glora.genotype import Genotype, LayerConfig
+from glora.methods import METHODS
+from glora.methods.method import get_method
 from glora.runs.folder import RunFolder
 from glora.space import SearchSpace
 from glora.training.alone import example_alone
@@ -450,6 +452,102 @@ class Normed(nn.Module):
 def test_an_epoch_may_end_with_one_example(settings: dict[str, int]) -> None:
     tuned = adapt_for_training(net(Normed))
     assert len(run(make_trainer(tuned, **settings))) == 3
+
+
+# What is trained of a half-precision base itself
+
+
+def timm_model(dtype: torch.dtype) -> Any:
+    timm = pytest.importorskip("timm")
+    return net(lambda: timm.create_model("test_vit", img_size=8, patch_size=4, num_classes=3)).to(dtype).eval()
+
+
+def pictures(dtype: torch.dtype) -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_method_trains_float32_numbers_on_a_half_precision_base(tmp_path: Path, name: str, dtype: Any) -> None:
+    model, x = timm_model(dtype), pictures(dtype)
+    classes, plain = [type(module) for module in model.modules()], model(x)
+    tuned = get_method(name).apply(model, head=("head",), seed=0)
+    if name not in ("vpt", "noah"):  # which have prompts
+        assert torch.equal(tuned.model(x), plain), "the fresh model is the base, bit for bit"
+    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}
+    before = [parameter.detach().clone() for parameter in tuned.parameters()]
+    optimizer = torch.optim.AdamW(tuned.parameters(), 1e-5, weight_decay=0)
+    for _ in range(3):
+        nn.functional.cross_entropy(tuned.model(x).float(), torch.arange(4) % 3).backward()
+        reached = [parameter.grad is not None and (parameter.grad != 0) for parameter in tuned.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+    for parameter, first, where in zip(tuned.parameters(), before, reached, strict=True):
+        moved = (parameter[where] != first[where]).float()
+        assert not moved.numel() or moved.mean() > 0.9, "at a rate below what the base's type can show"
+    y = tuned.model(x)
+    assert y.dtype == dtype
+    tuned.save(tmp_path / "a.safetensors", {})
+    other = get_method(name).apply(timm_model(dtype), head=("head",), seed=5)
+    other.load(tmp_path / "a.safetensors")
+    if tuned.space is not None:
+        other.activate(tuned.space.largest)
+    assert torch.equal(other.model(x), y)
+    merged = tuned.merged()
+    torch.testing.assert_close(merged(x), y, rtol=0.1, atol=0.02)
+    kept = {key: value for key, value in merged.state_dict().items() if key not in tuned.new_keys}
+    assert list(kept) == list(timm_model(dtype).state_dict())
+    assert {value.dtype for value in kept.values()} == {dtype}
+    if not tuned.no_merge:
+        assert [type(module) for module in merged.modules()] == classes
+
+
+def test_biases_that_are_rounded_once_are_the_mean_of_small_steps() -> None:
+    """A thousandth of a bfloat16's distance, five hundred times: nothing of it where every step is rounded."""
+    model = net().bfloat16()
+    tuned = get_method("bitfit").apply(model, head=("head",), seed=0)
+    (bias,) = (parameter for parameter in tuned.parameters() if parameter.shape == (6,))
+    first = bias.detach().clone()
+    with torch.no_grad():
+        for _ in range(500):
+            bias += first.abs() * 2**-10 / 8
+    merged = tuned.merged().body.bias
+    assert merged.dtype == torch.bfloat16
+    torch.testing.assert_close(merged.float(), first + 500 * first.abs() * 2**-10 / 8, rtol=2**-8, atol=0)
+
+
+def test_tied_and_recurrent_numbers_of_a_half_precision_base() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 32}
+    ids = torch.arange(8)[None]
+
+    def tied() -> Any:
+        return net(lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))).bfloat16().eval()
+
+    for head in ((), ("lm_head",)):
+        model = tied()
+        plain = model(ids).logits
+        tuned = get_method("full").apply(model, head=head, seed=0)
+        assert torch.equal(model(ids).logits, plain)
+        assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}
+        model(ids).logits.float().square().mean().backward()
+        assert all(parameter.grad is not None for parameter in tuned.parameters())
+        assert same_state(tuned.merged(), tied())
+
+    class Recurrent(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = nn.GRU(6, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.memory(x[None])[0][0])
+
+    model = net(Recurrent).bfloat16()
+    x = inputs().bfloat16()
+    plain = model(x)
+    tuned = get_method("full").apply(model, head=("head",), seed=0)
+    assert torch.equal(model(x), plain)
+    assert any("Trained in half precision" in note and "memory.weight_ih_l0" in note for note in tuned.notes)
 
 
 # One genotype per sample

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,12 @@ import pytest
 import glora
 from glora.errors import RunError
 from glora.report.outcome import Outcome
+from glora.runs.console import telling
+from glora.runs.demo import demo_experiment
 from glora.runs.folder import RunFolder
 from glora.runs.run import Run
+from glora.searchers import search
+from suites.scores import SPACE, Trouble
 from suites.toy import Recorder, image_folder, tiny
 
 TESTS = Path(__file__).parent
@@ -126,3 +132,69 @@ def test_what_is_beyond_the_early_end_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="generations"):
         Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 51}})
     assert Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 2}}).search() is not None
+
+
+# What a stop has left behind
+
+
+def test_what_a_stop_has_left_is_swept_by_the_next_command(tmp_path: Path) -> None:
+    search = {"controls": 1, "searcher": {"name": "evolution", "population": 4, "generations": 1, "parents": 2}}
+    settings = tiny(image_folder(tmp_path / "photos"), train={"epochs": 1}, search=search)
+    Run(settings, tmp_path / "run", Recorder()).train()
+    stray = ["training.safetensors", ".config.yaml.12.tmp", "plots/.search.svg.12.tmp", "tries/x/.a.safetensors.9.tmp"]
+    for name in stray:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"half")
+    (tmp_path / "run" / ".export.12.tmp").mkdir()
+    Run(settings, tmp_path / "run", Recorder()).fit()
+    left = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*")}
+    assert not left & {*stray, ".export.12.tmp"}
+
+
+# Nothing is warned of in vain
+
+
+def test_what_is_warned_of_is_told_once(finished: Path) -> None:
+    log, told = logging.getLogger("glora"), list[str]()
+    with telling(told.append):
+        for _ in range(2):
+            log.warning("A worker was lost: %s. Another takes its place.", "process 7")
+        log.info("nothing to tell")
+    log.warning("after the command")
+    assert told == ["Warning: A worker was lost: process 7. Another takes its place."]
+
+
+def test_a_lost_worker_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    with telling(told.append):
+        settings = {"population": 4, "generations": 1, "parents": 2}
+        search(Trouble(tmp_path, "kill", times=1), SPACE, settings=settings, budget=400, workers=1)
+    assert any(line.startswith("Warning: A worker was lost: process ") for line in told)
+
+
+def test_a_command_without_settings_says_that_it_continues_the_run(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    done = command("fit", "--out", tmp_path / "run")
+    assert done.returncode == 0
+    assert "run holds a run: it goes on with its own settings." in " ".join(done.stderr.decode().split())
+
+
+# What so little data can tell
+
+
+@pytest.mark.parametrize("val", [8, 80])
+def test_val_that_cannot_tell_genotypes_apart_is_said_before(tmp_path: Path, val: int) -> None:
+    photos, recorder = image_folder(tmp_path / "photos", per_class=80), Recorder()
+    Run(tiny(photos, data={"train": 20, "val": val}, train={"epochs": 1}), tmp_path / "run", recorder).train()
+    told = [line for line in recorder.lines if "hardly tell genotypes apart" in line]
+    assert bool(told) == (val < 60), "half of val is set aside"
+    assert all(line.startswith(f"{val // 2} val images") for line in told)
+
+
+def test_a_quick_demo_tests_little() -> None:
+    experiment: Any = demo_experiment(quick=True)
+    task = experiment.data.load(experiment.objective)
+    assert len(task.test) == 100
+    assert len(task.test.targets.unique()) == 10
+    full: Any = demo_experiment()
+    assert len(full.data.load(full.objective).test) == 1797 - 600

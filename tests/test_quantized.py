@@ -40,7 +40,6 @@ def quantize(layer: nn.Module, how: str) -> nn.Module:
 class TestInt8(LayerSuite):
     dtypes = FLOATS
     held_is_built = False
-    times_is_exact = False
     how = "int8"
 
     def make_layer(self, *, bias: bool) -> nn.Module:

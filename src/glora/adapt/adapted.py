@@ -102,7 +102,7 @@ def inject(
         notes += (f"The space offers nothing at {listed(idle)}.",)
     adapted.notes = notes
     for note in notes:
-        log.warning(note)
+        log.warning(note, extra={"noted": True})  # who shows the notes leaves these out
     return adapted
 
 
@@ -367,7 +367,7 @@ class Adapted:
         if read and any(self.supports[name].dropout for name in read):
             note = f"No dropout where a layer's weight is read without a call or looked up: {listed(read)}."
             self.notes += (note,)
-            log.warning(note)
+            log.warning(note, extra={"noted": True})  # who shows the notes leaves these out
 
     # Saving
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -149,18 +149,20 @@ def effective(
 ) -> dict[str, Tensor | None]:
     """The weights and biases that the layer plays by name; None for a new bias that is not played.
 
-    Computed in at least float32 and rounded once, without gradient.
+    Computed in float64, where the device has it, and rounded once, without gradient.
 
     Args:
         layer: An attached layer.
-        train: All of them have a gradient, and a new bias that is not played is zero, so that every configuration
-            looks the same to a compiler.
+        train: All of them have a gradient, and are computed in at least float32; a new bias that is not played is
+            zero, so that every configuration looks the same to a compiler.
         shared: Base parameters and what is played for them: one that several layers share is computed once.
     """
     lists: Any = layer.parametrizations
     shared = {} if shared is None else shared
     played: dict[str, Tensor | None] = {}
-    with torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train), ExitStack() as stack:
+        for adapter in adapters_of(layer).values() if not train else ():
+            stack.enter_context(adapter.exactly())
         for name, each in lists.items():
             if each.original not in shared:
                 shared[each.original] = getattr(layer, name)
@@ -349,6 +351,7 @@ class Adapter(nn.Module):
         slot: The name that the weight adds to the layer's.
         view: How the layer shows the weight.
         support: The support tensors.
+        least: The type in which weight and bias are computed, unless the base's is wider.
         plays: What the layer plays, support tensors and configuration, or one of them per sample.
         held: The effective weight and bias while a genotype is held for scoring, else None.
         last_played: What it played in the latest forward pass.
@@ -373,6 +376,7 @@ class Adapter(nn.Module):
         self.support = support
         self.new_bias = False
         self.order = order
+        self.least = torch.float32
         self.plays: tuple[tuple[Support, LayerConfig], ...] = ((support, LayerConfig()),)
         self.held: tuple[Tensor, Tensor | None] | None = None
         self.last_played: tuple[tuple[Support, LayerConfig], ...] = self.plays
@@ -424,7 +428,20 @@ class Adapter(nn.Module):
         if any(factor.is_meta is not original.is_meta for factor in support.parameters()):
             raise self.offloaded()
         with torch.autocast(original.device.type, enabled=False):
-            return support.weight(self.view, original, config)
+            return support.weight(self.view, original, config, self.least_on(original))
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Within it weight and bias are computed in float64 and rounded once, as what is kept should be."""
+        self.least = torch.float64
+        try:
+            yield
+        finally:
+            self.least = torch.float32
+
+    def least_on(self, original: Tensor) -> torch.dtype:
+        """The type in which the weight or bias of these numbers is computed; Apple's GPUs have no float64."""
+        return torch.float32 if original.device.type == "mps" else self.least
 
     def offloaded(self) -> StateError:
         """The error where accelerate brings a layer's tensors back one by one."""
@@ -556,8 +573,9 @@ class BiasAdapter(nn.Module):
             if adapter.read == "poisoned":
                 return torch.full_like(original, float("nan"))
         support, config = adapter.first()
+        b0, least = None if adapter.new_bias else original, adapter.least_on(original)
         with torch.autocast(original.device.type, enabled=False):
-            return support.bias(adapter.view, weights.original, None if adapter.new_bias else original, config)
+            return support.bias(adapter.view, weights.original, b0, config, least)
 
 
 def _no_pickle(self: Any) -> NoReturn:

@@ -21,6 +21,7 @@ from glora.space import SearchSpace, factor_shapes, is_matrix
 
 __all__ = ["MatrixView", "Support", "changed", "fixed_scale"]
 
+BLOCK = 2**22  # numbers of a weight that are widened at a time
 FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
 
@@ -64,8 +65,15 @@ class MatrixView(Protocol):
         ...
 
 
-def changed(w0: Tensor, a: Tensor | None, a_up: Tensor | None, b: Tensor | None, b_up: Tensor | None) -> Tensor:
-    """`W0 + W0 ∘ A + B`, Eq. 13 of the elementwise product, computed in at least float32 and rounded once.
+def changed(
+    w0: Tensor,
+    a: Tensor | None,
+    a_up: Tensor | None,
+    b: Tensor | None,
+    b_up: Tensor | None,
+    least: torch.dtype = torch.float32,
+) -> Tensor:
+    """`W0 + W0 ∘ A + B`, Eq. 13 of the elementwise product, computed in at least that type and rounded once.
 
     Args:
         w0: `(o, i)`.
@@ -73,11 +81,12 @@ def changed(w0: Tensor, a: Tensor | None, a_up: Tensor | None, b: Tensor | None,
         a_up: `(r, i)`, or None.
         b: The same of B, added.
         b_up: `(r, i)`, or None.
+        least: The type.
 
     Returns:
         `(o, i)` in the dtype of w0.
     """
-    w = w0.to(torch.promote_types(w0.dtype, torch.float32))
+    w = w0.to(torch.promote_types(w0.dtype, least))
     if a is not None:
         w = torch.addcmul(w, w, a) if a_up is None else (a @ a_up).to(w.dtype).mul_(w).add_(w)
     if b is not None and b_up is None:
@@ -162,13 +171,17 @@ class Support(nn.Module):
             for side, shape in shapes.items()
         }
 
-    def factors(self, tensor: str, config: LayerConfig) -> tuple[Tensor | None, Tensor | None]:
-        """The `down` and `up` that the configuration reads, the last of them scaled; None where it has none."""
+    def factors(
+        self, tensor: str, config: LayerConfig, least: torch.dtype = torch.float32
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The `down` and `up` that the configuration reads, the last of them scaled in that type; None: it has none."""
         choice = getattr(config, tensor)
         if choice.kind == "none":
             return None, None
         parts = self.slices(tensor, config)
         down, up = parts["down"], parts.get("up")
+        dtype = torch.promote_types(down.dtype, least)
+        down, up = down.to(dtype), None if up is None else up.to(dtype)
         scale = self.scale(tensor, choice)
         if scale == 1.0:
             return down, up
@@ -185,20 +198,26 @@ class Support(nn.Module):
         """The fixed number that multiplies what the choice reads."""
         return self.scales.get(f"{tensor}.{choice.kind}", 1.0)
 
-    def weight(self, view: MatrixView, w0: Tensor, config: LayerConfig) -> Tensor:
-        """The effective weight, Eq. 13, computed in at least float32 and rounded once.
+    def weight(self, view: MatrixView, w0: Tensor, config: LayerConfig, least: torch.dtype = torch.float32) -> Tensor:
+        """The effective weight, Eq. 13, computed in at least that type and rounded once.
 
         Args:
             view: How the layer shows its weight as a matrix.
             w0: The frozen weight in the layer's own shape.
             config: The choices.
+            least: float32, or float64 for a weight that is kept: what is left then is the one rounding.
 
         Returns:
             The shape and dtype of w0; w0 itself when A and B are `none`.
         """
         if config.A.kind == config.B.kind == "none":
             return w0
-        return view.unmatrix(self._changed(view.matrix(w0), config), w0)
+        matrix = view.matrix(w0)
+        if least == torch.float32:
+            return view.unmatrix(self._changed(matrix, config), w0)
+        every = torch.arange(len(matrix), device=matrix.device)
+        some = torch.split(every, max(1, BLOCK // matrix.shape[1]))  # a wide copy of all numbers could be too much
+        return view.unmatrix(torch.cat([self._changed(matrix[rows], config, rows, least) for rows in some]), w0)
 
     def rows(self, w0: Tensor, index: Tensor, config: LayerConfig) -> Tensor:
         """Some rows of the effective weight, Eq. 13, without the others.
@@ -213,47 +232,64 @@ class Support(nn.Module):
         """
         return self._changed(w0, config, index)
 
-    def _changed(self, w0: Tensor, config: LayerConfig, index: Tensor | None = None) -> Tensor:
-        (a, a_up), (b, b_up) = self.factors("A", config), self.factors("B", config)
+    def _changed(
+        self, w0: Tensor, config: LayerConfig, index: Tensor | None = None, least: torch.dtype = torch.float32
+    ) -> Tensor:
+        (a, a_up), (b, b_up) = self.factors("A", config, least), self.factors("B", config, least)
         if index is not None:  # one number per row, unless one for all
             a = a[index] if a is not None and not self.is_matrix and config.A.kind != "scalar" else a
             b = b[index] if b is not None and config.B.kind != "scalar" else b
         if a is not None and self.is_matrix:  # (W0 A_down) A_up, or W0 diag(a), at every position of a kernel
-            w = w0.to(torch.promote_types(w0.dtype, torch.float32))
+            w = w0.to(torch.promote_types(w0.dtype, least))
             positions = w.reshape(len(w), self.site.mixed, -1).transpose(1, 2)  # (o, k, mixed)
             a = a.to(w.dtype)
             change = positions * a.T if a_up is None else (positions @ a) @ a_up.to(w.dtype)
-            w = changed(w + change.transpose(1, 2).flatten(1), None, None, b, b_up).to(w0.dtype)
+            w = changed(w + change.transpose(1, 2).flatten(1), None, None, b, b_up, least).to(w0.dtype)
         else:
-            w = changed(w0, a, a_up, b, b_up)
+            w = changed(w0, a, a_up, b, b_up, least)
         if self.site.fixed is not None:
             row = torch.arange(len(w), device=w.device) if index is None else index
             w = torch.where((row == self.site.fixed).unsqueeze(-1), w0, w)
         return w
 
-    def bias(self, view: MatrixView, w0: Tensor, b0: Tensor | None, config: LayerConfig) -> Tensor | None:
-        """The effective bias, Eq. 14, computed in at least float32 and rounded once.
+    def bias(
+        self,
+        view: MatrixView,
+        w0: Tensor,
+        b0: Tensor | None,
+        config: LayerConfig,
+        least: torch.dtype = torch.float32,
+    ) -> Tensor | None:
+        """The effective bias, Eq. 14, computed in at least that type and rounded once.
 
         Args:
             view: How the layer shows its weight as a matrix.
             w0: The frozen weight in the layer's own shape.
             b0: The frozen bias, `(o,)`, or None.
             config: The choices.
+            least: As in `weight`.
 
         Returns:
             `(o,)` in the dtype of the base; b0 itself when C, D and E are `none`.
         """
-        shift = self.shift(view, w0, b0, config)
+        shift = self.shift(view, w0, b0, config, least)
         if shift is None:
             return b0
         if b0 is None:
             return shift.to(w0.dtype)
         return (b0.to(shift.dtype) + shift).to(b0.dtype)
 
-    def shift(self, view: MatrixView, w0: Tensor, b0: Tensor | None, config: LayerConfig) -> Tensor | None:
-        """`W0 C + D∘b0 + E` of Eq. 14, `(o,)` in at least float32; None when C, D and E are `none`."""
-        (c, c_up), (d, _), (e, _) = (self.factors(tensor, config) for tensor in "CDE")
-        dtype = torch.promote_types(w0.dtype, torch.float32)
+    def shift(
+        self,
+        view: MatrixView,
+        w0: Tensor,
+        b0: Tensor | None,
+        config: LayerConfig,
+        least: torch.dtype = torch.float32,
+    ) -> Tensor | None:
+        """`W0 C + D∘b0 + E` of Eq. 14, `(o,)` in at least that type; None when C, D and E are `none`."""
+        (c, c_up), (d, _), (e, _) = (self.factors(tensor, config, least) for tensor in "CDE")
+        dtype = torch.promote_types(w0.dtype, least)
         shift: Tensor | None = None
         if c is not None:
             column = c if c_up is None else c @ c_up  # (i, 1)

@@ -6,7 +6,6 @@ All heavy imports wait until they are needed.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -59,16 +58,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 @contextmanager
 def _reporting(run: Path | None = None, log: Sequence[str] | None = None) -> Iterator[Any]:
     """A reporter on stderr for the time of a command; with loggers for the run in that folder."""
-    logging.getLogger("glora").addHandler(logging.NullHandler())
-    from glora.runs.console import ConsoleReporter
+    from glora.runs.console import ConsoleReporter, telling
 
     with ConsoleReporter() as reporter:
         if run is None or not log:
-            yield reporter
+            with telling(reporter.say):
+                yield reporter
             return
         from glora.runs.logged import logging_to
 
-        with logging_to(log, run, reporter) as logged:
+        with logging_to(log, run, reporter) as logged, telling(logged.say):
             yield logged
 
 
@@ -81,6 +80,7 @@ def _run(
 
     values = given(options)
     if not (config or overrides or values) and (out / "config.yaml").is_file():
+        reporter.say(f"{out} holds a run: it goes on with its own settings. Another one begins under another --out.")
         return Run.open(out, reporter)
     return Run(load_experiment(config, overrides or (), values), out, reporter)
 
@@ -775,11 +775,11 @@ def bench(
 
     Example: glora bench experiments/offline.yaml --workers 2
     """
-    logging.getLogger("glora").addHandler(logging.NullHandler())
     from glora.runs.benchmark.bench import run_benchmark
     from glora.runs.benchmark.view import BenchmarkView
+    from glora.runs.console import telling
 
-    with BenchmarkView() as view:
+    with BenchmarkView() as view, telling(view.tell):
         found = run_benchmark(experiment, out, workers=workers, cluster=cluster, view=view)
     if as_json:
         from glora.report.result import Result

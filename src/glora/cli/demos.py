@@ -18,18 +18,19 @@ DEMOS = {"images": "glora.cli.demos:images", "language": "glora.cli.demos:langua
 
 def images(folder: Path, reporter: Any, *, quick: bool, seed: int) -> tuple[list[Any], list[str], None]:
     """Linear probe, LoRA and GLoRA on digits."""
-    from glora.runs.demo import run_demo, verdict
+    from glora.runs.demo import QUICKLY, run_demo, verdict
 
     results = run_demo(folder, reporter, quick=quick, seed=seed)
-    return results, [verdict(results), f"Pictures: {folder / 'glora' / 'plots'}"], None
+    return results, [QUICKLY if quick else verdict(results), f"Pictures: {folder / 'glora' / 'plots'}"], None
 
 
 def language(folder: Path, reporter: Any, *, quick: bool, seed: int) -> tuple[list[Any], list[str], Table]:
     """The base, LoRA and GLoRA on what words mean, and some answers."""
+    from glora.runs.demo import QUICKLY
     from glora.runs.demo_language import run_demo, verdict
 
     results, answers = run_demo(folder, reporter, quick=quick, seed=seed)
-    told = [verdict(results, folder), f"Talk with it: glora chat {folder / 'glora'}"]
+    told = [QUICKLY if quick else verdict(results, folder), f"Talk with it: glora chat {folder / 'glora'}"]
     return results, told, _table(answers)
 
 

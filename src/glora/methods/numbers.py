@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glora.adapt.adapter_format import Numbers, fingerprint, read_numbers, write_numbers
 from glora.adapt.float_head import FloatHead
+from glora.adapt.float_numbers import FloatNumbers, low_types
 from glora.adapt.head import alike, fits_head, head_of, show_head
 from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.errors import AdapterFileError, listed
@@ -49,8 +50,11 @@ class TunedNumbers(Tuned):
         self.numbers = dict(numbers)
         self.head = tuple(head)
         self.statistics = statistics
+        types = low_types(self.parameters())
         frozen: list[Any] = [] if statistics else freeze_statistics(model, head)
-        self._hooks = [*frozen, BaseBuffers(model, head), FloatHead(model, head)]
+        rounded_head, rounded = FloatHead(model, head), FloatNumbers(model, types, head)
+        self._hooks = [*frozen, BaseBuffers(model, head), rounded, rounded_head]
+        self.notes = (*self.notes, *rounded.notes)
         model.requires_grad_(False)
         for parameter in self.parameters():
             parameter.requires_grad_(True)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from glora.adapt.adapter_format import fingerprint
+from glora.adapt.float_numbers import plain_again
 from glora.adapt.head import is_inside
 from glora.adapt.layers.quantized import is_quantized
 from glora.errors import TargetError
@@ -163,7 +164,7 @@ class TunedPFT(TunedShared):
             original: Any = module.parametrizations[leaf].original  # type: ignore[union-attr, index]
             original.copy_(shift(original))
         for module, order in self.order.items():
-            _plain_again(module, order)
+            plain_again(module, order)
         self.shifts, self.order = {}, {}
         return super().merged()
 
@@ -177,18 +178,6 @@ def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
             if parameter is not None:
                 found.setdefault(names[parameter], []).append((module, leaf))
     return found
-
-
-def _plain_again(module: Any, order: Sequence[str]) -> None:
-    """The module as it was before it was parametrized: class, parameter objects and their order.
-
-    By hand, as `glora.adapt.attach.detach` does and says why.
-    """
-    parameters = module._parameters | {name: each.original for name, each in module.parametrizations.items()}
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    module._parameters.clear()
-    module._parameters.update({name: parameters[name] for name in order})
 
 
 def units_of(model: nn.Module, head: Sequence[str]) -> dict[str, tuple[str, ...]]:

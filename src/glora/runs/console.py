@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -20,7 +23,7 @@ from glora.report.metrics import RAW_SCORE, MetricInfo
 if TYPE_CHECKING:  # it is on the screen before torch is loaded
     from glora.searchers import Trial
 
-__all__ = ["BETWEEN", "ConsoleReporter", "SearchView", "clock"]
+__all__ = ["BETWEEN", "ConsoleReporter", "SearchView", "clock", "telling"]
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 DRAW_EVERY = 0.1  # seconds between drawings of the bar
@@ -52,6 +55,34 @@ class TrainingProgress(Protocol):
     def examples_per_second(self) -> float: ...
     @property
     def seconds_left(self) -> float: ...
+
+
+@contextmanager
+def telling(say: Callable[[str], None]) -> Iterator[None]:
+    """Within it what the library warns of is told too, each warning once, such as a worker that was lost.
+
+    But for the notes on a model that is adapted, which a run tells itself.
+    """
+    handler, log = _Telling(say), logging.getLogger("glora")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Telling(logging.Handler):
+    """Tells warnings to a reporter."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say, self._told = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._told and not getattr(record, "noted", False):
+            self._told.add(text)
+            self._say(f"Warning: {text}")
 
 
 class ConsoleReporter:

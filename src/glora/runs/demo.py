@@ -12,7 +12,7 @@ from glora.report.result import Result
 from glora.runs.run import Reporter, Run
 from glora.space import BoundSpace, Choice, Site, count_parameters
 
-__all__ = ["demo_experiment", "lora_rank", "run_demo", "verdict", "winner_and_lora"]
+__all__ = ["QUICKLY", "demo_experiment", "lora_rank", "run_demo", "verdict", "winner_and_lora"]
 
 DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
@@ -23,9 +23,10 @@ DEMO: dict[str, Any] = {
         "budget": "0.5M",
     },
 }
+QUICKLY = "These were a few steps: they show that everything works, and nothing of which method is better."
 QUICK: dict[str, Any] = {
     **DEMO,
-    "data": {"source": "digits", "train": 64, "val": 40},
+    "data": {"source": "digits", "train": 64, "val": 40, "test": 100},
     "train": {"epochs": 1, "batch_size": 32},
     "search": {
         "searcher": {"population": 4, "generations": 1, "parents": 2, "mutations": 2, "crossovers": 2},

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -311,9 +312,9 @@ class RunFolder:
         return f"start anew beside it: --out {next(each for each in others if not each.exists())}"
 
     def write_config(self, experiment: Experiment) -> None:
-        """The settings are in the folder, and what a killed process was writing is not."""
-        for stale in self.path.glob(".*.tmp"):
-            stale.unlink()
+        """The settings are in the folder, and what a killed process was writing is not, in it or in a folder of it."""
+        for stale in self.path.rglob(".*.tmp"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
     def check_data(self, fingerprint: str, parts: Mapping[str, str] | None = None) -> None:

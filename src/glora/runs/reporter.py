@@ -9,6 +9,7 @@ from glora.report.metrics import MetricInfo
 from glora.runs.cost import planned, search_cost
 from glora.runs.ladder import ladder_of, training_of
 from glora.searchers import Trial
+from glora.tasks.calibration import FEWEST
 from glora.tasks.task import Task
 from glora.tasks.visible import VisibleData
 from glora.training.pace import example_steps
@@ -78,8 +79,17 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
         *training,
         f"Search: up to {candidates:,} genotypes on {len(data.val):,} {unit}"
         + ("; then one look at the test examples" if task.test is not None else ""),
+        *([few_val(len(data.val), unit)] if len(data.val) < FEWEST and candidates > 1 else []),
         *search_cost(bounds, experiment, data)[1],
     ]
+
+
+def few_val(count: int, unit: str) -> str:
+    """What so few examples can tell of genotypes."""
+    return (
+        f"{count:,} val {unit} hardly tell genotypes apart: which of them the search chooses is mostly chance. "
+        "More val examples help (data.val); --generations 0 saves most of the search."
+    )
 
 
 def _training(experiment: Any, data: VisibleData, *, searches: bool) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -38,6 +39,7 @@ from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_cali
 
 __all__ = ["BEFORE", "Search"]
 
+TELL_EVERY = 10.0  # seconds of silence while controls are measured
 BEFORE = "before_final"  # the row of the winner as it was chosen, where it is then trained on val too
 
 
@@ -198,8 +200,18 @@ class Search:
         sizes = random_genomes(self.space, wanted, budget=budget, min_budget=min_budget, seed=seed)
         if any(genome not in self.values for genome in sizes):
             self.session.reporter.say(f"Controls: {len(sizes):,} random genotypes and the largest")
+            self._measure_all(sizes)
         rescore = 0 if picked else self.plan.extent.rescore
         return controls(self.space, self.values, sizes, fitness=settings.fitness, rescore=rescore)
+
+    def _measure_all(self, genomes: Collection[Genome]) -> None:
+        """Every genotype is measured; from time to time it is told how many."""
+        told = time.monotonic()
+        for number, genome in enumerate(genomes, start=1):
+            self.values(genome)
+            if time.monotonic() - told >= TELL_EVERY and number < len(genomes):
+                self.session.reporter.say(f"Controls: {number:,} of {len(genomes):,} are measured")
+                told = time.monotonic()
 
     @cached_property
     def finished(self) -> SearchResult:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from glora import scikit
 from glora.errors import DataError, MissingExtraError
+from glora.settings import Count
 from glora.tasks.data.image_folder import ImageFolder
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
@@ -28,11 +29,16 @@ _GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt
 class Digits(DataSettings):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey: by default 800 train, 200 val, 797 test."""
 
+    test: Count | None = Field(None, ge=1, description="Most test images; all that are left if not given.")
+
     def load(self, objective: Objective) -> Task:
         pixels, labels = scikit.digits()  # (1797, 64) in [0, 16]
         images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         targets = Targets(("digit",), [(label,) for label in labels.tolist()], names=tuple(map(str, range(10))))
-        return assemble("digits", {"": Pool(list(images), targets)}, objective, self, group="natural")
+        task = assemble("digits", {"": Pool(list(images), targets)}, objective, self, group="natural")
+        if self.test is None or task.test is None or len(task.test) <= self.test:
+            return task
+        return replace(task, test=task.test.subset(range(self.test))).stamped(None)
 
 
 class Textile(DataSettings):
