@@ -447,17 +447,18 @@ def ended(folder: Path) -> dict[str, bytes]:
 def test_a_kill_at_any_save_point_leaves_what_the_same_command_ends_from(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """A copy of the folder is what a process leaves that is killed there."""
+    """A copy of the folder is what a process leaves that is killed there; of states within an epoch some are tried."""
     settings, seen, states = big(photos, **changes), set[str](), list[tuple[str, Path]]()
 
     def kept(what: str) -> None:
         if (tmp_path / "run").is_dir() and (state := listed(tmp_path / "run")) not in seen:
             seen.add(state)
+            if what == "after rename training.safetensors" and len(seen) % 6:
+                return
             states.append((what, tmp_path / f"killed-{len(states)}"))
             shutil.copytree(tmp_path / "run", states[-1][1])
 
-    monkeypatch.setattr(saving, "EVERY", 0.0)
-    monkeypatch.setattr(saving, "SHARE", 1e9)
+    monkeypatch.setattr(saving, "LONGEST", 0.0)
     with at_every_change(kept):
         Run(settings, tmp_path / "run", Recorder()).fit()
     expected = ended(tmp_path / "run")

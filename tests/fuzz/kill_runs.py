@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -149,30 +150,59 @@ def killed(process: subprocess.Popen[bytes], log: Path, how: str, rng: random.Ra
     return "" if last == whole or "KeyboardInterrupt" in said else f"{how}: it said {said[-300:]!r}"
 
 
+def looks(out: Path) -> frozenset[tuple[str, int, int]]:
+    """The files of a run as they are now: another set after every change."""
+    found = set()
+    for file in out.rglob("*"):
+        try:
+            told = file.stat()
+        except OSError:  # gone meanwhile
+            continue
+        found.add((str(file), told.st_size, told.st_mtime_ns))
+    return frozenset(found)
+
+
+def changes(process: subprocess.Popen[bytes], out: Path, most: float = math.inf) -> int:
+    """Waits for the end of the process, or for so many changes in its folder; how many there were."""
+    seen, count, end = looks(out), 0, time.monotonic() + PATIENCE
+    while process.poll() is None and count < most and time.monotonic() < end:
+        time.sleep(0.002)
+        if (now := looks(out)) != seen:
+            seen, count = now, count + 1
+    return count
+
+
 def finished(
-    case: str, given: Sequence[str], out: Path, found: Killing, kills: int, rng: random.Random, whole: float
+    case: str, given: Sequence[str], out: Path, found: Killing, kills: int, rng: random.Random, whole: int
 ) -> dict[str, Any] | None:
-    """Starts and kills the run in this folder until it is finished, at most so many times; what it ended in."""
+    """Starts and kills the run in this folder until it is finished, while there are kills left; what it ended in.
+
+    A process is killed a little after some change in its folder, of about as many as a whole run makes; a few are
+    killed at any moment since their start.
+    """
     log = out.with_suffix(".log")
     while True:
         words = command(case, given, out, rng.choice(CADENCES), rng.choice(READERS))
-        process = started(words, log)
-        end = time.monotonic() + rng.uniform(0.35, 1.1) * whole if found.kills < kills else time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.005)
+        start, process = time.monotonic(), started(words, log)
+        if found.kills >= kills:
+            process.wait(timeout=PATIENCE)
+        elif rng.random() < 0.15:
+            while process.poll() is None and time.monotonic() < start + rng.uniform(0, 5):
+                time.sleep(0.01)
+        else:
+            changes(process, out, rng.randint(1, max(2, whole // 3)))
+            time.sleep(rng.choice((0, rng.uniform(0, 0.05), rng.uniform(0, 1))))
         if process.poll() is None:
-            how = rng.choice(("kill", "kill", "term", "int", "twice"))
+            how, at = rng.choice(("kill", "kill", "term", "int", "twice")), stage(out)
             found.kills += 1
-            found.counts[f"{how}, {stage(out)}"] += 1
+            found.counts[f"{how}, {at}"] += 1
             if wrong := killed(process, log, how, rng):
                 found.broken.append(f"{case}: {wrong}")
-            if process.returncode == 0:
-                return ends(out)
-        elif process.returncode == 0:
-            return ends(out)
-        else:
+        elif process.returncode:
             found.broken.append(f"{case}: code {process.returncode}: {log.read_text(errors='replace')[-600:]}")
             return None
+        if process.returncode == 0:
+            return ends(out)
 
 
 def stage(out: Path) -> str:
@@ -200,7 +230,7 @@ def kill_runs(
         told: Gets a line for every run.
     """
     rng, found, given = random.Random(seed), Killing(), inputs(folder)
-    undisturbed: dict[str, tuple[dict[str, Any], float]] = {}
+    undisturbed: dict[str, tuple[dict[str, Any], int]] = {}
     number = 0
     while found.kills < kills:
         case = cases[number % len(cases)]
@@ -208,12 +238,13 @@ def kill_runs(
         if case not in undisturbed:
             start, out = time.monotonic(), folder / f"whole-{case}"
             process = started(command(case, given[case], out, CADENCES[-1]), out.with_suffix(".log"))
-            assert process.wait(timeout=2 * PATIENCE) == 0, out.with_suffix(".log").read_text()
-            undisturbed[case] = ends(out), time.monotonic() - start
-            told(f"{case}: undisturbed in {undisturbed[case][1]:.1f} s")
-        expected, seconds = undisturbed[case]
+            count = changes(process, out)
+            assert process.wait(timeout=PATIENCE) == 0, out.with_suffix(".log").read_text()
+            undisturbed[case] = ends(out), count
+            told(f"{case}: undisturbed in {time.monotonic() - start:.1f} s, with {count} changes of its folder")
+        expected, count = undisturbed[case]
         out, before, wrong = folder / f"run-{number}", found.kills, len(found.broken)
-        end = finished(case, given[case], out, found, kills, rng, seconds)
+        end = finished(case, given[case], out, found, kills, rng, count)
         differing = [] if end is None else [name for name, value in expected.items() if end[name] != value]
         left = [file.name for pattern in (".*.tmp", "**/training.safetensors") for file in out.glob(pattern)]
         found.broken += [f"{case}, {out}: {name} is another" for name in differing]
