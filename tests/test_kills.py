@@ -567,16 +567,17 @@ def test_real_runs_that_are_killed_end_as_undisturbed_ones(tmp_path: Path, case:
 
 
 LONG = """
-import os, signal, sys, threading, time
+import os, signal, sys, time
 from glora.cli import app
+name, pauses = sys.argv[1], list(map(float, sys.argv[2].split()))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from glora.training import trainer
 step = trainer.Trainer._step
 def slow(self, *args):
     if self.taken == 5:
-        for pause in map(float, sys.argv[2].split()):
+        for pause in pauses:
             time.sleep(pause)
-            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+            os.kill(os.getpid(), getattr(signal, name))
     found = step(self, *args)
     if self.taken > 5:
         print("went on", flush=True)

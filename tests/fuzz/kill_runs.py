@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,11 @@ def killed(process: subprocess.Popen[bytes], log: Path, how: str, rng: random.Ra
 def looks(out: Path) -> frozenset[tuple[str, int, int]]:
     """The files of a run as they are now: another set after every change."""
     found = set()
-    for file in out.rglob("*"):
-        try:
-            told = file.stat()
-        except OSError:  # gone meanwhile
-            continue
-        found.add((str(file), told.st_size, told.st_mtime_ns))
+    for inside, _, names in os.walk(out):  # which passes over folders that are gone meanwhile
+        for file in (Path(inside, name) for name in names):
+            with suppress(OSError):
+                told = file.stat()
+                found.add((str(file), told.st_size, told.st_mtime_ns))
     return frozenset(found)
 
 
