@@ -40,6 +40,7 @@ class Stopped(Exception):
 
 def stopped_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training stops when the state of so many epochs is saved."""
+    from glora.runs import saving
     from glora.runs.stages import train
 
     save = train._save
@@ -50,7 +51,7 @@ def stopped_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise Stopped
 
     monkeypatch.setattr(train, "_save", saved)
-    monkeypatch.setattr(train, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(saving, "SHARE", 1e9)
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ __all__ = [
 
 LOCK = ".lock"
 
+_held: dict[Path, tuple[int, int]] = {}  # folder that this process works in -> which it is: device and inode
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -146,8 +148,12 @@ WHY = {  # errno -> remedy
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into one WriteError."""
+    """Turns what the system says of a file that cannot be written into one WriteError.
+
+    In a folder that is `held` and was removed meanwhile, nothing is written either.
+    """
     try:
+        _need_held(path)
         yield
     except (OSError, SafetensorError) as error:  # also of a file in a folder that is not in its place yet
         number = error.errno if isinstance(error, OSError) else _errno_of(str(error))
@@ -159,6 +165,20 @@ def written(path: Path) -> Iterator[None]:
             remedy=WHY.get(number, "Look at that folder and its disk, then give the same command again."),
             errno=number,
         ) from error
+
+
+def _need_held(path: Path) -> None:
+    for folder, identity in _held.items():
+        if path.absolute().is_relative_to(folder) and _identity(folder) != identity:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        found = folder.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _errno_of(text: str) -> int | None:
@@ -309,6 +329,8 @@ def lock(path: Path, *, taken: str) -> BinaryIO | None:
 def held(folder: Path, *, what: str) -> Iterator[None]:
     """Within it no other process can hold the folder, which is made where it is missing; it has a file `.lock` then.
 
+    Should the folder be removed within it, it is not made again: what is to be written there is a WriteError.
+
     Args:
         folder: Where the work is done.
         what: What it is, in the words of an error: `the run in x`.
@@ -320,9 +342,11 @@ def held(folder: Path, *, what: str) -> Iterator[None]:
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
     file = lock(folder / LOCK, taken=f"Another process is working on {what}.")
+    _held[folder.absolute()] = _identity(folder)
     try:
         yield
     finally:
+        del _held[folder.absolute()]
         if file is not None:
             file.close()
 

@@ -313,9 +313,12 @@ class RunFolder:
 
     def write_config(self, experiment: Experiment) -> None:
         """The settings are in the folder, and what a killed process was writing is not, in it or in a folder of it."""
+        self._clear()
+        write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
+
+    def _clear(self) -> None:
         for stale in self.path.rglob(".*.tmp"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
     def check_data(self, fingerprint: str, parts: Mapping[str, str] | None = None) -> None:
         """Nothing when the examples are those that the run began with.
@@ -390,6 +393,7 @@ class RunFolder:
             parts: Fingerprints of what the data consists of, by name.
         """
         self.need_there()
+        self._clear()
         kept = [r for r in self._records() if r["stage"] in ("train", "val", "warning") and r["epoch"] <= epoch]
         begun: dict[str, Any] = {"stage": "begun", "data": data, **({} if base is None else {"base": base})}
         begun |= {"parts": dict(parts)} if parts else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +80,12 @@ class Judging:
         return len(self.genotypes) * len(self.examples)
 
     @torch.no_grad()
-    def __call__(self) -> Judged:
-        """What it does; the model plays what it played, and is in eval mode."""
+    def __call__(self, between: Callable[[], None] | None = None) -> Judged:
+        """What it does; the model plays what it played, and is in eval mode.
+
+        Args:
+            between: Called after every batch; what it raises ends the look.
+        """
         tuned, session = self.tuned, self.session
         every: list[Evaluation] = []
         sums: dict[float, float] = {}
@@ -93,6 +97,8 @@ class Judging:
                     values = {name: each.cpu() for name, each in session.objective.values(output, batch).items()}
                     every.append(Evaluation(session.objective, values, weights=own))
                     _add(sums, session.objective, output, batch, own)
+                    if between is not None:
+                        between()
         whole = joined(every)
         plain, value = whole.value("loss"), whole.value(session.objective.metrics[0].name)
         count = (1.0 * len(self.examples) if weights is None else weights.sum().item()) * len(self.genotypes)

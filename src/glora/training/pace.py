@@ -232,6 +232,7 @@ class Pace:
 
     Attributes:
         noise: What perturbs the layers; None for `off`.
+        rng: Draws the seeds of the noise in the epoch under way.
         outputs: Of `fast` the outputs for every training example in its latest pass, `(examples, ...)`.
 
     Raises:
@@ -256,12 +257,12 @@ class Pace:
         self.noise = None if settings.pace == "off" else Noise(tuned, settings.pace_noise, accelerator.device)
         self.outputs: Tensor | None = None
         self._epoch = 0
-        self._rng = random.Random()
+        self.rng = random.Random()
         self._said = False
 
-    def begin(self, epoch: int) -> None:
-        """From here on it is this epoch, from 0."""
-        self._epoch, self._rng = epoch, random.Random(f"noise {self.seed} {epoch}")
+    def begin(self, epoch: int, rng: random.Random | None = None) -> None:
+        """From here on it is this epoch, from 0; with a generator it goes on where that stands."""
+        self._epoch, self.rng = epoch, rng or random.Random(f"noise {self.seed} {epoch}")
 
     def examples(self, step: int, n: int) -> int:
         """How many examples of a batch of n the step takes."""
@@ -294,7 +295,7 @@ class Pace:
 
     def _pass(self, forward: Callable[[], Any], taken: StepExamples) -> Any:
         assert self.noise is not None
-        self.noise.draw(self._rng.getrandbits(63), taken.positions, len(taken.batch))
+        self.noise.draw(self.rng.getrandbits(63), taken.positions, len(taken.batch))
         return forward()
 
     def _penalty(self, first: Any, second: Any) -> Tensor:
@@ -327,7 +328,7 @@ class Pace:
 
     def warning(self) -> str:
         """After some steps, once: the layers that are not perturbed; empty when all are."""
-        if self._said or self.noise is None or not (left := self.noise.left):
+        if self._said or self.noise is None or not self.noise.touched or not (left := self.noise.left):
             return ""
         self._said = True
         return (

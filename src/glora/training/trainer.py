@@ -116,6 +116,7 @@ class Trainer:
     Attributes:
         lr: Learning rate at the top, as it is now.
         epoch: Epochs done. began: How many of them were in vain, before it began anew.
+        taken: Steps done of the epoch under way.
         example_steps: Forward-and-backward passes of an example so far, over all processes.
         chance: The loss of knowing the targets' distribution and nothing else; None: unknown, no collapse is told.
         warning: What has become of the training in the last epoch, if that is worth a line; else empty.
@@ -147,10 +148,11 @@ class Trainer:
         self.lr = lr
         self.seed = seed
         self.accelerator = accelerator
-        self.epoch = self.began = 0
+        self.epoch = self.began = self.taken = 0
+        self._rng, self._sums = random.Random(), torch.zeros(4)  # of the epoch under way
         self.losses: list[float] = []  # mean loss of the epochs since it began, without PACE's part
         self.warning = ""
-        self.seconds = 0.0
+        self.seconds = self._start = 0.0
         self.example_steps = 0
         self.parameters = list(tuned.parameters())
         self.lengths = lengths_of(examples)
@@ -188,27 +190,35 @@ class Trainer:
         at = Place(step, self.steps_per_epoch, epochs, self.settings.warmup)
         return SCHEDULES[self.settings.schedule](self.lr, at)
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Iterator[Progress]:
-        """Trains the epochs that are left; yields after each, when the state may be saved.
+    def run(
+        self, on_progress: Callable[[Progress], None] | None = None, due: Callable[[], bool] | None = None
+    ) -> Iterator[Progress]:
+        """Trains what is left; yields after every epoch, and after every step where it is due: the state may be saved.
+
+        Args:
+            on_progress: Told where it is, a few times a second at most.
+            due: Asked after every step, on every process; nothing that is computed depends on what it says.
 
         Raises:
             StateError: The loss is NaN or infinite.
         """
         while not self.over:
-            start = time.perf_counter() - self.seconds  # as if the epochs before had just run, and nothing between
+            self._go_on()
             self.tuned.model.train()
-            progress = None
-            for progress in self._epoch(start):
-                if on_progress is not None:
-                    on_progress(progress)
-            self.epoch += 1
-            assert progress is not None
-            self._judge()
-            self._look()
-            self.seconds = time.perf_counter() - start
+            yield from self._epoch(on_progress, due)
+            progress = self._progress()
+            self._stop_clock()
+            self._close()
             if self.over:
                 self._end()
+            self._stop_clock()
             yield progress
+
+    def _go_on(self) -> None:
+        self._start = time.perf_counter() - self.seconds  # as if all before had just run, and nothing between
+
+    def _stop_clock(self) -> None:
+        self.seconds = time.perf_counter() - self._start
 
     @property
     def over(self) -> bool:
@@ -216,13 +226,31 @@ class Trainer:
         stops = self.val_loss is not None and self.best.over(self.epoch, self.began)
         return stops or self.epoch >= self.settings.longest
 
+    def _close(self) -> None:
+        """All steps of an epoch are done: the training is judged, by itself and by val.
+
+        Should val's part be cut short, the epoch is as it was before: it can be closed again.
+        """
+        self.losses.append(self._means()[2])
+        self.epoch += 1
+        self._judge()
+        try:
+            self._look()
+        except BaseException:
+            self.epoch -= 1
+            del self.losses[-1]
+            raise
+        self.taken = 0
+
     def _look(self) -> None:
         """Keeps the state where it is the best on val so far: that of the moving mean, where there is one."""
         if self.val_loss is None or self.began == self.epoch:
             return
         self.average.swap()
-        self.best.see(self.epoch, self.val_loss(), self._values())
-        self.average.swap()
+        try:
+            self.best.see(self.epoch, self.val_loss(), self._values())
+        finally:
+            self.average.swap()
 
     def _end(self) -> None:
         """The numbers are those that the training ends in."""
@@ -264,32 +292,50 @@ class Trainer:
         """All that training changes."""
         return [*self.parameters, *self.tuned.model.buffers()]
 
-    def _epoch(self, start: float) -> Iterator[Progress]:
-        n, size, epoch = len(self.examples), self.settings.batch_size, self.epoch - self.began
-        order = self._order(epoch)
-        rng = random.Random(f"subnets {self.seed} {epoch}")
-        sums = torch.zeros(4, device=self.accelerator.device)
-        shown, first = 0.0, epoch * self.steps_per_epoch
+    def _epoch(self, told: Callable[[Progress], None] | None, due: Callable[[], bool] | None) -> Iterator[Progress]:
+        """The steps that are left of an epoch; yields where it is due."""
+        size, epoch = self.settings.batch_size, self.epoch - self.began
+        order, first = self._order(epoch), epoch * self.steps_per_epoch
+        if not self.taken:
+            self._rng = random.Random(f"subnets {self.seed} {epoch}")
+            self._sums = torch.zeros(4, device=self.accelerator.device)
+            self.pace.begin(epoch)
+        shown = 0.0
         unseen: list[_Taken] = []  # steps since the last look at the loss
-        self.pace.begin(epoch)
-        for k, whole in enumerate(order[i : i + size] for i in range(0, n, size)):
+        while self.taken < self.steps_per_epoch:
+            k = self.taken
+            whole = order[k * size : (k + 1) * size]
             batch = whole[: self.pace.examples(first + k, len(whole))]
-            before = rng.getstate()
+            before = self._rng.getstate()
             with memory_told(f"a training step of {len(batch)} {self.examples.unit}", remedy=self._smaller()):
-                unseen.append(_Taken(first + k, len(batch), before, self._step(batch, first + k, rng)))
-            sums = sums + unseen[-1].sums
-            if time.perf_counter() - shown < SYNC_EVERY and k + 1 < self.steps_per_epoch:
+                unseen.append(_Taken(first + k, len(batch), before, self._step(batch, first + k, self._rng)))
+            self._sums = self._sums + unseen[-1].sums
+            self.taken += 1
+            pauses, last = due is not None and due(), self.taken == self.steps_per_epoch
+            if time.perf_counter() - shown < SYNC_EVERY and not pauses and not last:
                 continue
             shown = time.perf_counter()
-            *totals, seen = sums.tolist()
-            mean, metric, plain = (total / seen for total in totals)
-            if not math.isfinite(mean):
-                raise self._diverged("The training loss is", unseen)
+            self._check_finite(unseen, numbers=pauses or last)
             unseen = unseen[-1:]
-            yield self._progress(k, mean, metric, self.lr_at(first + k), start)
-        if not all(bool(value.isfinite().all()) for value in self.parameters):  # of the last step, whose loss was
+            progress = self._progress()
+            if told is not None:
+                told(progress)
+            if pauses:
+                self._stop_clock()
+                yield progress
+                self._go_on()
+
+    def _check_finite(self, unseen: Sequence[_Taken], *, numbers: bool) -> None:
+        """Raises StateError unless the loss is finite; `numbers`: and all that is trained, of a last step too."""
+        if not math.isfinite(self._means()[0]):
+            raise self._diverged("The training loss is", unseen)
+        if numbers and not all(bool(value.isfinite().all()) for value in self.parameters):
             raise self._diverged("A trained number becomes", unseen)
-        self.losses.append(plain)
+
+    def _means(self) -> list[float]:
+        """Of the epoch under way: mean loss, first metric, and loss without PACE's part."""
+        *totals, seen = self._sums.tolist()
+        return [total / seen for total in totals]
 
     def _diverged(self, what: str, unseen: Sequence[_Taken]) -> StateError:
         """What is said where numbers are not finite: in which step, at which learning rate, and what was played."""
@@ -319,19 +365,20 @@ class Trainer:
             "with train.precision=bf16."
         )
 
-    def _progress(self, k: int, loss: float, metric: float, lr: float, start: float) -> Progress:
-        n, epochs = len(self.examples), self.settings.longest
-        done = self.epoch * n + min(n, (k + 1) * self.settings.batch_size)
-        speed = done / max(1e-9, time.perf_counter() - start)
+    def _progress(self) -> Progress:
+        n, epochs, k = len(self.examples), self.settings.longest, self.taken
+        loss, metric, _ = self._means()
+        done = self.epoch * n + min(n, k * self.settings.batch_size)
+        speed = done / max(1e-9, time.perf_counter() - self._start)
         return Progress(
-            step=self.epoch * self.steps_per_epoch + k + 1,
+            step=self.epoch * self.steps_per_epoch + k,
             steps=epochs * self.steps_per_epoch,
             epoch=self.epoch + 1,
             epochs=epochs,
             loss=loss,
             metric=None if self.metric is None else metric,
             metric_name="" if self.metric is None else self.metric.name,
-            lr=lr,
+            lr=self.lr_at((self.epoch - self.began) * self.steps_per_epoch + k - 1),
             examples_per_second=speed,
             seconds_left=(epochs * n - done) / speed,
         )
@@ -439,7 +486,11 @@ class Trainer:
             gradient.copy_(part.view_as(gradient))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a later process needs to go on after this epoch, as tensors (valid until then) and plain data."""
+        """All that a later process needs to go on from here, as tensors (valid until then) and plain data.
+
+        It is that of the whole training, whatever the number of processes: epochs and steps done, and the generators
+        that every process has alike.
+        """
         tensors: dict[str, Tensor] = {f"buffer.{name}": value for name, value in self.tuned.model.named_buffers()}
         optimizer = self.optimizer.state_dict()["state"]
         for index, parameter in enumerate(self.parameters):
@@ -448,11 +499,15 @@ class Trainer:
             tensors |= {f"{index}.{name}": value for name, value in kept if isinstance(value, Tensor)}
         if self.pace.outputs is not None:
             tensors["pace.outputs"] = self.pace.outputs
+        if self.taken:
+            tensors["sums"] = self._sums
         best, told = self.best.state()
         tensors |= {**self.average.state(), **best}
         scaler = self.accelerator.scaler
         return tensors, {
             "epoch": self.epoch,
+            "taken": self.taken,
+            "generators": [_state_of(rng) for rng in (self._rng, self.pace.rng)] if self.taken else [],
             "seconds": self.seconds,
             "example_steps": self.example_steps,
             "lr": self.lr,
@@ -475,11 +530,23 @@ class Trainer:
             odd += [name] if moving in MOVING and value.dim() and value.shape != shapes.get(index, value.shape) else []
         numbers = ("epoch", "seconds", "example_steps", "lr", "began")
         odd += [name for name in numbers if type(meta.get(name)) not in (int, float)]
+        odd += self._odd_within(tensors, meta)
         if odd or not isinstance(meta.get("losses"), list):
             raise StateError(
                 f"The unfinished training does not fit this model: {listed(odd) or 'losses'}.",
                 remedy="Delete its training.safetensors: the training starts again.",
             )
+
+    def _odd_within(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:
+        """What does not fit of an epoch under way."""
+        taken, sums = meta.get("taken", 0), tensors.get("sums", self._sums)
+        odd = [] if type(taken) is int and 0 <= taken <= self.steps_per_epoch else ["taken"]
+        odd += [] if sums.shape == self._sums.shape else ["sums"]
+        try:
+            generators = [_generator(each) for each in meta.get("generators", [])]
+        except (TypeError, ValueError, OverflowError):
+            return [*odd, "generators"]
+        return odd + (["generators"] if taken and ("sums" not in tensors or len(generators) != 2) else [])
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Takes over what `state` gave; the run goes on as if it had not stopped.
@@ -515,3 +582,22 @@ class Trainer:
         self.epoch, self.seconds = int(meta["epoch"]), float(meta["seconds"])
         self.example_steps = int(meta["example_steps"])
         self.lr, self.began, self.losses = float(meta["lr"]), int(meta["began"]), list(meta["losses"])
+        self.taken = int(meta.get("taken", 0))  # of before it was kept: states were those of whole epochs
+        if self.taken:
+            self._rng, noise = (_generator(each) for each in meta["generators"])
+            self._sums = tensors["sums"].to(self.accelerator.device, copy=True)
+            self.pace.begin(self.epoch - self.began, noise)
+
+
+def _state_of(rng: random.Random) -> list[Any]:
+    """The state of a generator as plain data."""
+    version, words, spare = rng.getstate()
+    return [version, list(words), spare]
+
+
+def _generator(state: Any) -> random.Random:
+    """The generator whose state it is; raises TypeError, ValueError or OverflowError where it is none."""
+    version, words, spare = state
+    rng = random.Random()
+    rng.setstate((version, tuple(words), spare))
+    return rng

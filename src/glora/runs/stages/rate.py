@@ -19,6 +19,7 @@ from glora.runs.judging import Judged, Judging
 from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survivors
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
+from glora.runs.stopping import Stopping
 from glora.tasks.objective import Examples
 from glora.training.trainer import Trainer
 
@@ -129,7 +130,6 @@ class _Choosing:
         with torch.no_grad():
             for value, first in zip(trained_values(self.tuned), self.first, strict=True):
                 value.copy_(first)
-        torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
         own = {"epochs": rung.epochs, "restart": False, "schedule": "cosine", "lr": rate}
         settings = session.experiment.train.model_copy(update=own)
         trainer = Trainer(
@@ -146,7 +146,8 @@ class _Choosing:
         folder = RunFolder(session.folder.tries / f"{place}-{rate:g}")
         judged: Judged | None = None
         try:
-            run_training(session, trainer, folder)
+            with Stopping() as stopping:
+                run_training(session, trainer, folder, stopping)
         except StateError:  # it is no number any more
             pass
         else:

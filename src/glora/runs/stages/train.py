@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,17 +13,20 @@ from glora.adapt.adapter_file import read_tensors, save_tensors
 from glora.config import TrainSettings
 from glora.errors import RunError
 from glora.methods.method import Tuned
+from glora.runs.chance import fits, generators, put_back, seed_all, seeded
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judging
 from glora.runs.ladder import training_of
+from glora.runs.saving import Saving
 from glora.runs.session import Session
+from glora.runs.stopping import Halt, Stopping
 from glora.tasks.objective import Examples
-from glora.training.trainer import Trainer
+from glora.training.trainer import Progress, Trainer
 
 __all__ = ["Training", "run_training", "train", "train_into", "trained_values"]
 
-FORMAT = 1  # of the state of an unfinished training
-SAVE_SHARE = 0.05  # of the training time may go into saving its state
+FORMATS = 1, 2  # of the state of an unfinished training: the first is always that of whole epochs
+FORMAT = FORMATS[-1]
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,26 @@ def train_into(
             folder.training.unlink(missing_ok=True)  # a stop has left it
         return
     folder.check_data(session.data.fingerprint, session.data.parts)
-    seed = session.experiment.seed
-    torch.manual_seed(seed)  # drop-out and drop-path of the backbone draw from it
+    stopping = Stopping()
     trainer = Trainer(
         tuned,
         examples,
         session.objective,
         training.settings,
         lr=training.lr,
-        seed=seed,
+        seed=session.experiment.seed,
         accelerator=session.accelerator,
-        val_loss=_val_loss(session, tuned) if training.settings.epochs == "auto" else None,
+        val_loss=_val_loss(session, tuned, stopping) if training.settings.epochs == "auto" else None,
         balance=session.experiment.balancing,
     )
-    run_training(session, trainer, folder)
+    with stopping:
+        run_training(session, trainer, folder, stopping)
+        _keep(session, trainer, folder, training)
+
+
+def _keep(session: Session, trainer: Trainer, folder: RunFolder, training: Training) -> None:
+    """What was trained is in its file, and the training is done."""
+    tuned = trainer.tuned
     if session.accelerator.is_main_process:
         if training.settings.epochs == "auto":
             _tell_best(session, trainer, folder)
@@ -138,10 +146,20 @@ def train_into(
         folder.training.unlink(missing_ok=True)
 
 
-def _val_loss(session: Session, tuned: Tuned) -> Callable[[], float]:
-    """What a training that ends by val is asked for after every epoch."""
-    judging = Judging(session, tuned, session.data.val)
-    return lambda: judging().loss
+def _val_loss(session: Session, tuned: Tuned, stopping: Stopping) -> Callable[[], float]:
+    """What a training that ends by val is asked for after every epoch; a signal ends it as if it had not been asked."""
+    judging, device = Judging(session, tuned, session.data.val), session.accelerator.device
+    alone = session.accelerator.num_processes == 1  # several end together, after a step
+
+    def loss() -> float:
+        before = generators(device)
+        try:
+            return judging(between=stopping.check if alone else None).loss
+        except Halt:
+            put_back(*before, device)
+            raise
+
+    return loss
 
 
 def _tell_best(session: Session, trainer: Trainer, folder: RunFolder) -> None:
@@ -154,61 +172,83 @@ def _tell_best(session: Session, trainer: Trainer, folder: RunFolder) -> None:
     folder.mark("epochs", chosen=best.epoch, trained=epoch, why=why)
 
 
-def run_training(session: Session, trainer: Trainer, folder: RunFolder) -> None:
-    """Trains to the end, from the state in the folder where there is one; the main process keeps the metrics."""
-    accelerator, epochs, reporter = trainer.accelerator, trainer.settings.longest, session.reporter
+def run_training(session: Session, trainer: Trainer, folder: RunFolder, stopping: Stopping | None = None) -> None:
+    """Trains to the end, from the state in the folder where there is one; the main process keeps the metrics.
+
+    Args:
+        session: The run.
+        trainer: What trains.
+        folder: Where state and metrics are kept.
+        stopping: What signals wait in: one ends the step under way, and the state is saved before it takes effect.
+    """
+    with seeded(trainer.seed):  # drop-out and drop-path of the backbone draw from what is shared
+        _go_on(session, trainer, folder)
+        saving = Saving(trainer, stopping or Stopping())
+        while not trainer.over:
+            try:
+                for progress in trainer.run(session.reporter.training, saving.due):
+                    if not trainer.taken:
+                        _epoch_done(session, trainer, folder, progress)
+                    saving.at_pause(lambda: _save(folder, trainer))
+            except Halt:  # in the look at val, which is taken again
+                saving.now(lambda: _save(folder, trainer))
+
+
+def _go_on(session: Session, trainer: Trainer, folder: RunFolder) -> None:
+    """The training stands where it was saved; the metrics have what belongs to it."""
     if folder.training.is_file():
         _restore(folder, trainer)
-        reporter.say(f"Training goes on after epoch {trainer.epoch} of {epochs}.")
-    accelerator.wait_for_everyone()  # all have read what the main process will write anew
-    main = accelerator.is_main_process
-    if main:
+        within = f"step {trainer.taken} of {trainer.steps_per_epoch} in epoch {trainer.epoch + 1}"
+        done = within if trainer.taken else f"epoch {trainer.epoch}"
+        session.reporter.say(f"Training goes on after {done} of {trainer.settings.longest}.")
+    trainer.accelerator.wait_for_everyone()  # all have read what the main process will write anew
+    if trainer.accelerator.is_main_process:
         data = session.data
         folder.begin(data.fingerprint, trainer.epoch, base=session.base_fingerprint, parts=data.parts)
-    saved, cost = trainer.seconds, 0.0
-    for progress in trainer.run(reporter.training):
-        if trainer.began == trainer.epoch:  # it begins anew
-            torch.manual_seed(trainer.seed)  # drop-out and drop-path of the backbone draw from it
-        if not main:
-            continue
-        if warning := trainer.pace.warning():  # a layer that is never called is known after some passes
-            reporter.say(warning)
-        folder.record("train", asdict(progress))
-        if trainer.warning:
-            reporter.say(trainer.warning)
-            folder.record("warning", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.warning})
-        if trainer.best.epoch:
-            folder.record("val", {"epoch": trainer.epoch, "best_epoch": trainer.best.epoch, "best": trainer.best.loss})
-        if not trainer.over and cost <= SAVE_SHARE * (trainer.seconds - saved):
-            start = time.perf_counter()
-            _save(folder, trainer)
-            saved, cost = trainer.seconds, time.perf_counter() - start
+
+
+def _epoch_done(session: Session, trainer: Trainer, folder: RunFolder, progress: Progress) -> None:
+    """What has become of the training in an epoch is in the metrics, and told where it is worth a line."""
+    if trainer.began == trainer.epoch:  # it begins anew
+        seed_all(trainer.seed)
+    if not trainer.accelerator.is_main_process:
+        return
+    if warning := trainer.pace.warning():  # a layer that is never called is known after some passes
+        session.reporter.say(warning)
+    folder.record("train", asdict(progress))
+    if trainer.warning:
+        session.reporter.say(trainer.warning)
+        folder.record("warning", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.warning})
+    if trainer.best.epoch:
+        folder.record("val", {"epoch": trainer.epoch, "best_epoch": trainer.best.epoch, "best": trainer.best.loss})
 
 
 def _save(folder: RunFolder, trainer: Trainer) -> None:
     tensors, meta = trainer.state()
-    tensors["rng"] = torch.get_rng_state()  # drop-out and drop-path of the backbone draw from it
-    if trainer.accelerator.device.type == "cuda":
-        tensors["cuda_rng"] = torch.cuda.get_rng_state(trainer.accelerator.device)
+    shared, told = generators(trainer.accelerator.device)
     folder.need_there()
-    save_tensors(folder.training, tensors, {**meta, "format": FORMAT})
+    save_tensors(folder.training, {**tensors, **shared}, {**meta, **told, "format": FORMAT})
 
 
 def _restore(folder: RunFolder, trainer: Trainer) -> None:
     tensors, meta = read_tensors(folder.training)
-    if meta.get("format", FORMAT) != FORMAT:  # of before it was kept: the first
+    if meta.get("format", 1) not in FORMATS:  # of before it was kept: the first
         raise RunError(
             f"{folder.training} has the format {str(meta['format'])[:40]}.",
-            allowed=f"This glora continues a training of format {FORMAT}.",
+            allowed=f"This glora continues a training of format {' or '.join(map(str, FORMATS))}.",
             remedy=f"Finish it with the version of then, or {folder.anew}",
         )
-    now, then = torch.get_rng_state(), tensors.get("rng")
-    if then is None or then.dtype != now.dtype or then.shape != now.shape:
-        raise RunError(
-            f"{folder.training} is damaged: it has no state of the random numbers.",
-            remedy="Delete it; its stage starts again.",
-        )
+    if not fits(tensors):
+        raise _no_generators(folder)
     trainer.restore(tensors, meta)
-    torch.set_rng_state(then)
-    if "cuda_rng" in tensors and trainer.accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda_rng"], trainer.accelerator.device)
+    try:
+        put_back(tensors, meta, trainer.accelerator.device)
+    except (TypeError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+        raise _no_generators(folder) from error
+
+
+def _no_generators(folder: RunFolder) -> RunError:
+    return RunError(
+        f"{folder.training} is damaged: it has no state of the random numbers.",
+        remedy="Delete it; its stage starts again.",
+    )
