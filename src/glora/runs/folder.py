@@ -317,7 +317,7 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump(experiment.to_json(), sort_keys=False))
 
     def _clear(self) -> None:
-        for stale in self.path.rglob(".*.tmp"):
+        for stale in list(self.path.rglob(".*.tmp")):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
     def check_data(self, fingerprint: str, parts: Mapping[str, str] | None = None) -> None:
