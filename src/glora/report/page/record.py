@@ -12,7 +12,7 @@ import yaml
 
 from glora.errors import RunError
 from glora.files import read_jsonl
-from glora.report.examples import THUMBNAILS, ByExample, beside
+from glora.report.examples import TEXTS, THUMBNAILS, ByExample, beside
 from glora.report.metrics import MetricInfo
 from glora.report.outcome import Outcome
 from glora.report.result import Result
@@ -52,6 +52,7 @@ class RunRecord:
         left: How many left a race before they were scored on all examples.
         examples: What the model does on every test example.
         thumbnails: Test example -> a small PNG of it.
+        texts: Test example -> its `text`, cut short, and of a question its `choices`.
         changed: When it last changed, in seconds since 1970.
     """
 
@@ -67,6 +68,7 @@ class RunRecord:
     left: int = 0
     examples: ByExample | None = field(default=None, repr=False)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    texts: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     changed: float = 0.0
 
     @property
@@ -133,6 +135,7 @@ def _read_folder(path: Path) -> RunRecord:
         left=left,
         examples=None if result is None else beside(result, path / "result.json"),
         thumbnails={} if result is None else _thumbnails(path / THUMBNAILS),
+        texts={} if result is None else _texts(path / TEXTS),
         changed=max(file.stat().st_mtime for file in files),
     )
 
@@ -210,3 +213,8 @@ def _undominated(trials: Sequence[Scored]) -> list[Scored]:
 
 def _thumbnails(folder: Path) -> dict[int, bytes]:
     return {int(file.stem): file.read_bytes() for file in sorted(folder.glob("*.png")) if file.stem.isdigit()}
+
+
+def _texts(file: Path) -> dict[int, Mapping[str, Any]]:
+    found = _object(file)
+    return {int(k): each for k, each in found.items() if k.isdigit() and isinstance(each, dict)}
