@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from glora.errors import DataError, did_you_mean, listed
-from glora.tasks.data.image_folder import skipped
+from glora.tasks.data.image_folder import TABLES, skipped
 from glora.tasks.data.tables import parquet_rows, separator_of
 from glora.tasks.images import ImageSet, unreadable
 from glora.tasks.objective import Objective, Targets
@@ -19,8 +19,7 @@ from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
 __all__ = ["ImageTable"]
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-NAMES = tuple(f"images{suffix}" for suffix in SUFFIXES)  # in a folder
+NAMES = tuple(f"images{suffix}" for suffix in TABLES)  # in a folder
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 LAYOUT = (
@@ -44,7 +43,7 @@ class ImageTable(DataSettings):
 
     @classmethod
     def detects(cls, path: Path) -> bool:
-        return path.suffix.lower() in SUFFIXES or any((path / name).is_file() for name in NAMES)
+        return path.suffix.lower() in TABLES or any((path / name).is_file() for name in NAMES)
 
     def load(self, objective: Objective) -> Task:
         table, lines, notes = self._lines()
