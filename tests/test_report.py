@@ -105,6 +105,12 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     assert len({short(tick) for tick in ticks}) == len(ticks)
 
 
+@pytest.mark.parametrize("last", [1.0, 2.0, 3.0, 12.0, 30.0])
+def test_epochs_are_counted_in_whole_numbers(last: float) -> None:
+    ticks = Axis.over("epochs", [1.0, last], counted=True).ticks()
+    assert 1 <= len(ticks) <= 6 and all(tick == round(tick) for tick in ticks)
+
+
 # -- the page
 
 

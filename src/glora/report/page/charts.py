@@ -17,6 +17,7 @@ from glora.report.tables import trainable
 __all__ = ["calibration_chart", "confusion_chart", "learning_charts", "numbers_chart", "search_chart"]
 
 STYLES = ("s0", "s1", "s2", "s3", "s4")
+APART = ("s0", "s1", "s2", "s4", "s3")  # what stand side by side most often differ most
 CONTROLS = {  # control -> mark and colour
     "random_mean": ("diamond", "s0"),
     "random_best": ("square", "s0"),
@@ -53,7 +54,7 @@ def _learning(
         return None
     every = [point for points in lines.values() for point in points]
     plot = Plot(
-        Axis.over("epochs", [x for x, _ in every]),
+        Axis.over("epochs", [x for x, _ in every], counted=True),
         Axis.over(metric.name, [y for _, y in every], percent=metric.percent, zero=min(y for _, y in every) >= 0),
     )
     keys, told = [], []
@@ -181,7 +182,7 @@ def numbers_chart(types: Mapping[str, Numbers], roles: Mapping[str, str], name: 
     Source: arXiv 2306.07967, Figure 3.
     """
     columns = tuple(dict.fromkeys(column for each in types.values() for column in each.by_column))
-    styles = {column: STYLES[place % len(STYLES)] for place, column in enumerate(columns)}
+    styles = {column: APART[place % len(APART)] for place, column in enumerate(columns)}
     total = sum(each.total for each in types.values()) or 1
     largest = max((each.total for each in types.values()), default=1) or 1
     parts, y = [], 8.0
