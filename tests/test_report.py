@@ -249,14 +249,22 @@ def test_an_unfinished_run_has_a_page_of_what_there_is(runs: tuple[Path, Path], 
 
 
 def test_result_files_have_a_page(tmp_path: Path) -> None:
-    report(sorted(DEMO.glob("*.json")), tmp_path / "demo.html", images=True)
-    html = (tmp_path / "demo.html").read_text()
+    report(sorted(DEMO.glob("*.json")), tmp_path / "new" / "demo.html", images=True)
+    html = (tmp_path / "new" / "demo.html").read_text()
     assert "Comparison" in html and Page(html).unclosed == []
 
 
-def test_what_is_no_run_and_no_page_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_run_and_no_page_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         page([tmp_path])
+    with pytest.raises(RunError, match=r"holds no run.*Check the path"):
+        page([tmp_path / "nowhere"])
+    with pytest.raises(RunError, match=r"is no run, but a folder of runs.*Name its runs: .*searched"):
+        page([runs[0].parent])
+    shutil.copytree(runs[1], tmp_path / "damaged")
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"result.json cannot be read.*Bring the file back"):
+        page([tmp_path / "damaged"])
     with pytest.raises(ConfigError, match="is no page"):
         report([tmp_path], tmp_path / "report.pdf", images=True)
 

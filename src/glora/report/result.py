@@ -153,7 +153,7 @@ class Result:
         """
         path = Path(path)
         name = path.absolute().parent.name if path.name == "result.json" else path.stem
-        data = read_json(path, remedy="Name a result file.")
+        data = read_json(path, remedy="Bring the file back." if path.name == "result.json" else "Name a result file.")
         try:
             found = cls.from_json(data)
             return found if found.run else replace(found, run=name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from glora.errors import RunError
+from glora.errors import RunError, listed
 from glora.files import read_jsonl
 from glora.report.examples import TEXTS, THUMBNAILS, ByExample, beside
 from glora.report.metrics import MetricInfo
@@ -102,12 +102,17 @@ def read_run(path: str | Path) -> RunRecord:
             changed=path.stat().st_mtime,
         )
     if not (path / "config.yaml").is_file():
+        inside = sorted(each.parent for each in path.glob("*/config.yaml")) if path.is_dir() else []
         raise RunError(
-            f"{path} holds no run.",
+            f"{path} is no run, but a folder of runs." if inside else f"{path} holds no run.",
             allowed="A run folder, or a result file.",
-            remedy="List the runs of a folder: glora ls runs FOLDER",
+            remedy=f"Name its runs: {listed(map(str, inside))}" if inside else _elsewhere(path),
         )
     return _read_folder(path)
+
+
+def _elsewhere(path: Path) -> str:
+    return "List the runs of a folder: glora ls runs FOLDER" if path.is_dir() else "Check the path."
 
 
 def _read_folder(path: Path) -> RunRecord:
@@ -146,7 +151,9 @@ def _settings(file: Path) -> Mapping[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("no settings")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.", remedy="Start a new run.") from error
+        raise RunError(
+            f"{file} cannot be read: {' '.join(str(error).split())}.", remedy="Bring the file back, or start a new run."
+        ) from error
     return found
 
 
