@@ -22,8 +22,10 @@ from glora.tasks.data.count import image as picture
 from glora.tasks.data.count import scene
 from glora.tasks.data.sprites import ORIENTATIONS, SCALES, sprite
 from glora.tasks.images import ImageSet, Preprocess
+from glora.tasks.objectives.regress import Regress
 from glora.tasks.splits import carve_val, split_in_three, stratified_split
 from glora.tasks.task import DataSettings, Task, load_task
+from suites.toy import image_folder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -238,6 +240,19 @@ def test_bad_split_folders_have_one_clear_error(tmp_path: Path) -> None:
         load_task(tmp_path, train=100)
     class_folders(tmp_path / "valid", a=3, b=3)
     with pytest.raises(DataError, match="two val folders"):
+        load_task(tmp_path)
+
+
+def test_a_number_is_learned_from_the_names_of_class_folders_where_they_are_numbers(tmp_path: Path) -> None:
+    task = load_task(image_folder(tmp_path / "ages", classes=("10", "25")), objective=Regress())
+    assert set(task.train.targets.flatten().tolist()) == {10.0, 25.0}
+    with pytest.raises(DataError, match=r"has the class 'dark' for a number.*--objective classify"):
+        load_task(image_folder(tmp_path / "words"), objective=Regress())
+
+
+def test_a_folder_of_tables_alone_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("file,kind\n1.jpg,a\n")
+    with pytest.raises(DataError, match=r"no images in .*, but a.csv.*--data .*a.csv"):
         load_task(tmp_path)
 
 

@@ -73,6 +73,50 @@ def test_a_column_of_classes(tmp_path: Path) -> None:
     assert load(other).fingerprint != task.fingerprint
 
 
+def test_semicolons_tabs_and_parquet_are_read_alike(tmp_path: Path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    plain = "file,kind,split\n" + rows(lambda k: "ab"[k % 2], lambda k: ["train", "val", "test"][k // 2 % 3])
+    wanted = load(write(images(tmp_path), plain))
+    (tmp_path / "images.csv").unlink()
+    values = [line.split(",") for line in plain.split()]
+    table = arrow.table({head: [row[k] for row in values[1:]] for k, head in enumerate(values[0])})
+    for file in ("images.tsv", "images.parquet", "semicolons.csv", "other.tsv", "other.parquet"):
+        if file.endswith(".parquet"):
+            parquet.write_table(table, tmp_path / file)
+        else:
+            write(tmp_path, plain.replace(",", "\t" if file.endswith(".tsv") else ";"), file=file)
+        named = file.startswith("images.")
+        found = load(tmp_path if named else tmp_path / file)
+        assert found.fingerprint == wanted.fingerprint
+        assert {name: len(split) for name, split in found.splits.items()} == {"train": 4, "val": 4, "test": 4}
+        if named:
+            (tmp_path / file).unlink()
+
+
+def test_lists_truth_and_numbers_of_parquet_are_targets(tmp_path: Path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    files = [name(k) for k in range(12)]
+    columns = {"file": files, "tags": [["a", "b"], ["b"], []] * 4, "b": [True, True, False] * 4,
+               "a": [True, False, False] * 4, "size": [k / 2 for k in range(12)]}  # fmt: skip
+    parquet.write_table(arrow.table(columns), images(tmp_path) / "images.parquet")
+    labels = load(tmp_path, MultiLabel(), columns=["tags"])
+    assert everything(labels) == everything(load(tmp_path, MultiLabel(labels=("a", "b")), columns=["a", "b"]))
+    assert everything(labels)["0.png"] == [1, 1]
+    assert everything(load(tmp_path, Regress(), columns=["size"])) == {f"{k}.png": [k / 2] for k in range(12)}
+    parquet.write_table(
+        arrow.table({"file": [*files, "gone.png"], "kind": ["a", "b"] * 6 + ["a"]}), tmp_path / "images.parquet"
+    )
+    with pytest.raises(DataError, match=r"images.parquet, row 12, names the image 'gone.png', which is not there"):
+        load(tmp_path)
+
+
+def test_two_tables_of_a_folder_are_refused(tmp_path: Path) -> None:
+    text = "file,kind\n" + rows(lambda k: "ab"[k % 2])
+    write(write(images(tmp_path), text), text.replace(",", "\t"), file="images.tsv")
+    with pytest.raises(DataError, match=r"has the tables images.csv, images.tsv. Name one"):
+        load(tmp_path)
+
+
 def test_labels_in_one_column_or_a_column_each(tmp_path: Path) -> None:
     root = images(tmp_path)
     write(root, "file,tags\n" + rows(lambda k: "a|b" if k % 3 == 0 else "b" if k % 3 == 1 else ""), file="one.csv")
@@ -183,9 +227,7 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
         load(root / "nowhere.csv")
     refused(root, "", "no lines below its header")
     refused(root, "file,kind\n\n", "no lines below its header.*images.csv")
-    refused(
-        root, "file;kind\n" + good.replace(",", ";"), "one column alone, 'file;kind'. It looks separated by semicolons"
-    )
+    refused(root, "file|kind\n" + good.replace(",", "|"), "one column alone, 'file|kind'.*commas, semicolons or tabs")
     refused(root, "file\n0.png\n", "one column alone, 'file'")
     refused(root, "file,kind,kind\n" + good, "several columns 'kind'")
     refused(root, "file,,kind\n" + good, "a column without a name")

@@ -501,6 +501,30 @@ def test_a_folder_of_save_to_disk_is_found_by_itself(saved: Path) -> None:
     assert load_task(saved / "split").fingerprint == task.fingerprint
 
 
+def test_parquet_files_that_hold_images_are_read_as_hubs_have_them(saved: Path, tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    whole = datasets.load_from_disk(str(saved / "split"))
+    for folder in ("hub/data", "flat"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name, part in whole.items():
+            for k in range(2):
+                part.shard(2, k).to_parquet(tmp_path / folder / f"{name}-0000{k}-of-00002.parquet")
+        task = load_task(tmp_path / folder.partition("/")[0])
+        assert {name: len(split) for name, split in task.splits.items()} == {"train": 6, "val": 4, "test": 2}
+        assert task.objective.classes == ("zebra", "ant")
+    datasets.load_from_disk(str(saved / "alone")).to_parquet(tmp_path / "alone.parquet")
+    assert load_task(tmp_path / "alone.parquet", seed=3).fingerprint == load_task(saved / "alone", seed=3).fingerprint
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    draw(tmp_path / "one.png")
+    image = {"bytes": (tmp_path / "one.png").read_bytes(), "path": None}  # as pandas writes it: nothing says what it is
+    plain = arrow.table({"image": [image] * 10, "label": ["a", "b"] * 5})
+    parquet.write_table(plain, tmp_path / "plain.parquet")
+    assert load_task(tmp_path / "plain.parquet").objective.classes == ("a", "b")
+    parquet.write_table(plain, tmp_path / "flat" / "more.parquet")
+    with pytest.raises(DataError, match=r"more.parquet in .*flat' tell no split"):
+        load_task(tmp_path / "flat")
+
+
 def test_one_table_is_cut_as_everywhere_and_splits_go_by_their_names(saved: Path) -> None:
     alone = load_task(saved / "alone", seed=3)
     assert [len(split) for split in alone.splits.values()] == [6, 2, 2]

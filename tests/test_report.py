@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from glora.report.examples import ByExample
 from glora.report.page import read_run, render
 from glora.report.page.classes import classified
 from glora.report.page.svg import Axis, short
+from glora.report.page.winner import numbers_by_type
 from glora.report.runs_table import filtered, run_rows, sorted_runs
 from html5 import Page
 
@@ -68,6 +70,12 @@ def test_classes_are_counted_and_the_worst_errors_come_first() -> None:
     assert kept().most_wrong(1) == [3]
 
 
+def test_without_classes_the_worst_are_those_with_the_largest_losses() -> None:
+    assert kept(told={}, classes=()).most_wrong(3) == [3, 1, 2]
+    assert kept(told={}, classes=(), values={"loss": (0.1, None, 0.2, 1.2)}).most_wrong(2) == [1, 3]
+    assert kept(told={}, classes=(), values={}).most_wrong() == []
+
+
 def test_the_calibration_error_is_the_mean_distance_of_confidence_and_accuracy() -> None:
     found = classified(kept())
     assert found is not None and sum(each.examples for each in found.bins) == 4
@@ -77,7 +85,6 @@ def test_the_calibration_error_is_the_mean_distance_of_confidence_and_accuracy()
 def test_a_model_without_classes_has_no_classes() -> None:
     assert classified(None) is None
     assert classified(kept(told={}, classes=())) is None
-    assert kept(told={}).most_wrong() == []
 
 
 def test_what_is_kept_of_examples_is_read_again_and_older_records_too(tmp_path: Path) -> None:
@@ -96,6 +103,12 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-6 * abs(low) <= tick <= high * (1 + 1e-6) or tick <= high for tick in ticks)
     assert len({short(tick) for tick in ticks}) == len(ticks)
+
+
+@pytest.mark.parametrize("last", [1.0, 2.0, 3.0, 12.0, 30.0])
+def test_epochs_are_counted_in_whole_numbers(last: float) -> None:
+    ticks = Axis.over("epochs", [1.0, last], counted=True).ticks()
+    assert 1 <= len(ticks) <= 6 and all(tick == round(tick) for tick in ticks)
 
 
 # -- the page
@@ -124,6 +137,70 @@ def test_the_verdict_is_two_sentences(runs: tuple[Path, Path]) -> None:
     assert second.startswith("The winner") and "best of 6 random genotypes" in second
     alone = verdict(read_run(runs[1]))
     assert len(alone) == 2 and "Nothing was searched" in alone[1]
+
+
+def test_the_numbers_of_a_layer_type_are_told_by_support_tensor(runs: tuple[Path, Path]) -> None:
+    outcome = read_run(runs[0]).outcome
+    assert outcome is not None
+    types = numbers_by_type(outcome)
+    assert sum(each.total for each in types.values()) == outcome.parameters > 0
+    assert all(sum(each.by_column.values()) == each.total for each in types.values())
+    assert all(list(each.by_column) == list("ABCDE") for each in types.values())
+    html = page([runs[0]])
+    for kind, each in types.items():
+        row = "".join(f"<td>{number:,}</td>" for number in (each.sites, *each.by_column.values(), each.total))
+        assert f'<th scope="row">{kind}</th>{row}' in html
+    shown = [f"{column}: {each.by_column[column]:,}</title>" for each in types.values() for column in each.by_column]
+    assert all((text in html) is not text.endswith(" 0</title>") for text in shown)
+
+
+def test_a_record_of_before_that_does_not_tell_them_has_one_bar_a_type(runs: tuple[Path, Path]) -> None:
+    run = read_run(runs[0])
+    assert run.outcome is not None
+    older = replace(run.outcome, numbers={})
+    html = render([replace(run, outcome=older)])
+    assert Page(html).unclosed == []
+    for kind, each in numbers_by_type(older).items():
+        assert each.by_column == {} and f'<th scope="row">{kind}</th><td>{each.sites}</td>' in html
+
+
+TEXTS = {  # objective -> its kind of model, and of rows
+    "classify": "bert",
+    "choose": "llama",
+    "language": "llama",
+}
+
+
+@pytest.mark.parametrize("objective", TEXTS)
+def test_a_run_on_texts_shows_what_is_most_wrong_and_counts_its_tokens(objective: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from glora.runs.run import Run
+    from suites.toy import Recorder
+    from test_language_runs import base_of, experiment, rows_of, written
+
+    kind = TEXTS[objective]
+    data = written(tmp_path / "rows.jsonl", rows_of("bert" if kind == "bert" else objective))
+    settings = experiment(base_of(tmp_path / "base", kind), data, method={"name": "lora"}, search={},
+                          objective={"name": objective})  # fmt: skip
+    run = Run(settings, tmp_path / "run", Recorder())
+    result = run.fit()
+    assert result is not None
+    lengths = run.session.data.train.lengths  # type: ignore[attr-defined]
+    assert result.tokens == {"train": sum(lengths)}
+    record, html = read_run(tmp_path / "run"), page([tmp_path / "run"])
+    assert f"<dt>Tokens, training</dt><dd>{sum(lengths):,}</dd>" in html
+    assert record.examples is not None and run.task.test is not None
+    wrong = record.examples.most_wrong()
+    assert wrong and set(record.texts) == set(wrong)
+    for place in wrong:
+        row = run.task.test.rows[place]  # type: ignore[attr-defined]
+        said = record.texts[place]["text"]
+        first = row.messages[0].text if objective == "language" else row.prompt if objective == "choose" else row.text
+        assert first in said and escape(said) in html
+    if objective == "choose":
+        assert record.texts[wrong[0]]["choices"] == list(run.task.test.rows[wrong[0]].choices)  # type: ignore[attr-defined]
+    assert ("sure</span>" in html) is (objective != "language")
+    assert escape(record.texts[wrong[0]]["text"]) not in page([tmp_path / "run"], images=False)
 
 
 def test_the_images_are_left_out_on_request(runs: tuple[Path, Path]) -> None:
@@ -172,14 +249,22 @@ def test_an_unfinished_run_has_a_page_of_what_there_is(runs: tuple[Path, Path], 
 
 
 def test_result_files_have_a_page(tmp_path: Path) -> None:
-    report(sorted(DEMO.glob("*.json")), tmp_path / "demo.html", images=True)
-    html = (tmp_path / "demo.html").read_text()
+    report(sorted(DEMO.glob("*.json")), tmp_path / "new" / "demo.html", images=True)
+    html = (tmp_path / "new" / "demo.html").read_text()
     assert "Comparison" in html and Page(html).unclosed == []
 
 
-def test_what_is_no_run_and_no_page_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_run_and_no_page_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         page([tmp_path])
+    with pytest.raises(RunError, match=r"holds no run.*Check the path"):
+        page([tmp_path / "nowhere"])
+    with pytest.raises(RunError, match=r"is no run, but a folder of runs.*Name its runs: .*searched"):
+        page([runs[0].parent])
+    shutil.copytree(runs[1], tmp_path / "damaged")
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"result.json cannot be read.*Bring the file back"):
+        page([tmp_path / "damaged"])
     with pytest.raises(ConfigError, match="is no page"):
         report([tmp_path], tmp_path / "report.pdf", images=True)
 

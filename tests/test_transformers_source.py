@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import glora
-from glora.backbones import Loading, load_backbone, unknown_name
+from glora.backbones import Loading, load_backbone, text_preprocess, unknown_name
 from glora.errors import BackboneError, ConfigError, MissingExtraError, StateError
 from glora.runs.resolve import resolve
 from glora.runs.run import Run
@@ -346,6 +346,13 @@ def test_a_models_own_code_is_run_only_where_that_is_said(with_code: Path, tmp_p
 def test_a_model_that_generates_no_text_is_no_language_model(folders: dict[str, Path], name: str) -> None:
     with pytest.raises(BackboneError, match=r"generates no text.*smollm2_135m"):
         load_backbone(str(folders[name]), num_classes=None)
+
+
+def test_a_name_that_no_model_has_is_told_where_texts_are_read() -> None:
+    with pytest.raises(BackboneError, match=r"There is no 'smollm2'.*smollm2_135m"):
+        text_preprocess("smollm2", num_classes=None)
+    with pytest.raises(BackboneError, match="'test_vit' reads images, not texts"):
+        text_preprocess("test_vit", num_classes=None)
 
 
 def test_timms_models_are_no_language_models_and_have_no_options_of_transformers() -> None:

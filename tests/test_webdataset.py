@@ -222,3 +222,9 @@ def test_a_run_trains_on_shards_and_predicts_others(tmp_path: Path) -> None:
     experiment = tiny(folder, method="lora", train={"epochs": 1})
     result = Run(experiment, tmp_path / "run", Silent()).fit()
     assert result is not None and torch.isfinite(torch.tensor(result.metrics["test_accuracy"]))
+
+
+def test_an_ending_that_is_named_and_not_there_is_told(tmp_path: Path) -> None:
+    file = shard(tmp_path / "d.tar", [*example(0, 0), *example(1, 1)])
+    with pytest.raises(DataError, match=r"has no .json \(data.target\), but .png, .cls. Name one of these"):
+        load_task(file, target="json")

@@ -4,7 +4,8 @@
     python tools/extras.py --all      # every extra but dev
     python tools/extras.py vision ""  # these; "" is the wheel without extras
 
-With --shared one environment serves them all: what an extra has added is taken off after it.
+With --shared one environment serves them all: what an extra has added is taken off after it. With --core-from-here its
+core, which is large, is that of the environment that runs this script; the extras alone are fetched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from environments import built_wheel, new_environment, project, run
+from environments import built_wheel, new_environment, project, put_core, run
 
 SMALL = ("", "plot", "pandas", "onnx", "bench")
 CORE = """
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("extras", nargs="*", metavar="EXTRA", help=", ".join(filter(None, CHECKS)))
     parser.add_argument("--all", action="store_true", help="every extra but dev")
     parser.add_argument("--shared", action="store_true", help="one environment for all")
+    parser.add_argument("--core-from-here", action="store_true", help="take what every extra needs from here")
     options = parser.parse_args()
     wanted = options.extras or list(CHECKS if options.all else SMALL)
     if unknown := set(wanted) - CHECKS.keys():
@@ -105,6 +107,8 @@ def main() -> None:
             start = time.perf_counter()
             if python is None:
                 python = new_environment(folder / "environment")
+                if options.core_from_here:
+                    put_core(python)
                 if options.shared:
                     check(python, wheel, "", folder)
                     before = installed(python)

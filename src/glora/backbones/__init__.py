@@ -218,6 +218,8 @@ def text_preprocess(
             name, num_classes=num_classes, loading=loading, folder=folder
         )
     if not isinstance(found, TextPreprocess):
+        if problem := unknown_name(name):
+            raise BackboneError(f"{problem[:1].upper()}{problem[1:]}", remedy="Run `glora ls models`.")
         raise BackboneError(
             f"The model {name!r} reads images, not texts.", remedy="Name a model of texts, such as smollm2_135m."
         )
@@ -267,7 +269,7 @@ def _wrong_folder(name: str) -> tuple[str, str, str] | None:
     if isinstance(config, dict) and ("model_type" in config or "auto_map" in config):
         return None
     timms = isinstance(config, dict) and "architecture" in config
-    remedy = "For a model of timm give its name, and the file as --checkpoint FILE.safetensors." if timms else ""
+    remedy = f"It is a model of timm: --model local-dir:{name}" if timms else ""
     return f"The config.json of {name!r} names no model_type of transformers.", allowed, remedy
 
 

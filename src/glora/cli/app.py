@@ -699,7 +699,7 @@ def report(
         "report.html"
     ),
     images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Small pictures of the test images that are most wrong.")
+        bool, typer.Option("--images/--no-images", help="Pictures or texts of the test examples that are most wrong.")
     ] = True,
 ) -> None:
     """Write one page of what runs asked, found and cost, which reads offline, on paper and on a phone.
@@ -739,7 +739,7 @@ def watch(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")] = 8642,
     refresh: Annotated[int, typer.Option(metavar="SECONDS", min=1, help="How often a browser asks again.")] = 10,
     images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Small pictures of the test images that are most wrong.")
+        bool, typer.Option("--images/--no-images", help="Pictures or texts of the test examples that are most wrong.")
     ] = True,
 ) -> None:
     """Show the page of `glora report` live while runs train, to this machine alone, until Ctrl-C.

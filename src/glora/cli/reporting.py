@@ -28,7 +28,9 @@ def report(runs: Sequence[Path], out: Path, *, images: bool) -> None:
         raise ConfigError(
             f"{out.name} is no page.", allowed="A file whose name ends in .html.", remedy="--out report.html"
         )
-    write_text(out, page(runs, images=images))
+    text = page(runs, images=images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
 
 
 def list_runs(folder: Path, sort: str | None, filters: Sequence[str], *, as_json: bool) -> None:

@@ -16,10 +16,11 @@ from glora.files import read_json, write_text
 from glora.report.records import checked
 from glora.report.result import Result
 
-__all__ = ["TESTED", "THUMBNAILS", "ByExample", "beside"]
+__all__ = ["TESTED", "TEXTS", "THUMBNAILS", "ByExample", "beside"]
 
 TESTED = "test_examples.json"  # in a run folder
 THUMBNAILS = "test_images"  # a folder there, of the images that are most wrong: NUMBER.png
+TEXTS = "test_texts.json"  # there too, of the texts that are most wrong: place -> `text`, and `choices` of a question
 WRONG = 24  # so many
 
 
@@ -33,7 +34,7 @@ class ByExample:
         values: Metric that is a mean over examples -> its values, in the order of the examples; None is not finite.
         weights: How much each example counts in a mean; None: all the same.
         told: What else is known of every example: of one with a class `target` and `prediction`, as places in
-            `classes`, and the `probability` of what is predicted.
+            `classes` or among the choices of a question, and the `probability` of what is predicted.
         names: What the examples are called, such as their files; empty where they have no name.
         classes: Names of the classes.
     """
@@ -47,12 +48,15 @@ class ByExample:
     classes: tuple[str, ...] = ()
 
     def most_wrong(self, most: int = WRONG) -> list[int]:
-        """The places of examples with another class predicted than theirs, the largest losses first."""
-        if not {"target", "prediction"} <= self.told.keys():
-            return []
-        pairs = zip(self.told["target"], self.told["prediction"], strict=True)
-        wrong = [place for place, (target, prediction) in enumerate(pairs) if target != prediction]
+        """The places of examples with another class predicted than theirs, the largest losses first.
+
+        Where there are no classes, those with the largest losses.
+        """
         losses = self.values.get("loss", ())
+        wrong = list(range(len(losses)))
+        if {"target", "prediction"} <= self.told.keys():
+            pairs = zip(self.told["target"], self.told["prediction"], strict=True)
+            wrong = [place for place, (target, prediction) in enumerate(pairs) if target != prediction]
         by_loss = {place: math.inf if (loss := losses[place]) is None else loss for place in wrong} if losses else {}
         return sorted(wrong, key=lambda place: -by_loss.get(place, 0.0))[:most]
 

@@ -66,6 +66,7 @@ class Outcome:
         unit: What an example is, in the plural: `"examples"`, or what the task calls them.
         row: What a row of the genotype is.
         columns: What is chosen in a row -> what it does; empty of GLoRA in records of before, whose are A to E.
+        numbers: Row of the genotype -> column -> its trainable numbers; empty in records of before.
     """
 
     number: int
@@ -88,6 +89,7 @@ class Outcome:
     unit: str = "examples"
     row: str = "site"
     columns: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

@@ -53,6 +53,8 @@ class Result:
             all workers.
         example_steps: Forward-and-backward passes of one example, per stage that trains: `train`, `rate`,
             `final`, `polish`.
+        tokens: Tokens in those passes, per stage; empty of examples that have none, such as images, and in records of
+            before.
         memory_bytes: Peak resident memory of the process; None where the system does not tell.
         latency: The merged model's speed; `ratio` is its time over the plain backbone's. None when not measured.
         notes: What a reader of the numbers must know.
@@ -83,6 +85,7 @@ class Result:
     controls: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     example_steps: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int | None = None
     latency: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
@@ -150,7 +153,7 @@ class Result:
         """
         path = Path(path)
         name = path.absolute().parent.name if path.name == "result.json" else path.stem
-        data = read_json(path, remedy="Name a result file.")
+        data = read_json(path, remedy="Bring the file back." if path.name == "result.json" else "Name a result file.")
         try:
             found = cls.from_json(data)
             return found if found.run else replace(found, run=name)

@@ -23,7 +23,7 @@ from glora.tasks.objective import Examples
 from glora.tasks.visible import VisibleData
 from glora.training.pace import example_steps
 
-__all__ = ["BACKWARD", "CONTROLS", "SearchCost", "Work", "extent_of", "planned", "search_cost"]
+__all__ = ["BACKWARD", "CONTROLS", "SearchCost", "Work", "extent_of", "planned", "search_cost", "tokens_in"]
 
 BACKWARD = 3  # forward passes that one forward and backward counts as
 CALIBRATION = GENOTYPES * len(STRENGTHS)  # passes over val
@@ -74,6 +74,15 @@ class Work(NamedTuple):
         """Such as `"1,200 forward passes of an example (150,000 tokens)"`."""
         tokens = "" if self.tokens is None else f" ({self.tokens:,.0f} tokens)"
         return f"{self.examples:,.0f} forward passes{tokens} of {unit}"
+
+
+def tokens_in(examples: Examples, passes: int) -> dict[str, int]:
+    """`tokens`: how many are in so many passes of an example; empty of examples that have no lengths.
+
+    Exact of whole epochs; where examples are drawn with replacement, what is expected.
+    """
+    work = Work.over(examples)
+    return {} if work.tokens is None or not work.examples else {"tokens": round(passes * work.tokens / work.examples)}
 
 
 @dataclass(frozen=True)

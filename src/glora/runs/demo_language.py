@@ -108,7 +108,8 @@ def base_row(tuned: Result) -> Result:
     """The pretrained model as a run of its own, as the run of a tuned one has measured it."""
     base = tuned.controls["base"]
     metrics = {name: value for name, value in base.items() if name.startswith("test_") and "_ahead" not in name}
-    nothing: dict[str, Any] = {"parameters": 0, "seconds": {}, "example_steps": {}, "latency": None, "controls": {}}
+    nothing: dict[str, Any] = {"parameters": 0, "latency": None, "seconds": {}, "example_steps": {}, "tokens": {}}
+    nothing["controls"] = {}
     return replace(tuned, method="base", title="Base", winner="", verdict=(), metrics=metrics, **nothing)
 
 

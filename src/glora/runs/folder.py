@@ -27,7 +27,7 @@ import yaml
 from glora.config import FORMAT, Experiment, build_experiment
 from glora.errors import ConfigError, RunError, listed
 from glora.files import LOCK, append_jsonl, held, read_json, read_jsonl, read_metadata, write_json, write_text
-from glora.report.examples import TESTED, THUMBNAILS
+from glora.report.examples import TESTED, TEXTS, THUMBNAILS
 from glora.report.outcome import Outcome, digest
 from glora.report.result import Result
 from glora.settings import flat, read_settings
@@ -78,6 +78,7 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.tested_examples = self.path / TESTED
         self.thumbnails = self.path / THUMBNAILS
+        self.texts = self.path / TEXTS
         self.others = self.path / "tested"
         self.plots = self.path / "plots"
 
@@ -428,6 +429,12 @@ class RunFolder:
         more = {stage: int(facts["example_steps"]) for stage, facts in stages.items() if facts}
         return {"train": self.example_steps(), **more}
 
+    def tokens(self) -> dict[str, int]:
+        """Tokens in the passes of every stage of which they are known; empty of examples that have none."""
+        facts = {"train": self._trainings(), "rate": [self.done("lr")], "final": [self.final.done("trained")]}
+        known = {stage: [each["tokens"] for each in some if each and "tokens" in each] for stage, some in facts.items()}
+        return {stage: int(sum(counts)) for stage, counts in known.items() if counts}
+
     def _trainings(self) -> list[dict[str, Any]]:
         """The facts of this training and of those of the folds."""
         folders = [self, *(RunFolder(path) for path in sorted(self.path.glob("fold-*")))]
@@ -504,7 +511,7 @@ def _are_facts(facts: Any) -> bool:
     """Whether these are what a stage leaves: numbers that are no less than 0, and names of files in the folder."""
     if not isinstance(facts, dict):
         return False
-    numbers = [facts.get(name, 0) for name in ("seconds", "example_steps")]
+    numbers = [facts.get(name, 0) for name in ("seconds", "example_steps", "tokens")]
     file = facts.get("file", "")
     return all(type(each) in (int, float) and each >= 0 for each in numbers) and (
         isinstance(file, str) and Path(file).name == file

@@ -23,6 +23,7 @@ from glora.methods.method import Method, Tuned
 from glora.report.outcome import Outcome, Row
 from glora.report.result import Result
 from glora.runs.cost import planned, search_cost
+from glora.runs.excerpts import excerpts
 from glora.runs.folder import RunFolder
 from glora.runs.latency import latency_ratio
 from glora.runs.loaded import FROM_PYTHON, LoadedRun, load_run
@@ -364,16 +365,20 @@ class Run:
         rows, outcome = self._tested(testing, model, search, outcome)
         others = testing.others(model, self.task)
         seconds = {**self.folder.seconds(), "test": time.perf_counter() - start}
-        work = self.folder.work()
+        work, tokens = self.folder.work(), self.folder.tokens()
         if outcome is not None and outcome.polish:
             polished = self.folder.polished(outcome.key)
             seconds["polish"], work["polish"] = polished.seconds()["train"], polished.example_steps()
-        measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others}
+            if count := sum(polished.tokens().values()):
+                tokens["polish"] = count
+        measured = {"seconds": seconds, "example_steps": work, "latency": latency, "others": others, "tokens": tokens}
         result = self._result(loaded, rows, outcome, **measured)
         self.folder.archive_result()
         if (kept := testing.record(winner=result.winner, data=self.task.fingerprint)) is not None:
             kept.write(self.folder.tested_examples)
-            thumbnails(self.task.test, kept.most_wrong(), self.folder.thumbnails)
+            wrong = kept.most_wrong()
+            thumbnails(self.task.test, wrong, self.folder.thumbnails)
+            excerpts(self.task.test, wrong, self.folder.texts)
         result.write(self.folder.result)
         return result
 

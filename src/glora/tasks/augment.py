@@ -1,6 +1,7 @@
 """What training images go through: timm's own transforms, mixup and cutmix, each drawn from a seed of its own.
 
     light     a random resized crop and a flip
+    randaug   these two and RandAugment `rand-m9-mstd0.5-inc1` (arXiv 1909.13719)
     few_shot  the few-shot recipe of NOAH's baselines (arXiv 2206.04673): these two, RandAugment `rand-m9-mstd0.5-inc1`,
               and random erasing of a quarter of the images; with mixup 0.8, cutmix 1.0 and label smoothing 0.1
 
@@ -24,11 +25,12 @@ from glora import registry
 
 __all__ = ["Augment", "Augmentation", "Mixing", "drawing", "mixing", "transform"]
 
-Augment: TypeAlias = Literal["none", "light", "few_shot"]
+Augment: TypeAlias = Literal["none", "light", "randaug", "few_shot"]
 Color: TypeAlias = tuple[float, float, float]
 
 KINDS: dict[str, dict[str, Any]] = {  # arguments of timm.data.create_transform
     "light": {"color_jitter": None},
+    "randaug": {"color_jitter": None, "auto_augment": "rand-m9-mstd0.5-inc1"},
     "few_shot": {
         "color_jitter": 0.4,
         "auto_augment": "rand-m9-mstd0.5-inc1",

@@ -106,7 +106,7 @@ class DataSettings(Settings):
     folds: int = Field(1, ge=1, description="Supernets trained, each scoring what it did not see; 1 is a plain split.")
     augment: Augment = Field(
         "none",
-        description="Of training images: light, a random crop and flip; few_shot, also RandAugment and erasing.",
+        description="Of training images: light: crop and flip; randaug: RandAugment too; few_shot: and random erasing.",
     )
     balance: Kind = Field(
         "none", description="Classes of unequal size in training: weights in the loss, or sampling of rare ones more."

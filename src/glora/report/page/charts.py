@@ -11,11 +11,13 @@ from glora.report.outcome import row_title
 from glora.report.page.classes import Classified
 from glora.report.page.record import RunRecord, Scored
 from glora.report.page.svg import WIDTH, Axis, Chart, Key, Plot, framed, short
+from glora.report.page.winner import Numbers
 from glora.report.tables import trainable
 
 __all__ = ["calibration_chart", "confusion_chart", "learning_charts", "numbers_chart", "search_chart"]
 
 STYLES = ("s0", "s1", "s2", "s3", "s4")
+APART = ("s0", "s1", "s2", "s4", "s3")  # what stand side by side most often differ most
 CONTROLS = {  # control -> mark and colour
     "random_mean": ("diamond", "s0"),
     "random_best": ("square", "s0"),
@@ -52,7 +54,7 @@ def _learning(
         return None
     every = [point for points in lines.values() for point in points]
     plot = Plot(
-        Axis.over("epochs", [x for x, _ in every]),
+        Axis.over("epochs", [x for x, _ in every], counted=True),
         Axis.over(metric.name, [y for _, y in every], percent=metric.percent, zero=min(y for _, y in every) >= 0),
     )
     keys, told = [], []
@@ -169,29 +171,59 @@ def _search_told(run: RunRecord, scored: Sequence[Scored], front: Sequence[Score
     return told + (f" {run.left:,} more left the race early and are not drawn." if run.left else "")
 
 
-def numbers_chart(types: Mapping[str, tuple[int, int]], name: str) -> Chart:
-    """The trainable numbers of every layer type.
+def numbers_chart(types: Mapping[str, Numbers], roles: Mapping[str, str], name: str) -> Chart:
+    """The trainable numbers of every layer type, by support tensor; in one piece of records that do not tell them.
 
     Args:
-        types: Layer type -> sites, trainable numbers.
+        types: Layer type -> its numbers.
+        roles: Support tensor, or another column -> what it does.
         name: Unique on the page.
 
     Source: arXiv 2306.07967, Figure 3.
     """
-    total = sum(count for _, count in types.values()) or 1
-    largest = max((count for _, count in types.values()), default=1) or 1
-    title = "Trainable numbers by layer type"
-    told = "; ".join(f"{kind}: {count:,} in {sites} sites" for kind, (sites, count) in types.items()) + "."
+    columns = tuple(dict.fromkeys(column for each in types.values() for column in each.by_column))
+    styles = {column: APART[place % len(APART)] for place, column in enumerate(columns)}
+    total = sum(each.total for each in types.values()) or 1
+    largest = max((each.total for each in types.values()), default=1) or 1
     parts, y = [], 8.0
-    for kind, (_, count) in types.items():
-        width = 280 * count / largest
+    for kind, each in types.items():
         parts.append(f'<text x="4" y="{y + 12}">{escape(kind[:60])}</text>')
-        parts.append(f'<rect class="fill s0" x="4" y="{y + 18}" width="{width:.1f}" height="14"/>')
-        parts.append(f'<text x="{10 + width:.1f}" y="{y + 30}">{trainable(count)}, {100 * count / total:.0f} %</text>')
+        parts.append(_bar(kind, each, styles, y + 18, 280 / largest))
+        end = f"{10 + 280 * each.total / largest:.1f}"
+        parts.append(f'<text x="{end}" y="{y + 30}">{trainable(each.total)}, {100 * each.total / total:.0f} %</text>')
         y += 44
+    title = "Trainable numbers by layer type"
+    told = f"{'; '.join(_told(kind, each) for kind, each in types.items())}."
     picture = framed(name, title, told, "".join(parts), height=y)
-    rows = tuple((kind, str(sites), f"{count:,}") for kind, (sites, count) in types.items())
-    return Chart(title, told, picture, (), ("layer type", "sites", "trainable numbers"), rows)
+    rows = tuple(
+        (kind, str(n.sites), *(f"{n.by_column.get(column, 0):,}" for column in columns), f"{n.total:,}")
+        for kind, n in types.items()
+    )
+    keys = tuple(Key("block", style, f"{column} {roles.get(column, '')}".rstrip()) for column, style in styles.items())
+    return Chart(title, told, picture, keys, ("layer type", "sites", *columns, "trainable numbers"), rows)
+
+
+def _bar(kind: str, numbers: Numbers, styles: Mapping[str, str], y: float, scale: float) -> str:
+    """One layer type's bar, a part a column; with a hair between parts, which tells them apart without colours."""
+    parts, x = [], 4.0
+    for column, count in (numbers.by_column or {"": numbers.total}).items():
+        width = count * scale
+        told = escape(f"{kind}{', ' * bool(column)}{column}: {count:,}")
+        size = f'width="{max(0.0, width - 0.8):.1f}" height="14"'
+        if count:
+            fill = f'<rect class="fill {styles.get(column, "s0")}" x="{x:.1f}" y="{y}" {size}>'
+            parts.append(f"{fill}<title>{told}</title></rect>")
+        if len(column) == 1 and width >= 12:
+            place = f'x="{x + width / 2 - 0.4:.1f}" y="{y + 11}" text-anchor="middle"'
+            parts.append(f'<text class="within" {place}>{escape(column)}</text>')
+        x += width
+    return "".join(parts)
+
+
+def _told(kind: str, numbers: Numbers) -> str:
+    parts = ", ".join(f"{column} {count:,}" for column, count in numbers.by_column.items() if count)
+    of = f" ({parts})" if parts else ""
+    return f"{kind}: {numbers.total:,} in {numbers.sites} sites{of}"
 
 
 def calibration_chart(found: Classified, name: str) -> Chart:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glora.genotype import ROLES
 from glora.registry import optional_import
+from glora.report.examples import ByExample
 from glora.report.page import charts, winner, words
-from glora.report.page.classes import Classified, classified
+from glora.report.page.classes import classified
 from glora.report.page.record import RunRecord
 from glora.report.sheet import Sheet
 from glora.settings import flat
@@ -72,11 +74,12 @@ def _shown(run: RunRecord, name: str, *, images: bool) -> dict[str, Any]:
         "row": "site" if outcome is None else outcome.row,
         "numbers": None
         if outcome is None
-        else charts.numbers_chart(winner.numbers_by_type(outcome), f"{name}-numbers"),
+        else charts.numbers_chart(winner.numbers_by_type(outcome), outcome.columns or ROLES, f"{name}-numbers"),
         "classes": found,
         "confusion": None if found is None else charts.confusion_chart(found, f"{name}-confusion"),
         "calibration": None if found is None else charts.calibration_chart(found, f"{name}-calibration"),
-        "wrong": _wrong(run, found, images=images),
+        "wrong": _wrong(run, images=images),
+        "unit": run.unit,
         "cost": words.cost(run),
         "notes": () if result is None else result.notes,
         "settings": list(flat(run.settings).items()),
@@ -92,22 +95,36 @@ def _versions(run: RunRecord) -> list[tuple[str, str]]:
     return [*result.versions.items(), *([("commit", result.commit)] if result.commit else []), ("made", result.time)]
 
 
-def _wrong(run: RunRecord, found: Classified | None, *, images: bool) -> list[dict[str, Any]]:
-    """The examples that are most wrong: name, class, prediction, how sure, and a picture where there is one."""
+def _wrong(run: RunRecord, *, images: bool) -> list[dict[str, Any]]:
+    """The examples that are most wrong: name, what it is and what it is taken for, and picture or text if there is."""
     examples = run.examples
-    if examples is None or found is None:
+    if examples is None:
         return []
+    found = []
+    for place in examples.most_wrong():
+        text = run.texts.get(place, {}) if images else {}
+        found.append(
+            {
+                "name": examples.names[place] if place < len(examples.names) else f"example {place}",
+                "image": _data(run.thumbnails.get(place)) if images else "",
+                "text": text.get("text", ""),
+                **_mistake(examples, place, text.get("choices", ())),
+            }
+        )
+    return found
+
+
+def _mistake(examples: ByExample, place: int, choices: Sequence[str]) -> dict[str, str]:
+    """What an example is, what it is taken for, and how surely; or its loss, where there are no classes."""
     told = examples.told
-    return [
-        {
-            "name": examples.names[place] if place < len(examples.names) else f"example {place}",
-            "target": found.names[int(told["target"][place] or 0)],
-            "prediction": found.names[int(told["prediction"][place] or 0)],
-            "probability": f"{100 * (told['probability'][place] or 0):.1f} %",
-            "image": _data(run.thumbnails.get(place)) if images else "",
-        }
-        for place in examples.most_wrong()
-    ]
+    if not {"target", "prediction", "probability"} <= told.keys():
+        loss = examples.values["loss"][place]
+        return {"target": "", "loss": "not finite" if loss is None else f"{loss:.4g}"}
+    target, prediction = (int(told[name][place] or 0) for name in ("target", "prediction"))
+    names = choices or examples.classes
+    called = [names[k] if k < len(names) else f"choice {k + 1}" for k in (target, prediction)]
+    sure = f"{100 * (told['probability'][place] or 0):.1f} %"
+    return {"target": called[0], "prediction": called[1], "probability": sure}
 
 
 def _data(png: bytes | None) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from glora.errors import RunError
+from glora.errors import RunError, listed
 from glora.files import read_jsonl
-from glora.report.examples import THUMBNAILS, ByExample, beside
+from glora.report.examples import TEXTS, THUMBNAILS, ByExample, beside
 from glora.report.metrics import MetricInfo
 from glora.report.outcome import Outcome
 from glora.report.result import Result
@@ -52,6 +52,7 @@ class RunRecord:
         left: How many left a race before they were scored on all examples.
         examples: What the model does on every test example.
         thumbnails: Test example -> a small PNG of it.
+        texts: Test example -> its `text`, cut short, and of a question its `choices`.
         changed: When it last changed, in seconds since 1970.
     """
 
@@ -67,6 +68,7 @@ class RunRecord:
     left: int = 0
     examples: ByExample | None = field(default=None, repr=False)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    texts: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     changed: float = 0.0
 
     @property
@@ -100,12 +102,17 @@ def read_run(path: str | Path) -> RunRecord:
             changed=path.stat().st_mtime,
         )
     if not (path / "config.yaml").is_file():
+        inside = sorted(each.parent for each in path.glob("*/config.yaml")) if path.is_dir() else []
         raise RunError(
-            f"{path} holds no run.",
+            f"{path} is no run, but a folder of runs." if inside else f"{path} holds no run.",
             allowed="A run folder, or a result file.",
-            remedy="List the runs of a folder: glora ls runs FOLDER",
+            remedy=f"Name its runs: {listed(map(str, inside))}" if inside else _elsewhere(path),
         )
     return _read_folder(path)
+
+
+def _elsewhere(path: Path) -> str:
+    return "List the runs of a folder: glora ls runs FOLDER" if path.is_dir() else "Check the path."
 
 
 def _read_folder(path: Path) -> RunRecord:
@@ -133,6 +140,7 @@ def _read_folder(path: Path) -> RunRecord:
         left=left,
         examples=None if result is None else beside(result, path / "result.json"),
         thumbnails={} if result is None else _thumbnails(path / THUMBNAILS),
+        texts={} if result is None else _texts(path / TEXTS),
         changed=max(file.stat().st_mtime for file in files),
     )
 
@@ -143,7 +151,9 @@ def _settings(file: Path) -> Mapping[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("no settings")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.", remedy="Start a new run.") from error
+        raise RunError(
+            f"{file} cannot be read: {' '.join(str(error).split())}.", remedy="Bring the file back, or start a new run."
+        ) from error
     return found
 
 
@@ -210,3 +220,8 @@ def _undominated(trials: Sequence[Scored]) -> list[Scored]:
 
 def _thumbnails(folder: Path) -> dict[int, bytes]:
     return {int(file.stem): file.read_bytes() for file in sorted(folder.glob("*.png")) if file.stem.isdigit()}
+
+
+def _texts(file: Path) -> dict[int, Mapping[str, Any]]:
+    found = _object(file)
+    return {int(k): each for k, each in found.items() if k.isdigit() and isinstance(each, dict)}

@@ -54,23 +54,27 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its title, its ends, and whether numbers on it are shares of 1 shown as percentages."""
+    """One axis: its title, its ends; whether its numbers are shares of 1 shown as percentages, or counted."""
 
     title: str
     low: float
     high: float
     percent: bool = False
+    counted: bool = False
 
     @classmethod
-    def over(cls, title: str, values: Sequence[float], *, percent: bool = False, zero: bool = False) -> Axis:
+    def over(
+        cls, title: str, values: Sequence[float], *, percent: bool = False, zero: bool = False, counted: bool = False
+    ) -> Axis:
         """The axis that holds these values with some room; from 0 where wanted."""
         low, high = min(values, default=0.0), max(values, default=1.0)
         room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        return cls(title, 0.0 if zero else low - room, high + room, percent)
+        return cls(title, 0.0 if zero else low - room, high + room, percent, counted)
 
     def ticks(self) -> list[float]:
-        """Round numbers between its ends."""
+        """Round numbers between its ends; whole ones of what is counted."""
         step = _round_step((self.high - self.low) / TICKS)
+        step = math.ceil(step) if self.counted else step
         first = math.ceil(self.low / step - 1e-9)
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from glora.genotype import ROLES
 from glora.report.outcome import Outcome
 from glora.report.plots.layers import _groups
 
-__all__ = ["Choice", "Panel", "legend", "numbers_by_type", "panels"]
+__all__ = ["Choice", "Numbers", "Panel", "legend", "numbers_by_type", "panels"]
 
 NUMBERS = "numbers"  # the key of a site's count in an outcome
 SIZES = 4  # colours of ranks and other sizes, from the largest down
@@ -31,6 +31,15 @@ class Panel:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[Choice, ...], int], ...]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The trainable numbers of one layer type: of how many sites, in all, and by column, which older records lack."""
+
+    sites: int
+    total: int
+    by_column: Mapping[str, int]
 
 
 def panels(outcome: Outcome) -> list[Panel]:
@@ -87,9 +96,18 @@ def legend(outcome: Outcome) -> str:
     return "; ".join(f"{name} {role}" for name, role in columns.items())
 
 
-def numbers_by_type(outcome: Outcome) -> dict[str, tuple[int, int]]:
-    """Layer type -> how many sites, and their trainable numbers."""
-    return {
-        kind: (len(sites), sum(int(outcome.sites[site].get(NUMBERS) or 0) for site in sites))
-        for kind, sites in _types(outcome).items()
-    }
+def numbers_by_type(outcome: Outcome) -> dict[str, Numbers]:
+    """Layer type -> its trainable numbers.
+
+    Source: arXiv 2306.07967, Figure 3.
+    """
+    return {kind: _numbers(outcome, list(sites)) for kind, sites in _types(outcome).items()}
+
+
+def _numbers(outcome: Outcome, sites: Sequence[str]) -> Numbers:
+    total = sum(int(outcome.sites[site].get(NUMBERS) or 0) for site in sites)
+    if not outcome.numbers:
+        return Numbers(len(sites), total, {})
+    columns = outcome.columns or ROLES
+    by_column = {column: sum(outcome.numbers[site].get(column, 0) for site in sites) for column in columns}
+    return Numbers(len(sites), total, by_column)

@@ -25,6 +25,7 @@ STAGES = {  # as a page calls them
     "final": "training on train and val",
     "check": "winner and controls on val",
 }
+OF_TEXTS = ("language", "choose", "verbalize")  # objectives
 UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -129,6 +130,7 @@ def cost(run: RunRecord) -> list[tuple[str, str]]:
         (f"Passes of an example, {STAGES.get(stage, stage)}", f"{steps:,}")
         for stage, steps in result.example_steps.items()
     ]
+    found += [(f"Tokens, {STAGES.get(stage, stage)}", f"{tokens:,}") for stage, tokens in result.tokens.items()]
     if result.memory_bytes is not None:
         found.append(("Peak memory of the process", f"{result.memory_bytes / 2**30:.2f} GiB"))
     if result.latency and result.latency.get("ratio"):
@@ -149,8 +151,13 @@ def loading(run: RunRecord) -> list[tuple[str, str]]:
         return []
     folder = run.path.name
     base = "" if _at(run.settings, "model.name") != "from_python" else ", model=model"
-    python = f'import glora\n\nrun = glora.load("{folder}"{base})\nrun.predict(["FILE"])\nrun.model  # plain, merged'
+    objective = _at(run.settings, "objective.name")
+    reads_texts = objective in OF_TEXTS or bool(run.texts)
+    what, merged = ('"A TEXT"', "merged") if reads_texts else ("FILES", "merged.safetensors")
+    given = what if reads_texts else '"FILE"'
+    python = f'import glora\n\nrun = glora.load("{folder}"{base})\nrun.predict([{given}])\nrun.model  # plain, merged'
+    chat = f"glora chat {folder}\n" if objective == "language" else ""
     return [
-        ("In the shell", f"glora predict {folder} FILES\nglora merge {folder} --out merged.safetensors"),
+        ("In the shell", f"{chat}glora predict {folder} {what}\nglora merge {folder} --out {merged}"),
         ("In Python", python),
     ]

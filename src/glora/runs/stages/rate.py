@@ -14,6 +14,7 @@ import torch
 from glora.errors import RunError, StateError
 from glora.files import append_jsonl, plain_json, read_jsonl, write_text
 from glora.methods.method import Tuned
+from glora.runs.cost import tokens_in
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judged, Judging
 from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survivors
@@ -92,7 +93,8 @@ class _Choosing:
         if best is None:
             tried = ", ".join(f"{rate:g}" for rate in ladder.rates)
             raise RunError(f"Every learning rate that was tried lost the training: {tried}.", remedy="Give --lr.")
-        cost = {name: sum(each[name] for each in self.found) for name in ("example_steps", "seconds")}
+        counted = [name for name in ("example_steps", "tokens", "seconds") if all(name in each for each in self.found)]
+        cost = {name: sum(each[name] for each in self.found) for name in counted}
         why = self._why(best, rungs, int(cost["example_steps"]))
         session.reporter.say(why)
         if session.accelerator.is_main_process:
@@ -156,7 +158,8 @@ class _Choosing:
             self._as_it_came()
         whole = judged is not None and math.isfinite(judged.plain)
         told = {name: getattr(judged, name) if whole else None for name in ("loss", "value")}
-        return {**told, "example_steps": trainer.example_steps, "seconds": trainer.seconds}
+        cost = {"example_steps": trainer.example_steps, **tokens_in(self._some(rung), trainer.example_steps)}
+        return {**told, **cost, "seconds": trainer.seconds}
 
     def _as_it_came(self) -> None:
         with torch.no_grad():

@@ -286,10 +286,12 @@ class Search:
         return by_genome[best_again(sizes, self.values, fitness=self.settings.fitness)], len(best)
 
     def _outcome(self, winner: Trial, budget: int | None, min_budget: int, **facts: Any) -> Outcome:
+        rows = self.space.cells(winner.genotype)
+        numbers = {name: {column: cell.numbers for column, cell in row.items()} for name, row in rows.items()}
         sites: dict[str, dict[str, Any]] = {}
-        for name, row in self.space.cells(winner.genotype).items():
+        for name, row in rows.items():
             cells = {column: cell.choice for column, cell in row.items()}
-            sites[name] = {**cells, "numbers": sum(cell.numbers for cell in row.values())}
+            sites[name] = {**cells, "numbers": sum(numbers[name].values())}
         return Outcome(
             number=winner.number,
             genome=winner.genome,
@@ -299,6 +301,7 @@ class Search:
             sites=sites,
             row=self.space.looks.row,
             columns=dict(self.space.looks.columns),
+            numbers=numbers,
             fitness=self.settings.fitness,
             metrics_info=self._metrics,
             unit=self.session.data.val.unit,

@@ -14,6 +14,7 @@ from glora.config import TrainSettings
 from glora.errors import RunError
 from glora.methods.method import Tuned
 from glora.runs.chance import fits, generators, put_back, seed_all, seeded
+from glora.runs.cost import tokens_in
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judging
 from glora.runs.ladder import training_of
@@ -142,7 +143,8 @@ def _keep(session: Session, trainer: Trainer, folder: RunFolder, training: Train
         file = folder.adapter if tuned.space is None else folder.supernet
         info = {**training.info, "metrics": {"train_loss": trainer.losses[-1]}}
         tuned.save(file, info, base_fingerprint=session.base_fingerprint)
-        folder.mark("trained", file=file.name, seconds=trainer.seconds, example_steps=trainer.example_steps)
+        cost = {"example_steps": trainer.example_steps, **tokens_in(examples, trainer.example_steps)}
+        folder.mark("trained", file=file.name, seconds=trainer.seconds, **cost)
         folder.training.unlink(missing_ok=True)
 
 

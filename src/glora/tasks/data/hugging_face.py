@@ -1,4 +1,4 @@
-"""Images of Hugging Face's `datasets`: a folder that `save_to_disk` wrote, or a name where there is a network."""
+"""Images of Hugging Face's `datasets`: folders of `save_to_disk`, parquet files, or a name where there is a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from glora import registry
 from glora.errors import DataError, did_you_mean, listed
 from glora.tasks.data.image_folder import skipped
 from glora.tasks.data.image_table import Columns
+from glora.tasks.data.tables import has_images, parquet_rows
 from glora.tasks.images import ImageSet, StoredImage, unreadable
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.splits import SPLITS
@@ -24,11 +25,14 @@ __all__ = ["MARKS", "HuggingFace", "class_names", "loaded", "named_splits"]
 
 MARKS = ("dataset_dict.json", "state.json", "dataset_info.json")  # what save_to_disk leaves
 LABELS = ("label", "labels", "fine_label", "class", "target", "category", "y")
-LAYOUT = "A folder that `save_to_disk` of the package datasets wrote, or a data set's name on the Hugging Face hub."
+LAYOUT = (
+    "A folder that `save_to_disk` of the package datasets wrote, parquet files that hold images, or a data set's name "
+    "on the Hugging Face hub."
+)
 
 
 class HuggingFace(DataSettings):
-    """Images of Hugging Face's datasets: a folder of save_to_disk, or with format=hugging_face a name on the hub."""
+    """Images of Hugging Face's datasets: of save_to_disk, in parquet files, or by name with format=hugging_face."""
 
     reads_paths = True
 
@@ -40,7 +44,7 @@ class HuggingFace(DataSettings):
 
     @classmethod
     def detects(cls, path: Path) -> bool:
-        return any((path / mark).is_file() for mark in MARKS)
+        return _saved(path) or bool(_shards(path))
 
     def load(self, objective: Objective) -> Task:
         pools, notes = self._pools(objective)
@@ -196,10 +200,12 @@ def _datasets() -> Any:
 def loaded(source: str, config: str | None) -> Any:
     """The data set in the folder, or of the name."""
     path, datasets = Path(source).expanduser(), _datasets()
-    saved = HuggingFace.detects(path)
+    saved, shards = _saved(path), _shards(path)
     try:
         if saved and not (path / "dataset_dict.json").is_file() and not (path / "state.json").is_file():
             raise FileNotFoundError(f"{path / 'state.json'} is missing: the folder is no whole copy")
+        if shards:
+            return _of_shards(path, shards)
         return datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, config)
     except Exception as error:  # its readers, and the network's, raise of everything
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -210,6 +216,45 @@ def loaded(source: str, config: str | None) -> Any:
         raise DataError(
             f"The data set {source!r} cannot be loaded: {reason.rstrip('.')}.", allowed=LAYOUT, remedy=remedy
         ) from error
+
+
+def _saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((path / mark).is_file() for mark in MARKS)
+
+
+def _shards(path: Path) -> list[Path]:
+    """The parquet files that hold images: the path itself, or those of a folder as hubs have it."""
+    if path.is_file():
+        files = [path] if path.suffix.lower() == ".parquet" else []
+    else:
+        files = (
+            [] if _saved(path) else [file for each in ("", "data", *SPLITS) for file in (path / each).glob("*.parquet")]
+        )
+    try:
+        return sorted(files) if files and has_images(parquet_rows(files[0], most=1)[0]) else []
+    except (DataError, IndexError):  # what reads them tells of it
+        return []
+
+
+def _of_shards(path: Path, files: Sequence[Path]) -> Any:
+    """The rows of parquet files; by splits, where the names of files or folders begin with these."""
+    datasets, splits = _datasets(), dict[str, list[str]]()
+    for file in files:
+        known = [name for name in SPLITS if file.name.lower().startswith(name) or file.parent.name.lower() == name]
+        splits.setdefault(max(known, key=len, default="") if path.is_dir() else "", []).append(str(file))
+    if len(splits) > 1 and "" in splits:
+        raise DataError(
+            f"The names of {listed([Path(each).name for each in splits['']])} in {str(path)!r} tell no split.",
+            allowed="Names that begin with train, val or test; or none that does, and the rows are split by chance.",
+            remedy="Rename or remove them.",
+        )
+    found = datasets.load_dataset("parquet", data_files={name or "train": some for name, some in splits.items()})
+    for name, part in found.items():
+        for column, feature in part.features.items():
+            if has_images({column: feature}):  # plain bytes, as other programs write them
+                found[name] = part.cast_column(column, datasets.Image())
+    return found
 
 
 def named_splits(found: Any, source: str) -> tuple[dict[str, Any], list[str]]:

@@ -15,8 +15,9 @@ from glora.tasks.objective import Objective, Targets
 from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, OnBadImage, Pool, Task, assemble
 
-__all__ = ["ImageFolder", "skipped"]
+__all__ = ["TABLES", "ImageFolder", "skipped"]
 
+TABLES = (".csv", ".tsv", ".parquet")
 _LAYOUT = "Put the images of each class in a folder of its own: cat/1.jpg, dog/1.jpg."
 
 
@@ -124,10 +125,12 @@ def _class_folders(folder: Path, rest: Scan, split: str = "") -> dict[str, list[
         return pool
     if scan(folder).images:
         raise DataError(f"The images in {str(folder)!r} are in no class folder.", remedy=_LAYOUT)
+    tables = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in TABLES)
+    named = f"Name the table: --data {folder / tables[0]}" if tables else _LAYOUT
     raise DataError(
-        f"There are no images in {str(folder)!r}.",
+        f"There are no images in {str(folder)!r}{f', but {listed(tables)}' if tables else ''}.",
         allowed="An image is whatever Pillow opens as a picture: JPEG, PNG, TIFF, WebP, ...",
-        remedy="Add images to val/, or remove the folder: val is then cut from train." if split == "val" else _LAYOUT,
+        remedy="Add images to val/, or remove the folder: val is then cut from train." if split == "val" else named,
     )
 
 

@@ -17,13 +17,13 @@ from glora.settings import build
 from glora.tasks.data.hugging_face import MARKS, class_names, loaded, named_splits
 from glora.tasks.data.image_table import Columns
 from glora.tasks.data.scan import SUFFIXES as IMAGES
+from glora.tasks.data.tables import has_images, named_labels
 from glora.tasks.data.text_files import (
     LAYOUT,
     Record,
     SampleBy,
     first_record,
     kind_of,
-    named_labels,
     read_records,
     text_files,
 )
@@ -277,22 +277,22 @@ def _row(record: Record, layout: str, naming: Naming, columns: tuple[str, ...]) 
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file is of text data. A table is one of images where its lines name such."""
-    if kind_of(path) not in (".csv", ".tsv"):
-        return bool(kind_of(path)) and not _has_images(first_record(path))
+    """Whether a file is of text data. A table is one of images where its lines name such, or hold them."""
+    if kind_of(path) not in (".csv", ".tsv", ".parquet"):
+        return bool(kind_of(path))
     record = first_record(path)
-    if record is None or any(Path(str(value)).suffix.lower() in IMAGES for value in record.values()):
+    if record is None:
+        return kind_of(path) == ".parquet"
+    named = [value for value in record.values() if isinstance(value, str)]
+    if has_images(record) or any(Path(value).suffix.lower() in IMAGES for value in named):
         return False
+    if kind_of(path) == ".parquet":
+        return True
     try:
         layout_of(record, Naming(), where=path.name)
     except DataError:
         return any(len(str(value).split()) > 2 for value in record.values())
     return True
-
-
-def _has_images(record: Mapping[str, Any] | None) -> bool:
-    """Whether a record holds images, as those that the package datasets writes to parquet."""
-    return any(isinstance(value, Mapping) and {"bytes", "path"} <= value.keys() for value in (record or {}).values())
 
 
 def _saved_texts(path: Path) -> bool:

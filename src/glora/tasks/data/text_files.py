@@ -13,14 +13,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from glora import registry
 from glora.errors import DataError
-from glora.tasks.data.image_table import OTHERS
 from glora.tasks.data.scan import SUFFIXES as IMAGES
+from glora.tasks.data.tables import parquet_rows, separator_of
 from glora.tasks.rows import BadRow
 
 __all__ = [
@@ -30,7 +28,6 @@ __all__ = [
     "called",
     "first_record",
     "kind_of",
-    "named_labels",
     "read_records",
     "text_files",
 ]
@@ -270,7 +267,7 @@ def _long_fields() -> Iterator[None]:
 def _table(text: str, name: str, kind: str) -> list[Found]:
     """The lines of a table by the names in its first one."""
     first = text.lstrip().partition("\n")[0]
-    sign = "\t" if kind == ".tsv" else next((each for each in (",", *OTHERS) if each in first), ",")
+    sign = separator_of(first, kind)
     with _long_fields():
         rows = list(_rows(text, name, sign))
     if len(rows) < 2:
@@ -306,35 +303,8 @@ def _line(header: Sequence[str], row: Sequence[str], where: str) -> Found:
 
 
 def _parquet(path: Path, name: str, *, most: int | None = None) -> list[Record]:
-    """The rows of a parquet file, or the first ones; labels that it names by numbers have their names."""
-    parquet = registry.optional_import("pyarrow.parquet", extra="text", purpose="Reading parquet files")
-    try:
-        file = parquet.ParquetFile(path)
-        named = _label_names(file.schema_arrow.metadata or {})
-        batches = islice(file.iter_batches(most or 10_000), 1 if most else None)
-        rows = [row for batch in batches for row in batch.to_pylist()]
-    except Exception as error:  # pyarrow's own errors, and the system's
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise DataError(f"{path} cannot be read: {reason}.", remedy="Copy it again.") from error
-    return [Record(f"{name}, row {place}", named_labels(row, named)) for place, row in enumerate(rows)]
-
-
-def named_labels(row: dict[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The row with the names of its classes in place of their numbers; None where there is no class."""
-    for column, known in names.items():
-        value = row.get(column)
-        if isinstance(value, int):
-            row[column] = known[value] if 0 <= value < len(known) else None
-    return row
-
-
-def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of the classes of each column that has such, as the package datasets writes them down."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    """The rows of a parquet file, or the first ones."""
+    return [Record(f"{name}, row {place}", row) for place, row in enumerate(parquet_rows(path, most=most))]
 
 
 # Plain text.

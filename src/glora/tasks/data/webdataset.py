@@ -140,8 +140,13 @@ class WebDataset(DataSettings):
         wanted = (self.target.lower().lstrip("."),) if self.target else CLASSES
         ending = next((each for each in wanted if each in example.members), None)
         if ending is None:
+            there = listed([f".{each}" for each in example.members], n=9)
+            if self.target:
+                raise DataError(
+                    f"{example.where} has no .{wanted[0]} (data.target), but {there}.", remedy="Name one of these."
+                )
             raise DataError(
-                f"{example.where} has no class beside {listed([f'.{each}' for each in example.members], n=9)}.",
+                f"{example.where} has no class beside {there}.",
                 allowed=f"Known are {', '.join(f'.{each}' for each in CLASSES)}.",
                 remedy="Name the ending: --set data.target=ENDING",
             )

@@ -72,6 +72,11 @@ class Choose(Objective):
             "loss": self.losses(output, batch),
         }
 
+    def told(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`target` and `prediction`, as places among the choices, and the `probability` of what is predicted."""
+        probability, prediction = output.softmax(-1).max(-1)
+        return {"target": batch.targets.answer, "prediction": prediction, "probability": probability}
+
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """The squared distance of the log-likelihoods of the choices that there are."""
         a, b = (each.masked_fill(each.isinf(), 0) for each in (a, b))

@@ -54,12 +54,19 @@ class Regress(Objective):
 
     @staticmethod
     def _number(value: Any, targets: Targets, row: int) -> float:
+        named = bool(targets.names) and isinstance(value, int) and 0 <= value < len(targets.names)
+        value = targets.names[value] if named else value  # the place of a class among others is no measure
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(f"{targets.where(row)} has {value!r} for a number.", allowed="A finite number.")
+            folders = "; of folders of classes their names are the numbers" * named
+            raise DataError(
+                f"{targets.where(row)} has {'the class ' * named}{value!r} for a number.",
+                allowed=f"A finite number{folders}.",
+                remedy="For classes choose --objective classify." if named else "",
+            )
         return number
 
     @property
