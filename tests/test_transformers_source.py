@@ -233,6 +233,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folders: dict[st
         load_backbone(str(folder), num_classes=None)
 
 
+def test_positions_that_are_counted_from_the_padding_token_leave_fewer_for_tokens(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path, "roberta")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "model_max_length"}))
+    backbone = load_backbone(str(folder), num_classes=2)
+    tokenizer, most = backbone.preprocess.tokenizer, backbone.preprocess.max_length
+    assert most == backbone.model.config.max_position_embeddings - tokenizer.pad_token_id - 1
+    with torch.no_grad():
+        backbone.model(**tokenizer("red " * 500, truncation=True, max_length=most, return_tensors="pt"))
+        with pytest.raises(IndexError):
+            backbone.model(**tokenizer("red " * 500, truncation=True, max_length=most + 1, return_tensors="pt"))
+
+
 # Options
 
 
