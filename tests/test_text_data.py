@@ -314,6 +314,14 @@ def test_a_template_that_does_not_go_along_is_told_with_the_row(tokenizer, templ
     assert len(left) == 1 and "Skipped 1 of 2 rows" in left.notes[0] and "line 7" in left.notes[0]
 
 
+def test_a_token_that_ends_the_whole_conversation_ends_the_last_turn(tokenizer):
+    """As in Phi-3's template, whose turns end with a token of their own."""
+    template = language.CHATML.replace(STOP, "<|endoftext|>")
+    at_end = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    _, learned = read(causal(tokenizer, template + at_end), Dialog(TALK))
+    assert learned == [f"Red, of course.<|endoftext|>Paris<|endoftext|>\n{STOP}"]
+
+
 def test_taken_apart_every_answer_is_learned_as_it_would_be_given(tokenizer):
     talk = (TALK[0], Message("assistant", "hm</think>Red"), *TALK[2:])
     whole, learned = read(causal(tokenizer, FORGETS), Dialog(talk), turns="apart")

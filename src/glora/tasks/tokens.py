@@ -250,17 +250,27 @@ class Tokens:
                 continue
             before = self._render(plain[:place], tools, prompt=True)
             through = whole if place + 1 == len(plain) else self._render(plain[: place + 1], tools)
+            if self.eos and not whole.startswith(through):  # some put it at the end of all, and not of every turn
+                through = through.removesuffix(self.eos)
             if not (whole.startswith(through) and through.startswith(before)):
-                raise BadRow(
-                    "changed by the chat template",
-                    f"has turns that the chat template of {self.name} renders in another way when others follow, as "
-                    f"turn {place + 1} shows: it cannot be told which tokens are learned",
-                    remedy="Set data.turns=apart, which renders each learned turn with what is before it alone"
-                    if len(messages) > place + 1 or parts
-                    else "Give another template: data.template=FILE.jinja",
-                )
+                alone = len(messages) == place + 1 and not parts
+                raise self._changed(messages, place, alone=alone)
             parts.append(_Part(before, through))
         return _Sequence(whole, tuple(parts), "chat")
+
+    def _changed(self, messages: Sequence[Message], place: int, *, alone: bool) -> BadRow:
+        """What is wrong with a conversation whose turn at this place the template changes."""
+        remedy = "Set data.turns=apart, which renders each learned turn with what is before it alone"
+        if alone:
+            remedy = "Give another template: data.template=FILE.jinja"
+        if any(message.role == "system" for message in messages):
+            remedy += ", or set data.system=user"
+        return BadRow(
+            "changed by the chat template",
+            f"has turns that the chat template of {self.name} renders in another way when others follow, as turn "
+            f"{place + 1} shows: it cannot be told which tokens are learned",
+            remedy=remedy,
+        )
 
     def _render(self, messages: list[dict[str, Any]], tools: str, *, prompt: bool = False) -> str:
         own = self.reading.template in ("auto", "chat")
