@@ -91,8 +91,8 @@ def load(
     given = Path(name).expanduser()
     own = folder or (given.resolve() if given.is_dir() else None)
     wanted = _Wanted(name, str(own or name), num_classes, image_size, seed, drop_path, loading)
-    _check_quantize(wanted, from_config=checkpoint is not None or not pretrained)
     with quiet(), without_waiting("text"):
+        _check_quantize(wanted, from_config=checkpoint is not None or not pretrained)
         config = _config(wanted)
         kind = _kind(wanted, config)
         preprocess, notes = _reading(wanted, config, kind)
