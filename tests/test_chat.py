@@ -166,6 +166,13 @@ def test_what_a_template_refuses_is_told_and_forgotten(tmp_path: Path) -> None:
     assert not talk.turns
 
 
+def test_half_a_character_is_told_and_forgotten(folder: Path) -> None:
+    talk = chat(folder)
+    with pytest.raises(DataError, match=r"conversation has '\\ud83d', which is half a character"):
+        talk.answer("What is red? \ud83d")
+    assert not talk.turns
+
+
 @pytest.mark.parametrize(("setting", "value"), [("most", 0), ("temperature", -1.0)])
 def test_odd_settings_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):

@@ -583,3 +583,38 @@ def test_questions_are_read_and_scored_as_lm_eval_does_row_by_row(folders, kind,
         assert values["acc_norm"][k] == sample["acc_norm"]
     assert values["acc"].mean().item() == pytest.approx(told["results"]["own"]["acc,none"])
     assert values["acc_norm"].mean().item() == pytest.approx(told["results"]["own"]["acc_norm,none"])
+
+
+LONG = (
+    ("one two three four five six seven " * 4, ("one", "two three", "a colour of the sky"), 0),
+    ("one two three four five six seven " * 4 + "eight", ("one", "two", "three"), 2),  # of one token: one row is enough
+    ("Name a colour", ("blue", "red"), 1),
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("most", [12, 17])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@torch.no_grad()
+def test_of_over_long_questions_as_much_is_read_as_lm_eval_reads(folders, kind, most):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders[kind]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[kind])
+    preprocess = TextPreprocess(tokenizer, kind, "causal", most)
+    questions = QuestionSet([Question(*each) for each in LONG]).prepared(preprocess)
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda *all: seen.append(all[2]["input_ids"].shape[1]), with_kwargs=True)
+    ours = [
+        Choose().forward(model, questions.batch([k]), train=train) for k in range(len(LONG)) for train in (False, True)
+    ]
+    hook.remove()
+    assert max(seen) == most and questions.lengths == [3 * most, 3 * most, 3 * min(most, questions.lengths[2] // 3)]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, max_length=most)
+    for k, (prompt, choices, _) in enumerate(LONG):
+        asked = [Instance("loglikelihood", {}, (prompt, f" {choice}"), place) for place, choice in enumerate(choices)]
+        expected = [score for score, _ in harness.loglikelihood(asked, disable_tqdm=True)]
+        for found in ours[2 * k : 2 * k + 2]:
+            torch.testing.assert_close(found[0, : len(choices)], torch.tensor(expected), rtol=1e-4, atol=1e-4)

@@ -314,6 +314,14 @@ def test_a_template_that_does_not_go_along_is_told_with_the_row(tokenizer, templ
     assert len(left) == 1 and "Skipped 1 of 2 rows" in left.notes[0] and "line 7" in left.notes[0]
 
 
+def test_a_token_that_ends_the_whole_conversation_ends_the_last_turn(tokenizer):
+    """As in Phi-3's template, whose turns end with a token of their own."""
+    template = language.CHATML.replace(STOP, "<|endoftext|>")
+    at_end = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    _, learned = read(causal(tokenizer, template + at_end), Dialog(TALK))
+    assert learned == [f"Red, of course.<|endoftext|>Paris<|endoftext|>\n{STOP}"]
+
+
 def test_taken_apart_every_answer_is_learned_as_it_would_be_given(tokenizer):
     talk = (TALK[0], Message("assistant", "hm</think>Red"), *TALK[2:])
     whole, learned = read(causal(tokenizer, FORGETS), Dialog(talk), turns="apart")
@@ -618,7 +626,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "turns of another type": ({"conversations": {"from": "human"}}, "has its turns as an object"),
     "a turn of another type": ({"conversations": ["Who?", "He."]}, "has a text as turn 1"),
     "an unknown role": ({"conversations": [{"from": "alien", "value": "x"}]}, "has the unknown role 'alien' in turn 1"),
-    "no role": ({"conversations": [{"value": "x"}]}, "has no role in turn 1"),
+    "no role": ({"conversations": [{"value": "x"}]}, r"has no role in turn 1\. Mend the row"),
     "an empty turn": ({"conversations": [TURNS[0], {"from": "gpt", "value": " "}]}, "has an empty turn 2"),
     "a number for a turn": ({"conversations": [TURNS[0], {"from": "gpt", "value": 4}]}, "has a number in turn 2"),
     "an image": (
@@ -626,6 +634,15 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "has 'image' in turn 1",
     ),
     "no answer": ({"conversations": TURNS[:1]}, "has no turn of an assistant"),
+    "turns as Python writes them": ({"conversations": str(TURNS)}, "has its turns as a text that is no JSON"),
+    "a part without its text": (
+        {"conversations": [{"from": "human", "value": [{"type": "text", "text": None}]}, TURNS[1]]},
+        "has nothing in turn 1",
+    ),
+    "half a character": (
+        '{"conversations": [{"from": "human", "value": "Who \\ud83d"}, {"from": "gpt", "value": "He."}]}',
+        r"has '\\ud83d', which is half a character",
+    ),
 }
 
 
@@ -641,6 +658,30 @@ def test_a_fault_in_a_conversation_is_told_with_its_place_or_left_out(tmp_path, 
     found, notes = rows_of(tmp_path / "chats.jsonl", on_bad_row="skip")
     assert len(found) == 4
     assert any(note.startswith("Skipped 1 of 5 rows: 1 ") and "(first: chats.jsonl, line 4)" in note for note in notes)
+
+
+def test_a_first_row_that_says_nothing_of_the_layout_is_one_bad_row(tmp_path):
+    rows = [{"id": 1}, *[{"conversations": TURNS}] * 5]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert Text.usual_objective({"source": str(tmp_path / "a.jsonl")}) == "language"
+    with pytest.raises(DataError, match=r"^a\.jsonl, line 1, has its turns as nothing"):
+        rows_of(tmp_path / "a.jsonl")
+    found, notes = rows_of(tmp_path / "a.jsonl", on_bad_row="skip")
+    assert len(found) == 5 and "Skipped 1 of 6 rows" in " ".join(notes)
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows[:1] * 3)))
+    with pytest.raises(DataError, match=r"has the fields id, of which no layout is known"):
+        rows_of(tmp_path / "a.jsonl", on_bad_row="skip")
+
+
+@pytest.mark.parametrize("first", ["[1, 2]", "[1, 2", '{"conversations": [{"from": "human"', "17"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_damaged_first_line_is_one_bad_row(tmp_path, name, first):
+    rows = [first, *[json.dumps({"conversations": TURNS})] * 5]
+    (tmp_path / name).write_text("\n".join(rows))
+    with pytest.raises(DataError, match=f"^{name}, line 1, is "):
+        rows_of(tmp_path / name)
+    found, _ = rows_of(tmp_path / name, on_bad_row="skip")
+    assert [row.where for row in found] == [f"{name}, line {place}" for place in range(2, 7)]
 
 
 ALPACA_FAULTS = {
@@ -693,6 +734,7 @@ def test_all_causes_are_counted(tmp_path):
     [
         ("a.json", '[{"text": "a"},\n{"text": "b"', "line 2, column [0-9]+, is no JSON"),
         ("a.json", '[{"text": "a"},\n{"text": "b"}', "ends before its list does"),
+        ("a.json", '[{"text": "a"},\n{"text": "b"}]\n[{"text": "c"}]', "line 3, goes on after its list has ended"),
         ("a.json", "", "is empty"),
         ("a.jsonl", "\n\n", "is empty"),
         ("a.csv", "text,text\na,b\n", "several columns 'text'"),

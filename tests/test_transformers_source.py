@@ -7,6 +7,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +200,17 @@ def test_a_model_for_images_says_how_it_reads_them(folders: dict[str, Path]) -> 
         load_backbone(str(folders["vit"]), num_classes=2, drop_path=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", ", quantize='int8'"])
+def test_loading_says_nothing_of_what_libraries_think_of_each_other(folders: dict[str, Path], more: str) -> None:
+    pytest.importorskip("torchao")
+    load = (
+        f"from glora.backbones import load_backbone; load_backbone({str(folders['llama'])!r}, num_classes=None{more})"
+    )
+    ended = subprocess.run([sys.executable, "-c", load], check=True, capture_output=True, text=True, timeout=300)
+    assert not ended.stderr and not ended.stdout
+
+
 # Padding
 
 
@@ -231,6 +244,19 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folders: dict[st
     tokenizer.save_pretrained(folder)
     with pytest.raises(BackboneError, match=r"321 tokens.*embeddings for 320.*resize_token_embeddings"):
         load_backbone(str(folder), num_classes=None)
+
+
+def test_positions_that_are_counted_from_the_padding_token_leave_fewer_for_tokens(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path, "roberta")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "model_max_length"}))
+    backbone = load_backbone(str(folder), num_classes=2)
+    tokenizer, most = backbone.preprocess.tokenizer, backbone.preprocess.max_length
+    assert most == backbone.model.config.max_position_embeddings - tokenizer.pad_token_id - 1
+    with torch.no_grad():
+        backbone.model(**tokenizer("red " * 500, truncation=True, max_length=most, return_tensors="pt"))
+        with pytest.raises((IndexError, RuntimeError), match="out of"):
+            backbone.model(**tokenizer("red " * 500, truncation=True, max_length=most + 1, return_tensors="pt"))
 
 
 # Options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,16 +200,20 @@ def _zeros_told(zeros: Sequence[str]) -> tuple[str, ...]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within it transformers logs errors alone and shows no progress: what matters is told as notes."""
-    logging: Any = registry.optional_import("transformers.utils.logging", extra="text", purpose="A model's folder")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    own: Any = registry.optional_import("transformers.utils.logging", extra="text", purpose="A model's folder")
+    verbosity, bars = own.get_verbosity(), own.is_progress_bar_enabled()
+    own.set_verbosity_error()
+    own.disable_progress_bar()
+    pytree = logging.getLogger("torch.utils._pytree")  # warns of torchao, which transformers imports where it is there
+    level = pytree.level
+    pytree.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        pytree.setLevel(level)
+        own.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            own.enable_progress_bar()
 
 
 def _write(model: Any, config: Any, state: Mapping[str, Tensor], folder: Path, extras: Extras, shard: str) -> None:

@@ -25,6 +25,10 @@ __all__ = ["load", "preprocess_of", "preprocess_with", "read_tokenizer"]
 _PURPOSE = "A model of transformers"
 _POOL = "pool"  # in the name of what makes one vector of a text's, and which checkpoints often lack
 _UNLIMITED = 10**9  # what a tokenizer without a limit says is above it
+_COUNTED_FROM_PADDING = {  # positions begin after the padding token's number, so that fewer are left for tokens
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
 _GROUP = 32  # numbers of an int4 weight with a scale of their own, at most
 _LEAST_GROUP = 8
 
@@ -87,8 +91,8 @@ def load(
     given = Path(name).expanduser()
     own = folder or (given.resolve() if given.is_dir() else None)
     wanted = _Wanted(name, str(own or name), num_classes, image_size, seed, drop_path, loading)
-    _check_quantize(wanted, from_config=checkpoint is not None or not pretrained)
     with quiet(), without_waiting("text"):
+        _check_quantize(wanted, from_config=checkpoint is not None or not pretrained)
         config = _config(wanted)
         kind = _kind(wanted, config)
         preprocess, notes = _reading(wanted, config, kind)
@@ -241,8 +245,11 @@ def _pad(wanted: _Wanted, tokenizer: Any, config: Any, kind: _Kind) -> list[str]
 
 def _max_length(tokenizer: Any, config: Any) -> int | None:
     """Most tokens of a sequence, as the tokenizer and the model's positions say; None where neither does."""
-    said = (tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None))
-    known = [int(each) for each in said if each is not None and 0 < each < _UNLIMITED]
+    text = config.get_text_config()
+    places = getattr(text, "max_position_embeddings", None)
+    if places is not None and text.model_type in _COUNTED_FROM_PADDING:
+        places -= (text.pad_token_id or 0) + 1
+    known = [int(each) for each in (tokenizer.model_max_length, places) if each is not None and 0 < each < _UNLIMITED]
     return min(known, default=None)
 
 

@@ -105,7 +105,8 @@ def _as_tokens(split: TextSet, place: int, mark: Mark) -> str:
 def _choice(tokenizer: Any, read: Sequence[int], scored: Sequence[int], mark: Mark, *, pairs: bool) -> str:
     if pairs:
         return f"{tokenizer.decode(read)} {mark(tokenizer.decode([each for each in scored if each != IGNORED]))}"
-    return _marked(tokenizer, read, scored, mark)
+    unread = [each for each in scored[len(read) :] if each != IGNORED]  # of a question that fills all there is
+    return _marked(tokenizer, [*read, *unread], scored, mark)
 
 
 def _marked(tokenizer: Any, ids: Sequence[int], targets: Sequence[int], mark: Mark) -> str:

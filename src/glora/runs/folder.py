@@ -431,7 +431,8 @@ class RunFolder:
 
     def tokens(self) -> dict[str, int]:
         """Tokens in the passes of every stage of which they are known; empty of examples that have none."""
-        facts = {"train": self._trainings(), "rate": [self.done("lr")], "final": [self.final.done("trained")]}
+        facts: dict[str, list[dict[str, Any] | None]]
+        facts = {"train": [*self._trainings()], "rate": [self.done("lr")], "final": [self.final.done("trained")]}
         known = {stage: [each["tokens"] for each in some if each and "tokens" in each] for stage, some in facts.items()}
         return {stage: int(sum(counts)) for stage, counts in known.items() if counts}
 

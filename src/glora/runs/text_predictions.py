@@ -18,7 +18,19 @@ from glora.tasks.data.text_files import Record
 from glora.tasks.data.text_layouts import ROLES, SPEAKERS, Naming, layout_of, row_of
 from glora.tasks.objective import Batch, Objective
 from glora.tasks.objectives.language import perplexity
-from glora.tasks.rows import Asks, BadRow, Dialog, Labelled, Message, Question, Row, TextPreprocess, TextReading
+from glora.tasks.rows import (
+    Asks,
+    BadRow,
+    Dialog,
+    Labelled,
+    Message,
+    Question,
+    Row,
+    TextPreprocess,
+    TextReading,
+    need_whole,
+    strings,
+)
 from glora.tasks.texts import DialogSet, TextSet
 
 __all__ = ["MOST", "TextPredictor", "are_texts"]
@@ -88,7 +100,7 @@ class TextPredictor:
         pair = isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(each, str) for each in item)
         wants = wanted(self.objective)
         if wants == "labelled" and (isinstance(item, str) or pair):
-            return Labelled(item, None, where) if isinstance(item, str) else Labelled(item[0], item[1], where)
+            return _whole(Labelled(item, None, where) if isinstance(item, str) else Labelled(item[0], item[1], where))
         if wants == "dialogs" and isinstance(item, str):
             return Dialog((Message("prompt" if self.raw else "user", item),), where)
         if not isinstance(item, Mapping):
@@ -182,6 +194,14 @@ class TextPredictor:
             loss = (before["loss"] * before["tokens"] + record["loss"] * record["tokens"]) / both
             found[row.where] = {"loss": loss, "perplexity": perplexity(loss), "tokens": both}
         return found
+
+
+def _whole(row: Labelled) -> Labelled:
+    try:
+        need_whole(*strings(row))
+    except BadRow as bad:
+        raise DataError(f"{row.where} {bad.message}.", allowed="Texts that are UTF-8.") from bad
+    return row
 
 
 def _asked(row: Dialog) -> tuple[Message, ...]:

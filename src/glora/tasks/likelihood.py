@@ -67,7 +67,7 @@ def token_losses(model: nn.Module, inputs: Any, targets: Tensor) -> TokenLosses:
         model: A causal language model, or an encoder-decoder of transformers.
         inputs: What it takes by name, `input_ids` first, `(n, t)` each; or `input_ids` alone.
         targets: The token to be predicted, `IGNORED` elsewhere: `(n, t)` for the tokens of the inputs themselves; of
-            an encoder-decoder `(n, u)`, the tokens of the output.
+            an encoder-decoder `(n, u)`, the tokens of the output. One token more than is read may be predicted.
 
     Raises:
         DataError: The model gives no logits of these shapes.
@@ -76,7 +76,8 @@ def token_losses(model: nn.Module, inputs: Any, targets: Tensor) -> TokenLosses:
     if _has_decoder(model):
         given["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)  # type: ignore[operator]
     else:
-        targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+        read = next(iter(given.values())).shape[1]
+        targets = F.pad(targets[:, 1:], (0, read - targets.shape[1] + 1), value=IGNORED)
     predicted = targets != IGNORED
     logits, tokens = _logits(model, given, predicted), targets[predicted]
     with torch.no_grad():
@@ -100,7 +101,7 @@ def choice_scores(model: nn.Module, batch: Batch, *, train: bool) -> Tensor:
     inputs, tokens = batch.inputs, batch.targets.tokens
     if not train and isinstance(inputs, Mapping) and not _has_decoder(model):
         questions = tokens.view(-1, batch.rows, tokens.shape[-1])
-        place = _common_place(inputs["input_ids"].view_as(questions), questions)
+        place = _common_place(inputs["input_ids"].view(*questions.shape[:2], -1), questions)
         if place is not None:
             return _one_token_scores(
                 model, {name: each[:: batch.rows] for name, each in inputs.items()}, questions, place
@@ -119,12 +120,12 @@ def _common_place(ids: Tensor, tokens: Tensor) -> Tensor | None:
 
     Args:
         ids: The tokens, `(n, c, t)`.
-        tokens: Those that are scored; `IGNORED` elsewhere.
+        tokens: Those that are scored, `(n, c, t)`, or one more; `IGNORED` elsewhere.
     """
     scored = tokens != IGNORED
     counts, places = scored.sum(-1), scored.int().argmax(-1)  # (n, c)
     first, there = places[:, :1], counts > 0
-    prompt = torch.arange(tokens.shape[-1], device=ids.device) < first[..., None]  # (n, 1, t)
+    prompt = torch.arange(ids.shape[-1], device=ids.device) < first[..., None]  # (n, 1, t)
     other = (places != first) | ((ids != ids[:, :1]) & prompt).any(-1)
     if bool((counts > 1).any() | (first == 0).any() | (other & there).any()):
         return None
@@ -133,7 +134,7 @@ def _common_place(ids: Tensor, tokens: Tensor) -> Tensor | None:
 
 def _one_token_scores(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, place: Tensor) -> Tensor:
     """The log-likelihood of the one token of every choice, `(n, c)`, by the logits after the prompt alone."""
-    positions = torch.zeros_like(tokens[:, 0], dtype=torch.bool).scatter_(1, place - 1, True)
+    positions = torch.zeros_like(inputs["input_ids"], dtype=torch.bool).scatter_(1, place - 1, True)
     chances = _logits(model, inputs, positions).float().log_softmax(-1)  # (n, v)
     chosen = tokens.gather(2, place[:, None].expand(-1, tokens.shape[1], 1)).squeeze(-1)  # (n, c)
     return chances.gather(1, chosen.clamp(min=0)).masked_fill(chosen == IGNORED, -torch.inf)

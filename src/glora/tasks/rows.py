@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,14 @@ __all__ = [
     "counted",
     "groups",
     "keys",
+    "need_whole",
+    "strings",
     "system_moved",
     "told",
 ]
 
 DEFAULT_LENGTH = 2048  # tokens of a row at most, where neither the user nor the model says less
+HALVES = re.compile("[\ud800-\udfff]")
 OFTEN = 10  # rows that may always share a prompt
 
 
@@ -216,6 +220,20 @@ class BadRow(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}, {self.message}" if self.where else f"A row {self.message}"
+
+
+def strings(row: Row) -> list[str]:
+    """What a row says."""
+    if isinstance(row, Dialog):
+        return [text for message in row.messages for text in (message.text, message.input)]
+    return [row.prompt, *row.choices] if isinstance(row, Question) else [row.text, row.pair or ""]
+
+
+def need_whole(*texts: str) -> None:
+    """Raises BadRow where half a character stands, as a cut in `\\ud83d\\ude00` leaves it: tokenizers take none."""
+    for text in texts:
+        if not text.isascii() and (half := HALVES.search(text)):
+            raise BadRow("of half a character", f"has {half[0]!r}, which is half a character", remedy="Take it out")
 
 
 def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:

@@ -30,6 +30,7 @@ from glora.tasks.rows import (
     TextReading,
     counted,
     groups,
+    strings,
     told,
 )
 from glora.tasks.tokens import IGNORED, Asked, Encoded, Tokens
@@ -57,7 +58,8 @@ class Choices(NamedTuple):
 
     Attributes:
         tokens: The tokens that are scored, `(n * c, t)` as the inputs, the choices of a question next to each other;
-            `IGNORED` everywhere else, and for choices that are not there. Of an encoder-decoder `(n * c, u)`.
+            `IGNORED` everywhere else, and for choices that are not there. Where one is scored that is not read any
+            more, `(n * c, t + 1)`; of an encoder-decoder `(n * c, u)`.
         answer: The right choice of each, `(n,)`.
         sizes: Characters of each choice, `(n, c)`, as `acc_norm` divides by them; 0 where there is no such choice.
     """
@@ -192,7 +194,7 @@ class TextSet:
     def lengths(self) -> list[int]:
         """Tokens of each row, those of its choices together; characters, before it is prepared."""
         if self.found is None:
-            return [sum(map(len, _strings(row))) for row in self.rows]
+            return [sum(map(len, strings(row))) for row in self.rows]
         return [self._length(row) for row in self.found.rows]
 
     def _length(self, row: Any) -> int:
@@ -269,7 +271,7 @@ class QuestionSet(TextSet):
         nothing = np.array([pad], dtype=np.int32)  # read where there is no such choice: attention needs a token
         ids = [each for row in rows for each in _filled(row.ids, nothing, most)]
         scored = [each for row in rows for each in _filled(row.scored, nothing[:0], most)]
-        ends = [0] * len(ids) if self._needed.preprocess.form == "encoder_decoder" else list(map(len, ids))
+        ends = [each for row in rows for each in _filled(row.ends, 0, most)]
         tokens = padded(
             [np.pad(s, (max(0, e - len(s)), 0), constant_values=IGNORED) for s, e in zip(scored, ends, strict=True)],
             IGNORED,
@@ -321,10 +323,3 @@ def _pad(tokenizer: Any) -> int:
 
 def _filled(row: Sequence[Any], fill: Any, most: int) -> list[Any]:
     return [*row, *[fill] * (most - len(row))]
-
-
-def _strings(row: Any) -> list[str]:
-    """What a row says."""
-    if isinstance(row, Dialog):
-        return [text for message in row.messages for text in (message.text, message.input)]
-    return [row.prompt, *row.choices] if isinstance(row, Question) else [row.text, row.pair or ""]

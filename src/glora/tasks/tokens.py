@@ -25,6 +25,7 @@ from glora.tasks.rows import (
     TextReading,
     as_template_reads,
     counted,
+    need_whole,
     system_moved,
 )
 
@@ -63,13 +64,14 @@ class Asked(NamedTuple):
 
     Attributes:
         ids: What the model reads of each choice, `(t,)` each; of an encoder-decoder the prompt.
-        scored: The tokens of each choice, the last ones of its `ids`, `(u,)` each.
-        cut: Whether the beginning of the prompt is cut off.
+        scored: The tokens of each choice, `(u,)` each.
+        ends: The place after the last of these: the end of its `ids`. Where the model reads no more, one after it: the
+            last token is predicted and need not be read.
     """
 
     ids: tuple[Ids, ...]
     scored: tuple[Ids, ...]
-    cut: bool
+    ends: tuple[int, ...]
 
 
 class _Part(NamedTuple):
@@ -186,6 +188,11 @@ class Tokens:
         return [self._sequence(each) for each in (_apart(row) if apart else [row])]
 
     def _sequence(self, row: Dialog) -> _Sequence:
+        made = self._put_together(row)
+        need_whole(made.whole)
+        return made
+
+    def _put_together(self, row: Dialog) -> _Sequence:
         messages = system_moved(row.messages, self.reading.system)
         roles = {message.role for message in messages}
         if "text" in roles or (roles <= {"prompt", "completion"} and self.reading.template in ("auto", "plain")):
@@ -243,17 +250,27 @@ class Tokens:
                 continue
             before = self._render(plain[:place], tools, prompt=True)
             through = whole if place + 1 == len(plain) else self._render(plain[: place + 1], tools)
+            if self.eos and not whole.startswith(through):  # some put it at the end of all, and not of every turn
+                through = through.removesuffix(self.eos)
             if not (whole.startswith(through) and through.startswith(before)):
-                raise BadRow(
-                    "changed by the chat template",
-                    f"has turns that the chat template of {self.name} renders in another way when others follow, as "
-                    f"turn {place + 1} shows: it cannot be told which tokens are learned",
-                    remedy="Set data.turns=apart, which renders each learned turn with what is before it alone"
-                    if len(messages) > place + 1 or parts
-                    else "Give another template: data.template=FILE.jinja",
-                )
+                alone = len(messages) == place + 1 and not parts
+                raise self._changed(messages, place, alone=alone)
             parts.append(_Part(before, through))
         return _Sequence(whole, tuple(parts), "chat")
+
+    def _changed(self, messages: Sequence[Message], place: int, *, alone: bool) -> BadRow:
+        """What is wrong with a conversation whose turn at this place the template changes."""
+        remedy = "Set data.turns=apart, which renders each learned turn with what is before it alone"
+        if alone:
+            remedy = "Give another template: data.template=FILE.jinja"
+        if any(message.role == "system" for message in messages):
+            remedy += ", or set data.system=user"
+        return BadRow(
+            "changed by the chat template",
+            f"has turns that the chat template of {self.name} renders in another way when others follow, as turn "
+            f"{place + 1} shows: it cannot be told which tokens are learned",
+            remedy=remedy,
+        )
 
     def _render(self, messages: list[dict[str, Any]], tools: str, *, prompt: bool = False) -> str:
         own = self.reading.template in ("auto", "chat")
@@ -398,13 +415,16 @@ class Tokens:
             raise BadRow("without a right choice", f"has {len(row.choices)} choices, and the answer {row.answer}")
         made = [self._choice(*_moved(row.prompt, choice)) for choice in row.choices]
         longest = max(len(scored) for _, scored in made)
-        if not all(len(scored) for _, scored in made) or longest >= self.limit:
-            raise BadRow("of an odd choice", f"has a choice of no token, or of more than {self.limit - 1:,}")
-        causal = self.form != "encoder_decoder"
-        cut = any(len(ids) > self.limit for ids, _ in made)
-        self.shortened += cut
-        scored = [each[1] if causal else each[1][-self.limit :] for each in made]
-        return Asked(tuple(ids[-self.limit :] for ids, _ in made), tuple(scored), cut)
+        if not all(len(scored) for _, scored in made) or longest > self.limit:
+            raise BadRow("of an odd choice", f"has a choice of no token, or of more than {self.limit:,}")
+        scored = tuple(each for _, each in made)
+        if self.form == "encoder_decoder":
+            self.shortened += any(len(ids) > self.limit for ids, _ in made)
+            return Asked(tuple(ids[-self.limit :] for ids, _ in made), scored, tuple(map(len, scored)))
+        most = self.limit + 1
+        self.shortened += any(len(ids) > most for ids, _ in made)
+        ends = tuple(min(len(ids), most) for ids, _ in made)
+        return Asked(tuple(ids[-most:][: self.limit] for ids, _ in made), scored, ends)
 
     def _choice(self, before: str, after: str) -> tuple[Ids, Ids]:
         """What the model reads of a choice, and its scored tokens."""

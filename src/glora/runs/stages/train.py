@@ -143,7 +143,7 @@ def _keep(session: Session, trainer: Trainer, folder: RunFolder, training: Train
         file = folder.adapter if tuned.space is None else folder.supernet
         info = {**training.info, "metrics": {"train_loss": trainer.losses[-1]}}
         tuned.save(file, info, base_fingerprint=session.base_fingerprint)
-        cost = {"example_steps": trainer.example_steps, **tokens_in(examples, trainer.example_steps)}
+        cost = {"example_steps": trainer.example_steps, **tokens_in(trainer.examples, trainer.example_steps)}
         folder.mark("trained", file=file.name, seconds=trainer.seconds, **cost)
         folder.training.unlink(missing_ok=True)
 

@@ -34,10 +34,11 @@ from glora.tasks.splits import SPLITS
 from glora.tasks.task import DataSettings, Pool, Task, assemble, joined
 from glora.tasks.texts import DialogSet, LabelledSet, QuestionSet, TextSet
 
-__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "split_of", "unshared", "wanted"]
+__all__ = ["SETS", "USUAL", "Text", "TextFile", "asked", "first_layout", "split_of", "unshared", "wanted"]
 
 USUAL: dict[Kind, str] = {"dialogs": "language", "questions": "choose", "labelled": "classify"}
 SETS: dict[Kind, type[TextSet]] = {"dialogs": DialogSet, "questions": QuestionSet, "labelled": LabelledSet}
+TRIED = 1000  # rows of which one has to be of a known layout
 TEMPLATES = ("auto", "chat", "alpaca", "plain")
 
 
@@ -94,10 +95,15 @@ class Text(DataSettings):
             return USUAL[LAYOUTS[layout].kind]
         known = {name: given[name] for name in ("fields", "columns", "config") if given.get(name)}
         settings = build(cls, {"source": str(given.get("source", "")), **known}, "the data")
-        record = settings._first()
+        record, naming = settings._first(), settings._naming(None)
         if record is None:
             return "language"
-        return USUAL[LAYOUTS[layout_of(record, settings._naming(None), where=settings.source)].kind]
+        try:
+            layout = layout_of(record, naming, where=settings.source)
+        except DataError:  # maybe it is the first one alone
+            files = [file for some in settings._parts()[0].values() for file in some]
+            layout = first_layout(files[0] if files else TextFile(settings.source, ()), naming, None)[1]
+        return USUAL[LAYOUTS[layout].kind]
 
     @property
     def reading(self) -> TextReading:
@@ -173,14 +179,14 @@ class Text(DataSettings):
         )
 
     def _rows(self, file: TextFile, naming: Naming, objective: Objective) -> _Read:
-        """The rows of one file, in the layout of its first record."""
+        """The rows of one file, in the layout of its first record that has one."""
         first = next((each for each in file.records if isinstance(each, Record)), None)
         if first is None:
             told([each for each in file.records if isinstance(each, BadRow)], len(file.records), self.on_bad_row)
             raise DataError(f"{file.name} has no rows.", allowed=LAYOUT)
         layout: str = self.layout
         if layout == "auto":
-            layout = layout_of(first.fields, naming, where=file.name, kind=wanted(objective))
+            first, layout = first_layout(file, naming, wanted(objective))
         _check_kind(LAYOUTS[layout].kind, objective, file.name, layout)
         labelled = LAYOUTS[layout].kind == "labelled"
         columns = columns_of(first.fields, naming, where=file.name) if labelled else ()
@@ -262,6 +268,22 @@ class _Found(NamedTuple):
     pools: dict[str, Pool]
     kind: Kind
     notes: list[str]
+
+
+def first_layout(file: TextFile, naming: Naming, kind: Kind | None) -> tuple[Record, str]:
+    """The first record whose layout is known, and that layout.
+
+    Raises:
+        DataError: There is none; it is the first record's.
+    """
+    unknown: DataError | None = None
+    for record in file.records[:TRIED]:
+        if isinstance(record, Record):
+            try:
+                return record, layout_of(record.fields, naming, where=file.name, kind=kind)
+            except DataError as error:
+                unknown = unknown or error
+    raise unknown or DataError(f"{file.name} has no rows.", allowed=LAYOUT)
 
 
 def _row(record: Record, layout: str, naming: Naming, columns: tuple[str, ...]) -> _Row | BadRow:

@@ -165,14 +165,24 @@ def _opened(path: Path) -> Any:
 def _json(text: str, name: str) -> list[Found]:
     """A list of objects, objects one after the other, or one a line: whatever the file holds."""
     start = _after_space(text, 0)
-    if text[start] == "[":
-        return list(_objects(text, start + 1, name))
     line = text[start:].partition("\n")[0]
     try:
         json.loads(line)
-    except ValueError:
-        if text[start] == "{" and not line.rstrip().endswith("}"):  # an object over several lines
-            return list(_objects(text, start, name))
+        whole = text[start] != "["
+    except ValueError:  # an object over several lines?
+        whole = text[start] != "[" and (text[start] != "{" or line.rstrip().endswith("}"))
+    if not whole:
+        try:
+            return list(_objects(text, start + (text[start] == "["), name))
+        except DataError:
+            lines = _object_a_line(text, name)
+            if 2 * sum(isinstance(each, Record) for each in lines) <= len(lines):
+                raise
+            return lines  # of which the first one is damaged
+    return _object_a_line(text, name)
+
+
+def _object_a_line(text: str, name: str) -> list[Found]:
     return [_object_of(line, f"{name}, line {place}") for place, line in _lines(text) if line.strip()]
 
 
@@ -214,6 +224,11 @@ def _objects(text: str, place: int, name: str) -> Iterator[Found]:
         if place == len(text) or text[place] == "]":
             if place == len(text) and not closed:
                 raise DataError(f"{name} ends before its list does.", remedy="Copy it again: it is not whole.")
+            if (after := _after_space(text, place + 1)) < len(text):
+                line += text.count("\n", counted, after)
+                raise DataError(
+                    f"{name}, line {line}, goes on after its list has ended.", remedy="Make one list of all, or lines."
+                )
             return
         line, counted = line + text.count("\n", counted, place), place
         try:

@@ -9,9 +9,9 @@ from pydantic import Field, PrivateAttr
 
 from glora.errors import DataError
 from glora.tasks.data.from_python import Split
-from glora.tasks.data.text import USUAL, Text, TextFile, unshared
+from glora.tasks.data.text import USUAL, Text, TextFile, first_layout, unshared
 from glora.tasks.data.text_files import Record
-from glora.tasks.data.text_layouts import LAYOUTS, layout_of
+from glora.tasks.data.text_layouts import LAYOUTS
 from glora.tasks.objective import Objective, Targets
 from glora.tasks.task import Task
 
@@ -39,8 +39,8 @@ class TextFromPython(Text):
         """The objective where none is named, by the first row."""
         layout = self.layout
         if layout == "auto":
-            first = records_of(train, "train")[0]
-            layout = layout_of(first.fields, self._naming(None), where=first.where)  # type: ignore[assignment]
+            file = TextFile("train", records_of(train, "train"))
+            layout = first_layout(file, self._naming(None), None)[1]  # type: ignore[assignment]
         return USUAL[LAYOUTS[layout].kind]
 
     def splits(self, given: Mapping[str, Any], objective: Objective) -> tuple[dict[str, Split], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from glora.errors import ConfigError, DataError, did_you_mean, listed
 from glora.tasks.data.text_files import Record, called
-from glora.tasks.rows import BadRow, Dialog, Labelled, Message, Question, Row
+from glora.tasks.rows import BadRow, Dialog, Labelled, Message, Question, Row, need_whole, strings
 
 __all__ = ["FIELDS", "LAYOUTS", "ROLES", "Kind", "Layout", "Naming", "columns_of", "layout_of", "row_of", "values_of"]
 
@@ -160,7 +160,9 @@ def _says_from(turns: Any) -> bool:
 def row_of(record: Record, layout: str, naming: Naming) -> Row | BadRow:
     """The row that a record of this layout means; a bad row where it means none."""
     try:
-        return LAYOUTS[layout].make(record, naming)
+        row = LAYOUTS[layout].make(record, naming)
+        need_whole(*strings(row))
+        return row
     except BadRow as bad:
         bad.where = record.where
         return bad
@@ -245,7 +247,13 @@ def _messages(record: Record, naming: Naming) -> Row:
 
 
 def _turns(value: Any, naming: Naming) -> list[Message]:
-    value = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    if isinstance(value, str) and value.lstrip().startswith("["):  # as tables have them
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(
+                "of no JSON", f"has its turns as a text that is no JSON: {error}", remedy="Write it with json.dumps"
+            ) from error
     if not isinstance(value, list):
         raise BadRow("of a wrong type", f"has its turns as {called(value)}, not as a list")
     if not value:
@@ -270,7 +278,7 @@ def _turn(turn: Any, place: int, naming: Naming) -> Message:
         raise BadRow(
             "of an unknown role",
             f"has {what} in turn {place}",
-            remedy=f"Say what it is: --set data.roles='{{{speaker}: user}}'",
+            remedy="" if speaker is None else f"Say what it is: --set data.roles='{{{speaker}: user}}'",
         )
     extra = {name: turn[name] for name in EXTRA if turn.get(name) is not None}
     text = _said(next((turn[name] for name in SAYINGS if name in turn), None), place, silent="tool_calls" in extra)
@@ -287,7 +295,9 @@ def _said(value: Any, place: int, *, silent: bool) -> str:
     if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
         if other := [part.get("type") for part in value if part.get("type") != "text"]:
             raise BadRow("with more than text", f"has {other[0]!r} in turn {place}: texts alone are read")
-        value = "".join(str(part.get("text", "")) for part in value)
+        parts = [part.get("text", "") for part in value]
+        odd = [part for part in parts if not isinstance(part, str)]
+        value = odd[0] if odd else "".join(parts)
     if not isinstance(value, str):
         raise BadRow("of a wrong type", f"has {called(value)} in turn {place}, not a text")
     return value
