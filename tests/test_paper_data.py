@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,69 @@ def test_a_task_that_there_is_not_is_refused_with_the_nearest(vtab_root: Path) -
 def test_folders_may_have_the_names_of_other_copies(tmp_path: Path) -> None:
     vtab(tmp_path, "oxford_pet")
     assert load_task("vtab", root=tmp_path, task="pets").name == "oxford_iiit_pet"
+
+
+ELSEWHERE = "/data1/alice/vtab-1k/kitti/images"
+
+
+def rewritten(root: Path, change: Callable[[str], str]) -> Path:
+    """The copy with other lines in its lists."""
+    for file in (root / "kitti").glob("*.txt"):
+        file.write_bytes("".join(change(line) for line in file.read_text().splitlines()).encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace("images", ELSEWHERE) + "\n",
+        lambda line: f"kitti/{line}\n",
+        lambda line: f"./{line}\n",
+        lambda line: line.replace(" ", "\t") + "\r\n",
+        lambda line: line.replace(" ", "   ") + " \n\n",
+        lambda line: line.replace("/", "\\") + "\n",
+        lambda line: line.replace("images/", "C:\\vtab\\kitti\\images\\").replace("/", "\\") + "\n",
+    ],
+    ids=["absolute elsewhere", "from the root", "dot", "tab and CRLF", "spaces and blank lines", "backslash", "drive"],
+)
+def test_lists_of_other_copies_lead_to_the_same_images(
+    tmp_path: Path, vtab_root: Path, change: Callable[[str], str]
+) -> None:
+    root = rewritten(vtab(tmp_path), change)
+    task, plain = (load_task("vtab", root=each, task="kitti") for each in (root, vtab_root))
+    for split in ("train", "val", "test"):
+        one, other = task.splits[split], plain.splits[split]
+        assert files_of(one, tmp_path / "kitti") == files_of(other, vtab_root / "kitti")
+    assert task.fingerprint == plain.fingerprint
+
+
+def test_absolute_paths_that_are_there_are_taken_as_they_are(tmp_path: Path) -> None:
+    here = vtab(tmp_path / "here", "images")
+    root = rewritten(vtab(tmp_path / "there"), lambda line: f"{here}/images/{line}\n")
+    task = load_task("vtab", root=root, task="kitti")
+    assert all(item.is_relative_to(here) for item in task.splits["train"].items)
+
+
+def test_names_that_would_become_one_without_their_folders_are_missing(tmp_path: Path) -> None:
+    root = vtab(tmp_path)
+    for number in range(8):
+        draw(root / "kitti" / f"{number % 4}.jpg")
+    lines = "".join(f"/x/{number}/{number % 4}.jpg {number % 4}\n" for number in range(8))
+    (root / "kitti" / "train800.txt").write_text(lines)
+    with pytest.raises(DataError, match="8 of the 8 images"):
+        load_task("vtab", root=root, task="kitti")
+
+
+@pytest.mark.parametrize(("listed", "there"), [(".jpg", ".JPG"), (".JPG", ".jpg"), (".jpg", ".Jpg")])
+def test_the_case_of_a_files_ending_does_not_matter(tmp_path: Path, listed: str, there: str) -> None:
+    root = rewritten(vtab(tmp_path), lambda line: line.replace(".jpg", listed) + "\n")
+    for file in root.rglob("*.jpg"):
+        file.rename(file.with_suffix(there))
+    task = load_task("vtab", root=root, task="kitti")
+    assert {item.suffix for item in task.splits["train"].items} == {there}
+    next(root.glob("kitti/images/train800/000003.*")).unlink()
+    with pytest.raises(DataError, match=f"1 of the 8 images.*000003{listed}"):
+        load_task("vtab", root=root, task="kitti")
 
 
 def test_the_table_of_tasks_is_the_papers() -> None:

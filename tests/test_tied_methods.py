@@ -158,7 +158,7 @@ def fact_by_hand(tuned: Any, plain: nn.Module, blocks: list[tuple[str, int]], pr
         if method.form == "tt":
             return own[f"{prefix}.S"][first : first + count].transpose(1, 2)
         core = torch.einsum("abj,jk->abk", own[f"{prefix}.C"], own[f"{prefix}.P"][:, first : first + count])
-        return core.permute(2, 0, 1)
+        return core.permute(2, 0, 1) if method.slices == "interleaved" else core.permute(2, 1, 0)
 
     for number, (block, width) in enumerate(blocks):
         m, s = middles(12 * number, 12), method.scale
@@ -173,7 +173,7 @@ def fact_by_hand(tuned: Any, plain: nn.Module, blocks: list[tuple[str, int]], pr
             fc2 = m[8:].permute(1, 2, 0).reshape(r, 4 * r)
         else:
             fc1 = torch.cat(list(m[4:8]), 1)
-            fc2 = torch.cat(list(m[8:] if method.form == "tk" else m[8:].transpose(1, 2)), 1)
+            fc2 = torch.cat(list(m[8:].transpose(1, 2)), 1)
 
         def up(x: Tensor, y: Tensor, fc1: Tensor = fc1, s: float = s) -> Tensor:
             z = (x @ u.T @ fc1).unflatten(-1, (4, r))
@@ -202,6 +202,22 @@ def test_fact_is_that_of_its_authors(settings: dict[str, Any]) -> None:
     assert tuned.count() == 2 * WIDTH * r + more
     fact_by_hand(tuned, plain, [("blocks.0", WIDTH), ("blocks.1", WIDTH)])
     assert same_function(tuned, plain, "vit")
+
+
+@pytest.mark.parametrize("form", ["tt", "tk"])
+def test_every_slice_of_fact_is_the_formula_as_it_is_written(form: str) -> None:
+    """`s V S_k U`, S_k of TK the sum of C[:, :, j] P[j, k]; the columns of fc2 are cut, of all others the rows."""
+    tuned, plain = tune("fact", {"form": form, "rank": 3, "scale": 2.0}), tiny_vit().state_dict()
+    own = {name.removeprefix("fact."): value.detach() for name, value in tuned.numbers.items()}
+    merged = tuned.merged().state_dict()
+    k = 0
+    for layer in (f"blocks.{b}.{name}" for b in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")):
+        change = merged[f"{layer}.weight"] - plain[f"{layer}.weight"]
+        for part in change.split(WIDTH, dim=1 if layer.endswith("fc2") else 0):
+            middle = own["S"][k] if form == "tt" else sum(own["C"][:, :, j] * own["P"][j, k] for j in range(3))
+            assert close(part, 2.0 * own["V"] @ middle @ own["U"])
+            k += 1
+    assert k == 2 * 12
 
 
 def test_interleaved_slices_are_another_function() -> None:

@@ -8,9 +8,10 @@ ViT. U `(r, d)` and V `(d, r)` are shared by all of them, and slice k gets
 
 The mixture of Eq. 10 that this is: B = `lora:r` at every layer, its factors tied.
 
-Departures: the default gives slice k its own matrix S_k; the authors' code for FacT-TK reshapes the four slices of an
-MLP layer so that their entries interleave, which `slices: interleaved` does too, to load their weights. There is no
-code of theirs for Swin; one set of factors per width, and Swin's merging layers left alone, is our reading.
+Departures: the default gives slice k its own matrix S_k, as it is written here; the authors' code for FacT-TK has S_k
+transposed but in fc2, and reshapes the four slices of an MLP layer so that their entries interleave. `slices:
+interleaved` does both, to load their weights. There is no code of theirs for Swin; one set of factors per width, and
+Swin's merging layers left alone, is our reading.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class FacT(Method):
     scale: float = Field(1.0, gt=0, description="Fixed number that multiplies the update: 0.01 to 100 were published.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Chance that training drops a number after the middle factor.")
     slices: Literal["exact", "interleaved"] = Field(
-        "exact", description="interleaved: the slices of an MLP layer as the authors' FacT-TK reshapes them."
+        "exact", description="interleaved: C as the authors' FacT-TK reads it, the slices of an MLP layer mixed."
     )
 
     @property
@@ -130,16 +131,14 @@ class _Slices(Tied):
         self, site: Site, rules: SearchSpace, config: LayerConfig, own: Own, settings: FacT, mine: slice, *, mlp: bool
     ) -> None:
         super().__init__(site, rules, config, own, dropout=settings.dropout)
-        self.interleaved = mlp and settings.form == "tk" and settings.slices == "interleaved"
+        self.authors = settings.form == "tk" and settings.slices == "interleaved"
+        self.interleaved = mlp and self.authors
         self.strength = settings.scale
         self.mine = mine
         self.gathers = _gathers(site)
 
     def middles(self) -> Tensor:
-        """S_k of every slice, `(slices, r, r)`, to be multiplied as `V S_k U`.
-
-        Of TK the entries of C stand as in the authors' code: `S_kᵀ` is the sum, but where several slices are gathered.
-        """
+        """S_k of every slice, `(slices, r, r)`, to be multiplied as `V S_k U`."""
         own = self.own
         if "S" in own:
             middles: Tensor = own["S"][self.mine]
@@ -149,7 +148,7 @@ class _Slices(Tied):
             core = core.reshape(len(core), -1)  # entry (b, k) at b * slices + k, and then cut into pieces of r
             core = core.reshape(len(core), -1, len(core)).transpose(1, 2)
         by_slice: Tensor = core.permute(2, 0, 1)
-        return by_slice if self.gathers else by_slice.transpose(1, 2)
+        return by_slice.transpose(1, 2) if self.authors and not self.gathers else by_slice
 
     def tensor(self, tensor: str) -> dict[str, Tensor]:
         ends = self.own

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from glora.tasks.data.lists import ImageList, base_of, check_images, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, check_images, expected, folder_of, place_of, pool_of, read_list
 from glora.tasks.data.paper_sets import FEW_SHOT, FewShotSet, by_name
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Task, assemble
@@ -44,7 +44,7 @@ class FewShot(DataSettings):
         names = tuple(map(str, range(task.classes)))
         pools = {
             split: pool_of(
-                found, (base_of(found, bases) or bases[0]).joinpath, names=names, root=folder.parent, remedy=GET
+                found, place_of(found, bases) or bases[0].joinpath, names=names, root=folder.parent, remedy=GET
             )
             for split, found in lists.items()
         }

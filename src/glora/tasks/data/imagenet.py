@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from glora.errors import DataError
-from glora.tasks.data.lists import ImageList, base_of, check_images, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, check_images, expected, folder_of, place_of, pool_of, read_list
 from glora.tasks.data.paper_sets import IMAGENET_TARGETS, ImageNetTarget
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Pool, Task, assemble
@@ -43,7 +43,7 @@ class ImageNet(DataSettings):
         names = _class_names(lists["train"])
         bases = (folder / "train", folder / "images" / "train", folder, folder / "images")
         places: dict[str, Callable[[str], Path]] = {
-            split: (base_of(lists[split], bases) or bases[0]).joinpath for split in ("train", "val")
+            split: place_of(lists[split], bases) or bases[0].joinpath for split in ("train", "val")
         }
         places["test"] = _val_images(folder, lists["test"])
         pools = {
@@ -91,8 +91,8 @@ def _class_names(train: ImageList) -> tuple[str, ...]:
 def _val_images(folder: Path, found: ImageList) -> Callable[[str], Path]:
     """Where an image of the val list is: as the list says, or under val/, flat or in folders of classes."""
     bases = (folder / "val", folder, folder / "images" / "val", folder / "images")
-    if (base := base_of(found, bases)) is not None:
-        return base.joinpath
+    if (place := place_of(found, bases)) is not None:
+        return place
     below = next((each for each in bases if each.name == "val" and each.is_dir()), folder / "val")
     files = {file.name: file for file in sorted(below.rglob("*")) if file.is_file()} if below.is_dir() else {}
     return lambda name: files.get(Path(name).name, below / Path(name).name)
@@ -111,8 +111,8 @@ def _target(root: Path, target: ImageNetTarget, names: tuple[str, ...]) -> tuple
             allowed="Labels are ImageNet's own, 0 to 999, not numbers of the set's classes.",
             remedy=GET,
         )
-    base = base_of(found, [folder, *(folder / each for each in target.folders), folder / "images"])
-    if base is None:
+    place = place_of(found, [folder, *(folder / each for each in target.folders), folder / "images"])
+    if place is None:
         return None, [f"ImageNet{target.title} is not tested: none of its {len(found):,} images is in {target.name}."]
-    pool = pool_of(found, base.joinpath, names=names, root=root, remedy=GET)
+    pool = pool_of(found, place, names=names, root=root, remedy=GET)
     return pool, [*notes, *expected([(f"{target.name}/annotations/val_meta.list", len(found), target.test)])]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from glora.errors import DataError, listed
 from glora.tasks.images import unreadable
 from glora.tasks.objective import Targets
 from glora.tasks.task import Pool
 
-__all__ = ["ImageList", "base_of", "check_images", "expected", "folder_of", "pool_of", "read_list"]
+__all__ = ["ImageList", "check_images", "expected", "folder_of", "place_of", "pool_of", "read_list"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def folder_of(root: Path, names: Sequence[str], what: str, *, inside: str, remed
 
 
 def read_list(path: Path, *, classes: int, remedy: str) -> ImageList:
-    """The list in the file. A line is split at its last space: names may have spaces.
+    """The list in the file. A line is split at its last space or tab: names may have spaces; `\\` separates as `/`.
 
     Args:
         path: The file.
@@ -111,14 +111,14 @@ def read_list(path: Path, *, classes: int, remedy: str) -> ImageList:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        name, _, label = line.rstrip().rpartition(" ")
-        if not name.strip() or not label.isdecimal() or int(label) >= classes:
+        *before, label = line.rsplit(maxsplit=1)
+        if not before or not label.isdecimal() or int(label) >= classes:
             raise DataError(
                 f"{path}, line {number}, is {line!r}.",
                 allowed=f"A line is a path, a space and a class from 0 to {classes - 1}.",
                 remedy=remedy,
             )
-        names.append(name.strip())
+        names.append(before[0].strip().replace("\\", "/"))
         labels.append(int(label))
         lines.append(number)
     if not names:
@@ -126,13 +126,37 @@ def read_list(path: Path, *, classes: int, remedy: str) -> ImageList:
     return ImageList(path, names, labels, lines)
 
 
-def base_of(found: ImageList, bases: Sequence[Path]) -> Path | None:
-    """The folder that the names are relative to: the first that has the earliest image of the list; None: none has."""
+def place_of(found: ImageList, bases: Sequence[Path]) -> Callable[[str], Path] | None:
+    """Name in the list -> file, by the earliest image that is there; None: none is.
+
+    Names are relative to one of the folders, or absolute. Where no image is found so, a list made elsewhere may begin
+    its paths with folders that are not here, such as `/data/vtab-1k/cifar/images/...`: they are left out, as many from
+    all of its names, as long as that takes no two images for one.
+
+    Args:
+        found: The list.
+        bases: Folders that the names may be relative to.
+    """
     for name in found.names:
         for base in bases:
             if (base / name).is_file():
-                return base
+                return base.joinpath
+    for name in found.names:
+        parts = PurePosixPath(name).parts
+        for first in range(1, len(parts)):
+            for base in bases:
+                if base.joinpath(*parts[first:]).is_file():
+                    return _without(found, base, first)
     return None
+
+
+def _without(found: ImageList, base: Path, first: int) -> Callable[[str], Path] | None:
+    """Name -> file below a folder, without the first parts of the name; None where names would become one."""
+
+    def place(name: str) -> Path:
+        return base.joinpath(*PurePosixPath(name).parts[first:])
+
+    return place if len(set(map(place, found.names))) == len(set(found.names)) else None
 
 
 def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str, ...], root: Path, remedy: str) -> Pool:
@@ -149,8 +173,10 @@ def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str,
         DataError: Images are missing (the first few and how many).
     """
     files = [place(name) for name in found.names]
+    spelled = _as_spelled(lacking := [file for file in files if not file.is_file()])
+    files = [spelled.get(file, file) for file in files]
     where = found.path.relative_to(root) if found.path.is_relative_to(root) else found.path
-    if missing := [file for file in files if not file.is_file()]:
+    if missing := [file for file in lacking if file not in spelled]:
         shown = listed([str(file.relative_to(root) if file.is_relative_to(root) else file) for file in missing])
         raise DataError(
             f"{len(missing):,} of the {len(files):,} images of {where.as_posix()} are missing in {str(root)!r}: "
@@ -160,6 +186,21 @@ def pool_of(found: ImageList, place: Callable[[str], Path], *, names: tuple[str,
         )
     rows = [(label,) for label in found.labels]
     return Pool(files, Targets(("class",), rows, names=names, what=where.as_posix(), lines=list(found.lines)))
+
+
+def _as_spelled(missing: Iterable[Path]) -> dict[Path, Path]:
+    """Of these files those that the disk has in other case, as it spells them: `1.jpg` that is there as `1.JPG`."""
+    folders: dict[Path, dict[str, list[Path]]] = {}
+    found = {}
+    for file in missing:
+        if file.parent not in folders:
+            names = folders[file.parent] = {}
+            for entry in sorted(file.parent.iterdir()) if file.parent.is_dir() else ():
+                names.setdefault(entry.name.lower(), []).append(entry)
+        same = folders[file.parent].get(file.name.lower(), [])
+        if len(same) == 1 and same[0].is_file():
+            found[file] = same[0]
+    return found
 
 
 def check_images(pools: Mapping[str, Pool]) -> None:

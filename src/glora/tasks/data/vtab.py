@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from glora.tasks.data.lists import ImageList, check_images, expected, folder_of, pool_of, read_list
+from glora.tasks.data.lists import ImageList, check_images, expected, folder_of, place_of, pool_of, read_list
 from glora.tasks.data.paper_sets import VTAB, VtabTask, by_name
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings, Task, assemble
@@ -51,9 +51,9 @@ class Vtab(DataSettings):
             split: read_list(folder / f"{name}.txt", classes=task.classes, remedy=GET) for split, name in files.items()
         }
         names = tuple(map(str, range(task.classes)))
+        places = {split: place_of(found, (folder, folder.parent)) or folder.joinpath for split, found in lists.items()}
         pools = {
-            split: pool_of(found, folder.joinpath, names=names, root=folder, remedy=GET)
-            for split, found in lists.items()
+            split: pool_of(found, places[split], names=names, root=folder, remedy=GET) for split, found in lists.items()
         }
         check_images(pools)
         notes = self._notes(task, lists)
