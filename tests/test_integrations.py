@@ -439,3 +439,14 @@ def test_two_processes_train_the_same_supernet_as_one(tmp_path):
     )
     for name, value in one.tensors.items():
         assert torch.allclose(two.tensors[name], value, atol=1e-3), name
+
+
+def test_any_number_of_loader_workers_trains_the_same(tmp_path):
+    found = []
+    for workers in (0, 2):
+        made = Made(tmp_path / str(workers), dataloader_num_workers=workers)
+        made.trainer.train()
+        found.append((made.numbers(), made.recorder.trained))
+    (one, played), (other, again) = found
+    assert same(one, other)
+    assert played == again
