@@ -210,7 +210,7 @@ def test_training_eval_held_and_merged_agree(form, product):
                 held = layer(*x)[0]
             merged = adapted.merge()(*x)[0]
         assert difference(trained, fast) < 1e-5
-        assert torch.equal(fast, held), "both go through the effective weight"
+        assert difference(fast, held) < 1e-6, "both go through the effective weight, one with more digits"
         assert torch.equal(merged, held)
 
 
@@ -365,7 +365,7 @@ def test_a_deepcopy_lives_on_its_own(form):
     assert torch.equal(layer(*x)[0], before)
     with torch.no_grad():
         out = twin.model(*x)[0]
-        assert torch.equal(twin.merge()(*x)[0], out)
+        assert difference(twin.merge()(*x)[0], out) < 1e-6
     assert torch.equal(layer(*x)[0], before)
     plain = make(form)
     assert torch.equal(twin.detach()(*x)[0], plain(*x)[0])
