@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import glora
-from glora.errors import RunError
+from glora.errors import RunError, WriteError
 from glora.report.outcome import Outcome
 from glora.runs.console import telling
 from glora.runs.demo import demo_experiment
@@ -149,6 +149,44 @@ def test_what_a_stop_has_left_is_swept_by_the_next_command(tmp_path: Path) -> No
     Run(settings, tmp_path / "run", Recorder()).fit()
     left = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*")}
     assert not left & {*stray, ".export.12.tmp"}
+
+
+class Remover(Recorder):
+    """Removes the folder of the run when a line is said for the first time, or after a genotype."""
+
+    def __init__(self, folder: Path, *, line: str = "", trial: int = -1) -> None:
+        super().__init__()
+        self.folder, self.line, self.at = folder, line, trial
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        if self.line and self.line in text:
+            self.line = ""
+            shutil.rmtree(self.folder)
+
+    def trial(self, trial: Any, best: Any, total: int, saved: float | None = None) -> None:
+        super().trial(trial, best, total, saved)
+        if trial.number == self.at:
+            shutil.rmtree(self.folder)
+
+
+def test_a_folder_that_is_removed_in_the_search_is_not_made_again(tmp_path: Path) -> None:
+    photos = image_folder(tmp_path / "photos", per_class=80)
+    search = {
+        "controls": 2,
+        "rescore": 2,
+        "searcher": {"name": "evolution", "population": 4, "generations": 1, "parents": 2},
+    }
+    settings = tiny(photos, data={"train": 20, "val": 80}, train={"epochs": 1}, search=search)
+    Run(settings, tmp_path / "trained", Recorder()).train()
+    moments: list[dict[str, Any]] = [{"trial": 2}, {"trial": 7}]
+    moments += [{"line": line} for line in ("Calibration", "Controls:", "The best")]
+    for number, moment in enumerate(moments):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "trained", folder)
+        with pytest.raises((RunError, WriteError), match="was removed"):
+            Run.open(folder, Remover(folder, **moment)).search()
+        assert not folder.exists(), moment
 
 
 # Nothing is warned of in vain

@@ -241,3 +241,19 @@ def test_an_elementwise_lora_a_changes_a_weight_by_the_same_share_whatever_its_w
             shares[width, choice] = float(change.norm() / w0.norm())
         assert shares[width, "vector"] == pytest.approx(0.01, rel=1e-3)
         assert shares[width, "lora:4"] == pytest.approx(0.01 * (2 * 4) ** 0.5, rel=0.2)  # 4 terms, var 2 / (i + r)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("fixed", [None, 2])
+def test_a_large_weight_is_widened_in_parts(product, fixed, monkeypatch):
+    site = Site("linear", 5, 3, True) if fixed is None else Site("embedding", 5, 3, False, fixed=fixed)
+    support = make(site, product)
+    randomize(support)
+    w0 = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    for choices in itertools.product(*support.space.options(site)[:2]):
+        config = LayerConfig(*choices)
+        whole = support.weight(LINEAR, w0, config, torch.float64)
+        for block in (1, 7, 15):
+            monkeypatch.setattr("glora.adapt.support.BLOCK", block)
+            torch.testing.assert_close(support.weight(LINEAR, w0, config, torch.float64), whole, rtol=1e-7, atol=1e-8)
+        monkeypatch.undo()

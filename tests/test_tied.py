@@ -335,7 +335,7 @@ def test_how_the_frozen_weight_would_get_its_gradient_changes_nothing(settings):
         out = layer(index)
         (out**2).sum().backward()
         twin = copy.deepcopy(adapted)
-        assert torch.equal(twin.merge()(index), out)
+        assert difference(twin.merge()(index), out) < 1e-6
 
 
 def test_an_embedding_bag_plays_through_its_weight():
@@ -345,7 +345,7 @@ def test_an_embedding_bag_plays_through_its_weight():
     index = torch.tensor([[1, 2, 1]])
     out = layer(index)
     out.sum().backward()
-    assert torch.equal(adapted.merge()(index), out)
+    assert difference(adapted.merge()(index), out) < 1e-6
 
 
 # real architectures, random weights

@@ -21,7 +21,7 @@ from glora.space import SearchSpace, factor_shapes, is_matrix
 
 __all__ = ["MatrixView", "Support", "changed", "fixed_scale"]
 
-BLOCK = 2**22  # numbers of a weight that are widened at a time
+BLOCK = 2**22  # numbers of a weight that are widened at a time: a wide copy of all could be too much
 FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
 
@@ -213,11 +213,11 @@ class Support(nn.Module):
         if config.A.kind == config.B.kind == "none":
             return w0
         matrix = view.matrix(w0)
-        if least == torch.float32:
-            return view.unmatrix(self._changed(matrix, config), w0)
-        every = torch.arange(len(matrix), device=matrix.device)
-        some = torch.split(every, max(1, BLOCK // matrix.shape[1]))  # a wide copy of all numbers could be too much
-        return view.unmatrix(torch.cat([self._changed(matrix[rows], config, rows, least) for rows in some]), w0)
+        if least == torch.float32 or matrix.numel() <= BLOCK:
+            return view.unmatrix(self._changed(matrix, config, least=least), w0)
+        index, step = torch.arange(len(matrix), device=matrix.device), max(1, BLOCK // matrix.shape[1])
+        parts = (slice(start, start + step) for start in range(0, len(matrix), step))
+        return view.unmatrix(torch.cat([self._changed(matrix[k], config, index[k], least) for k in parts]), w0)
 
     def rows(self, w0: Tensor, index: Tensor, config: LayerConfig) -> Tensor:
         """Some rows of the effective weight, Eq. 13, without the others.

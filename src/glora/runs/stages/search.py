@@ -123,6 +123,7 @@ class Search:
         folder, reporter = self.session.folder, self.session.reporter
         if self.plan.extent.calibrate and not folder.begun:
             self.calibrate()
+        folder.need_there()  # the journal would make it again
         best: list[Trial] = []
         seen: list[float] = []
         total = self.plan.full_scores if not self.settings.racing else self.plan.settings.candidates
