@@ -419,6 +419,8 @@ def test_shared_generators_are_the_programs_own_again_after_a_training() -> None
 
 # -- kills at every save point
 
+PARTS = 6  # of the sweep, in tests of their own
+
 
 def listed(folder: Path) -> str:
     """What is in a folder, as a hash."""
@@ -443,9 +445,10 @@ def ended(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("changes", [{}, {"train": {"epochs": 2, "final": "all"}, "search": {"racing": True}}])
 def test_a_kill_at_any_save_point_leaves_what_the_same_command_ends_from(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], part: int
 ) -> None:
     """A copy of the folder is what a process leaves that is killed there; of states within an epoch some are tried."""
     settings, seen, states = big(photos, **changes), set[str](), list[tuple[str, Path]]()
@@ -464,7 +467,7 @@ def test_a_kill_at_any_save_point_leaves_what_the_same_command_ends_from(
     expected = ended(tmp_path / "run")
     monkeypatch.undo()
     assert len(states) > 60
-    for what, folder in states:
+    for what, folder in states[part::PARTS]:
         Run(settings, folder, Recorder()).fit()
         assert ended(folder) == expected, what
         assert not [*folder.rglob(".*.tmp"), *folder.rglob("training.safetensors")], what
@@ -482,16 +485,16 @@ def points_of(settings: Any, folder: Path) -> list[str]:
     return found
 
 
-def some(count: int, request: pytest.FixtureRequest) -> range:
-    """A few places of so many, another first one in every test; all of them in the whole sweep."""
-    return range(count) if request.node.get_closest_marker("slow") else range(1, count, max(1, count // 4))
+def some(count: int, most: int) -> range:
+    """About so many places of a count, spread over it."""
+    return range(1, count, max(1, count // most))
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("places", [4, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_disk_that_refuses_is_one_error_and_the_same_command_goes_on(
-    photos: Path, tmp_path: Path, request: pytest.FixtureRequest, every: bool
+    photos: Path, tmp_path: Path, places: int
 ) -> None:
-    settings = tiny(photos, search={"controls": 2}) if not every else big(photos)
+    settings = tiny(photos, search={"controls": 2}) if places < 10 else big(photos)
     syncs, real = 0, files._sync
     refused: dict[int, int] = {}
 
@@ -506,7 +509,7 @@ def test_a_disk_that_refuses_is_one_error_and_the_same_command_goes_on(
         patch.setattr(files, "_sync", sync)
         Run(settings, tmp_path / "whole", Recorder()).fit()
         expected, count = ended(tmp_path / "whole"), syncs
-        for place in some(count, request):
+        for place in some(count, places):
             syncs, number = 0, (errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EIO)[place % 4]
             refused = {place + 1: number}
             out = tmp_path / f"run-{place}"
@@ -520,16 +523,14 @@ def test_a_disk_that_refuses_is_one_error_and_the_same_command_goes_on(
             shutil.rmtree(out)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_folder_removed_under_way_is_told_and_not_made_again(
-    photos: Path, tmp_path: Path, request: pytest.FixtureRequest, every: bool
-) -> None:
-    settings = tiny(photos, search={"controls": 2}) if not every else big(photos)
+@pytest.mark.parametrize("places", [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_folder_removed_under_way_is_told_and_not_made_again(photos: Path, tmp_path: Path, places: int) -> None:
+    settings = tiny(photos, search={"controls": 2}) if places < 10 else big(photos)
     whole = points_of(settings, tmp_path / "whole")
     first = next(place for place, what in enumerate(whole) if what == "after rename config.yaml")
     last = next(place for place, what in enumerate(whole) if what == "after rename result.json")
     remove = shutil.rmtree
-    for place in some(last - first, request):
+    for place in some(last - first, places):
         count, out = 0, tmp_path / f"run-{place}"
 
         def act(_: str, at: int = first + place, out: Path = out) -> None:

@@ -39,6 +39,7 @@ from suites.toy import SEARCHER, image_folder  # noqa: E402
 CADENCES = (0.0, 0.1, 0.5, 30.0)  # seconds between two states within an epoch
 PATIENCE = 300.0  # seconds that a process may take
 GOES_ON = {signal.SIGTERM: "Terminated.", signal.SIGINT: "Interrupted."}
+EACH = (2, 8)  # kills of a run
 READERS = (1, 2, 5)  # threads that read images
 COMMAND = """
 import os, signal, sys
@@ -178,13 +179,13 @@ def finished(
     """Starts and kills the run in this folder until it is finished, while there are kills left; what it ended in.
 
     A process is killed a little after some change in its folder, of about as many as a whole run makes; a few are
-    killed at any moment since their start.
+    killed at any moment since their start. After some kills a run is left to finish.
     """
-    log = out.with_suffix(".log")
+    log, last = out.with_suffix(".log"), min(kills, found.kills + rng.randint(*EACH))
     while True:
         words = command(case, given, out, rng.choice(CADENCES), rng.choice(READERS))
         start, process = time.monotonic(), started(words, log)
-        if found.kills >= kills:
+        if found.kills >= last:
             process.wait(timeout=PATIENCE)
         elif rng.random() < 0.15:
             while process.poll() is None and time.monotonic() < start + rng.uniform(0, 5):

@@ -12,7 +12,7 @@ from glora.runs.calibration import load_calibrated
 from glora.runs.comparison import Contender, compare
 from glora.runs.folder import RunFolder
 from glora.runs.stages.search import Search
-from glora.runs.stages.train import Training, train_into
+from glora.runs.stages.train import Training, is_trained, train_into
 from glora.tasks.objective import Examples
 
 __all__ = ["Polishing", "polish", "retrain"]
@@ -40,7 +40,7 @@ class Polishing:
         search, session, outcome = self.search, self.session, self.outcome
         folder = session.folder.polished(outcome.key)
         info = {**session.info, "polish": dict(self.polish), "winner": outcome.key}
-        if folder.done("trained") is None:
+        if not is_trained(session, folder):
             settings = session.experiment.train.model_copy(update={"epochs": self.polish["epochs"]})
             examples = session.data.everything if self.polish["on"] == "all" else session.data.train
             session.reporter.say(self._plan(examples))
@@ -105,7 +105,7 @@ def retrain(search: Search, outcome: Outcome) -> nn.Module:
     """The winner trained alone from the pretrained weights, with the supernet's examples, steps and rate; merged."""
     session = search.session
     folder: RunFolder = session.folder.retrained(outcome.genome)
-    if folder.done("trained") is None:
+    if not is_trained(session, folder):
         session.reporter.say("Control: the winner trained alone from the pretrained weights")
         train_into(session, afresh(search, outcome), folder, session.data.train)
     val = session.data.unseen.get("val") if search.plan.extent.calibrate else None

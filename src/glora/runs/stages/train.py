@@ -24,7 +24,7 @@ from glora.runs.stopping import Halt, Stopping
 from glora.tasks.objective import Examples
 from glora.training.trainer import Progress, Trainer
 
-__all__ = ["Training", "run_training", "train", "train_into", "trained_values"]
+__all__ = ["Training", "is_trained", "run_training", "train", "train_into", "trained_values"]
 
 FORMATS = 1, 2  # of the state of an unfinished training: the first is always that of whole epochs
 FORMAT = FORMATS[-1]
@@ -96,6 +96,14 @@ def _train_again(session: Session, tuned: Tuned) -> None:
         folder.mark("final")
 
 
+def is_trained(session: Session, folder: RunFolder) -> bool:
+    """Whether the training of a folder is done; the state that a stop at its very end has left is gone then."""
+    done = folder.done("trained") is not None
+    if done and session.accelerator.is_main_process:
+        folder.training.unlink(missing_ok=True)
+    return done
+
+
 def train_into(
     session: Session, tuned: Tuned, folder: RunFolder, examples: Examples, own: Training | None = None
 ) -> None:
@@ -109,7 +117,7 @@ def train_into(
         own: Its epochs, learning rate and info, where they are not the run's.
     """
     training = own or Training.of(session)
-    done = folder.done("trained") is not None
+    done = is_trained(session, folder)
     session.accelerator.wait_for_everyone()  # before the first of them writes
     if done:
         tuned.load(folder.trained_file(), base_fingerprint=session.base_fingerprint)
