@@ -131,11 +131,27 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, monkeypatch, held
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"never opened", b"", pickle.dumps({"weight": 1}, protocol=4)])
+@pytest.mark.parametrize(
+    "content", [b"never opened", b"hello\n", b"", b"\x80", pickle.dumps({"weight": 1}, protocol=4)]
+)
 def test_a_damaged_file_is_told(tmp_path, content):
     (tmp_path / "bad.pth").write_bytes(content)
     with pytest.raises(BackboneError, match="damaged"):
         read_pickled(tmp_path / "bad.pth")
+
+
+def test_a_folder_that_is_no_model_of_timm_is_told(tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(BackboneError, match=r"no folder .*nowhere'.*save_for_hf.*Check the path"):
+        load_backbone(f"local-dir:{tmp_path / 'nowhere'}", num_classes=2)
+    with pytest.raises(BackboneError, match=r"has no config.json"):
+        load_backbone(f"local-dir:{tmp_path}", num_classes=2)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BackboneError, match=r"config.json' cannot be read"):
+        load_backbone(f"local-dir:{tmp_path}", num_classes=2)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(BackboneError, match=r"names no architecture of timm.*a model of transformers: --model"):
+        load_backbone(f"local-dir:{tmp_path}", num_classes=2)
 
 
 def test_what_holds_no_weights_is_told(tmp_path):

@@ -429,20 +429,34 @@ def test_what_vllm_refuses_is_refused(tmp_path):
 # Merged models.
 
 
+def bert() -> nn.Module:
+    """A classifier of texts with learned positions: it takes no more than 40 tokens."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=40, num_labels=3, **sizes)
+    found: nn.Module = seeded(lambda: transformers.BertForSequenceClassification(config)).eval()
+    return found
+
+
 @pytest.mark.parametrize("to", ["onnx", "torch"])
-def test_a_language_model_takes_any_batch_and_length(tmp_path, to):
-    adapted = prepared(llama(), glora.SearchSpace(ranks=(2,)))
+@pytest.mark.parametrize(("build", "head"), [(llama, None), (bert, "classifier")])
+def test_a_model_of_texts_takes_any_batch_and_length_and_heeds_its_mask(tmp_path, build, head, to):
+    adapted = prepared(build(), glora.SearchSpace(ranks=(2,)), head=head)
     glora.export(adapted, to, tmp_path / "out")
     tokens = torch.randint(1, 40, (5, 13), generator=torch.Generator().manual_seed(3))
-    wanted = played(adapted.model, tokens)
+    mask = torch.ones_like(tokens)
+    mask[0, 6:] = 0
+    with torch.no_grad():
+        wanted = adapted.model(input_ids=tokens, attention_mask=mask).logits
     if to == "torch":
-        found = torch.export.load(tmp_path / "out/model.pt2").module()(tokens)
+        found = torch.export.load(tmp_path / "out/model.pt2").module()(tokens, mask)
     else:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
-        found = torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])
-    assert off(found.detach(), wanted) < 1e-4
+        given = {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()}
+        found = torch.from_numpy(session.run(None, given)[0])
+    heeded = mask.bool() if head is None else slice(None)  # what a masked token gives means nothing
+    assert off(found.detach()[heeded], wanted[heeded]) < 1e-4
 
 
 def test_a_folder_of_timm_has_labels_and_preprocessing(finished, tmp_path):
@@ -593,7 +607,7 @@ def test_a_run_of_a_language_model_is_exported(finished_language, tmp_path, monk
         assert off(played(loaded(lambda: base, tmp_path / "out"), tokens), wanted) < 1e-5
         return
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"input_ids": tokens}
+    names: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     exec("\n".join(code_of(tmp_path / "out")), names)
     found = names["outputs"].detach() if "outputs" in names else played(names["model"], tokens)
     assert off(found, wanted) < 1e-5

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import glora
 from glora.adapt.foreign.authors import read_genotypes
-from glora.errors import AdapterFileError, StateError
+from glora.errors import AdapterFileError, ConfigError, StateError
 from glora.genotype import LayerConfig
 from suites.tiny_vit import tiny_vit
 
@@ -406,3 +406,10 @@ def test_another_checkpoint_is_refused(tmp_path, change, words):
     torch.save(change(authors_checkpoint(tiny_vit())), tmp_path / "vit.pth")
     with pytest.raises(AdapterFileError, match=words):
         glora.load_adapter(tiny_vit(), tmp_path / "vit.pth")
+
+
+def test_what_is_no_model_and_no_path_is_told():
+    with pytest.raises(ConfigError, match=r"model='vit' is not allowed.*torch.nn.Module"):
+        glora.load_adapter("vit", "folder")
+    with pytest.raises(ConfigError, match="path=3 is not allowed"):
+        glora.load_adapter(torch.nn.Linear(2, 2), 3)

@@ -101,6 +101,13 @@ def test_layers_of_winners_count_their_choices(runs: dict[str, Path], tmp_path: 
             assert all(counts[choice] == told.count(choice) for choice in told)
 
 
+def test_parameters_of_one_winner_are_told_by_support_tensor(runs: dict[str, Path], tmp_path: Path) -> None:
+    draw("parameters", [str(runs["one"])], tmp_path / "p.svg", limit=9, seed=0)
+    found, own = drawn(tmp_path / "p.svg"), drawn(runs["one"] / "plots" / "parameters.svg")["layer_types"]
+    assert found["layer_types"] == {kind: {k: n[k] for k in TENSORS} for kind, n in own.items()}
+    assert {kind: sum(n.values()) for kind, n in found["layer_types"].items()} == found["winners"]["one"]
+
+
 def test_figures_of_winners_take_genes_and_choices_of_any_method(tmp_path: Path) -> None:
     sites = {f"blocks.{k}": {"prompts": str(10 * k), "lora": "5", "numbers": 100 * k} for k in range(3)}
     outcome = Outcome(

@@ -94,6 +94,8 @@ def _timm() -> Any:
 
 def _known(name: str, *, from_hub: bool) -> None:
     timm = _timm()
+    if name.startswith(_FOLDER):
+        _check_folder(Path(name.removeprefix(_FOLDER)))
     if name.startswith(_HUB):
         if from_hub:
             return
@@ -118,6 +120,30 @@ def _known(name: str, *, from_hub: bool) -> None:
         allowed=f"Did you mean {' or '.join(map(repr, near))}?" if near else "",
         remedy="Run `glora ls models`.",
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises BackboneError unless the folder is one of a model of timm."""
+    allowed = "A folder as timm's save_for_hf and glora export --to huggingface write it: config.json and weights."
+    if not folder.is_dir():
+        raise BackboneError(f"There is no folder {str(folder)!r}.", allowed=allowed, remedy="Check the path.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BackboneError(
+            f"The folder {str(folder)!r} has no config.json.", allowed=allowed, remedy="Check the path."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"{str(folder / 'config.json')!r} cannot be read: {error}.", allowed=allowed, remedy="Write it again."
+        ) from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        theirs = isinstance(config, dict) and "model_type" in config
+        raise BackboneError(
+            f"The config.json of {str(folder)!r} names no architecture of timm.",
+            allowed=allowed,
+            remedy=f"It is a model of transformers: --model {folder}" if theirs else "Write it again.",
+        )
 
 
 def _create(wanted: _Wanted, *, pretrained: bool = False, overlay: dict[str, Any] | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,10 +32,9 @@ class Trial(NamedTuple):
     inputs: tuple[Tensor, ...]
     by_name: bool
 
-    @property
-    def dynamic(self) -> tuple[dict[int, Any], ...]:
-        """Sides of the inputs that may be any: the batch, and of token ids their number."""
-        batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2)
+    def dynamic(self, length: Any) -> tuple[dict[int, Any], ...]:
+        """Sides of the inputs that may be any: the batch, and of token ids their number, as `length` has it."""
+        batch = torch.export.Dim("batch")
         tokens = [self.by_name and value.dim() == 2 and not value.is_floating_point() for value in self.inputs]
         return tuple({0: batch, 1: length} if each else {0: batch} for each in tokens)
 
@@ -88,6 +88,7 @@ def trial_of(trained: Trained, model: nn.Module) -> Trial:
                 f"It is not known what a {type(model).__name__} takes.",
                 remedy="Give an input, examples first: glora.export(..., example=x).",
             ) from error
+        example = _masked(example, model)
     named = isinstance(example, Mapping)
     inputs = tuple(example.values()) if named else example if isinstance(example, tuple) else (example,)
     names = tuple(example) if named else ("images",) if isinstance(trained.preprocess, Preprocess) else ()
@@ -96,6 +97,21 @@ def trial_of(trained: Trained, model: nn.Module) -> Trial:
         names = ("inputs",)
     trial = Trial(names, inputs, named)
     return trial._replace(inputs=trial.rows(ROWS))
+
+
+def _masked(example: Any, model: nn.Module) -> Any:
+    """Token ids together with the mask that tells them from padding, where the model takes one.
+
+    The last token of the last example is masked, so that a program which does not heed the mask is found out.
+    """
+    takes = "attention_mask" in inspect.signature(model.forward).parameters
+    if not (takes and isinstance(example, Mapping) and "input_ids" in example) or "attention_mask" in example:
+        return example
+    ids = torch.cat([example["input_ids"]] * ROWS)[:ROWS]
+    mask = torch.ones_like(ids)
+    mask[-1, -1] = 0
+    others = {name: torch.cat([each] * ROWS)[:ROWS] for name, each in example.items() if name != "input_ids"}
+    return {"input_ids": ids, "attention_mask": mask, **others}
 
 
 def preprocessing(trained: Trained) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Onnx(Export):
 
 
 def _export(program: Program, trial: Trial, file: Path, opset: int | None, *, external: bool) -> None:
-    shapes = (trial.dynamic,)
+    shapes = (trial.dynamic(torch.export.Dim("length", min=2)),)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own parts

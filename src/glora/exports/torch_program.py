@@ -32,7 +32,7 @@ class TorchProgram(Export):
         model, _ = trained.plain()
         trial = trial_of(trained, model)
         program = Program(model, trial).eval()
-        shapes = (trial.dynamic,)
+        shapes = (trial.dynamic(torch.export.Dim.DYNAMIC),)  # up to what a model of learned positions takes
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporter's own parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +13,7 @@ from glora.adapt.adapter_format import NUMBERS, read_header, read_numbers
 from glora.adapt.foreign import is_foreign
 from glora.adapt.rollback import as_before_on_error
 from glora.adapt.wrappers import bare
-from glora.errors import AdapterFileError, ConfigError, SpaceError, TargetError, UnknownNameError, listed
+from glora.errors import AdapterFileError, ConfigError, SpaceError, TargetError, UnknownNameError, listed, need
 from glora.methods.method import Tuned, get_method
 
 __all__ = ["load_adapter"]
@@ -36,7 +37,10 @@ def load_adapter(
 
     Raises:
         AdapterFileError: The file is damaged or does not fit the model.
+        ConfigError: The model is no module, or the path no path.
     """
+    need(model, nn.Module, ConfigError, "model", "the plain base, a torch.nn.Module")
+    need(path, (str, os.PathLike), ConfigError, "path", "a file or folder, as a text or a Path")
     model, path = bare(model), Path(path).expanduser()
     if is_foreign(path) or read_header(path)["version"] != NUMBERS:
         return adapter_file.load_adapter(model, path, check_base=check_base, base_fingerprint=base_fingerprint)

@@ -112,7 +112,10 @@ class Parts:
             refuse(self.path, f"{listed(odd)} {'are' if len(odd) > 1 else 'is'} missing or too much.")
         for key, shape in shapes.items():
             if tuple(state.tensors[key].shape) != shape:
-                refuse(self.path, f"{key} has shape {tuple(state.tensors[key].shape)}, where {shape} is needed.")
+                found = tuple(state.tensors[key].shape)
+                refuse(
+                    self.path, f"{key} has shape {found}, where {shape} is needed.", remedy="Build the base of then."
+                )
         if inner := [name for name in state.sites if is_inside(name, state.head_modules)]:
             refuse(self.path, f"{listed(inner)} is adapted and saved whole too.")
         wanted = head_of(model, state.head_modules)

@@ -107,7 +107,8 @@ def measured(run: RunRecord) -> tuple[list[str], list[list[str]]]:
     titles = ["", "trainable", *(f"{SPLITS[split]} {metric.title}" for metric, split in shown)]
     found = []
     for name, row in rows.items():
-        cells = [_title(name, row), trainable(row.get("parameters") or 0)]
+        title = "model" if name == "winner" and run.outcome is None else _title(name, row)
+        cells = [title, trainable(row.get("parameters") or 0)]
         for metric, split in shown:
             value = row.get(f"{split}_{metric.name}")
             error = row.get(f"{split}_{metric.name}_standard_error")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glora.genotype import ROLES
 from glora.report.outcome import Outcome
 from glora.report.plots.colours import look
 from glora.report.plots.figures import INK, count_axis, figure, patches, save
@@ -21,13 +22,15 @@ ABSENT = "not offered"
 def parameters_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, title: str = "") -> dict[str, Any]:
     """The trainable numbers of winners by layer type: a bar for each winner, or of a single one for each type.
 
+    A single winner's bars are stacked by support tensor, where its record tells these.
+
     Args:
         outcomes: Name -> winner.
         path: The figure's file, `.svg`, `.png` or `.pdf`.
         title: Instead of the plot's own title.
 
     Returns:
-        The numbers drawn: winner -> layer type -> count.
+        The numbers drawn: winner -> layer type -> count; and of a single one layer type -> support tensor -> count.
 
     Raises:
         ConfigError: The suffix is unknown.
@@ -41,12 +44,18 @@ def parameters_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, 
     bars = list(counts) if several else types
     drawing = figure(max(5.2, 2.4 + 0.55 * len(bars)), 4.6)
     axes = drawing.subplots()
+    one = next(iter(outcomes.values()))
+    split = {} if several else _by_column(one)
+    if several:
+        parts = {kind: [counts[name].get(kind, 0) for name in bars] for kind in types}
+    elif split:
+        roles = one.columns or ROLES
+        parts = {f"{column}: {role}": [split[kind][column] for kind in types] for column, role in roles.items()}
+    else:
+        parts = {"": [_by_type(one)[kind] for kind in types]}
     heights = [0] * len(bars)
-    for place, kind in enumerate(types):
-        share = [counts[name].get(kind, 0) for name in bars] if several else [0] * len(bars)
-        if not several:
-            share[place] = next(iter(counts.values()))[kind]
-        style = {"color": look(place)[0], "edgecolor": "white", "linewidth": 0.6, "label": kind}
+    for place, (label, share) in enumerate(parts.items()):
+        style = {"color": look(place)[0], "edgecolor": "white", "linewidth": 0.6, "label": label}
         axes.bar(range(len(bars)), share, 0.66, bottom=heights, **style)
         heights = [below + more for below, more in zip(heights, share, strict=True)]
     turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, bars), default=0) > 7 else {}
@@ -55,17 +64,27 @@ def parameters_of_winners(outcomes: Mapping[str, Outcome], path: str | Path, *, 
     count_axis(axes.yaxis)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
-    if several:
-        drawing.legend(loc="outside lower center", ncols=min(6, len(types)), frameon=False, fontsize=9)
+    if several or split:
+        columns = min(6, len(types)) if several else 3
+        drawing.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     axes.set_title(
         title or "Trainable numbers of the winner" + ("s" if several else "") + " by layer type", fontsize=11
     )
-    return save(drawing, path, {"winners": counts})
+    return save(drawing, path, {"winners": counts, **({"layer_types": split} if split else {})})
 
 
 def _by_type(outcome: Outcome) -> dict[str, int]:
     return {
         kind: sum(int(outcome.sites[site][NUMBERS]) for site in sites) for kind, sites in _groups(outcome.sites).items()
+    }
+
+
+def _by_column(outcome: Outcome) -> dict[str, dict[str, int]]:
+    """Layer type -> support tensor, or another column -> its numbers; empty where the record does not tell."""
+    columns = outcome.columns or ROLES
+    return {
+        kind: {column: sum(outcome.numbers[site].get(column, 0) for site in sites) for column in columns}
+        for kind, sites in (_groups(outcome.sites).items() if outcome.numbers else ())
     }
 
 
