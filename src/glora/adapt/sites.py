@@ -454,15 +454,20 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
 def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     """The base's parameters and persistent buffers by their plain names, adapted or not, without the head.
 
-    Of a quantised tensor its plain inner ones.
+    Of a quantised tensor its plain inner ones. What a module of the head shares with one outside is the head's.
     """
-    found: dict[str, Tensor] = {}
+    every: dict[str, Any] = {}
     for key, value in model.state_dict(keep_vars=True).items():
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
         plain = plain_name(plain)
-        if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
-            found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
+        if not re.search(r"(^|\.)parametrizations\.", plain) and not added:
+            every[plain] = value
+    own = {id(value) for name, value in every.items() if is_inside(name, head)}
+    found: dict[str, Tensor] = {}
+    for name, value in every.items():
+        if id(value) not in own:
+            found |= {part: tensor.detach() for part, tensor in plain_parts(name, value)}
     return found
 
 
