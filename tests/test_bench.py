@@ -544,6 +544,15 @@ def test_all_errors_of_a_file_are_told_at_once(tasks: tuple[Path, Path]) -> None
         assert told in str(error.value)
 
 
+def test_errors_of_the_file_and_of_its_cells_are_told_together(tasks: tuple[Path, Path]) -> None:
+    data = benchmark(*tasks, rates={"grid": [1e-3, "x"]}, name="a b", methods=["linear", "lorra"])
+    data["settings"]["train"]["epocs"] = 3
+    with pytest.raises(ConfigError) as told:
+        build_benchmark(data)
+    for each in ("rates.grid", "name", "epocs", "lorra"):
+        assert each in str(told.value)
+
+
 def test_every_cell_is_checked_before_anything_runs(tasks: tuple[Path, Path], tmp_path: Path) -> None:
     data = benchmark(*tasks, methods=["linear", "lara", {"method": {"name": "lora", "rnk": 3}, "train": {"epochs": 0}}])
     data["settings"]["model"] = {**MODEL, "name": "test_vitt"}
@@ -665,6 +674,17 @@ def test_the_view_counts_and_estimates() -> None:
     assert view.seconds_left() == pytest.approx((2 * 10 + 1.5 * 10) / 2)
     view.ended("B", "B on t, seed 0", 4.0, told="no images", failed=True)
     assert view.head().startswith("cells 2/6  running 0  left 3  failed 1")
+
+
+def test_no_more_run_than_there_are_workers() -> None:
+    """A worker gets its next job a moment before the end of its last one is told."""
+    view = BenchmarkView(Console(file=io.StringIO(), force_terminal=False))
+    view.begin("cells", {"A": 5}, {}, 2)
+    for seed in range(3):
+        view.started("A", f"A on t, seed {seed}")
+    assert view.head().startswith("cells 0/5  running 2  left 3  ")
+    view.ended("A", "A on t, seed 0", 1.0, told="accuracy 0.5")
+    assert view.head().startswith("cells 1/5  running 2  left 2  ")
 
 
 def test_a_terminal_has_a_table_of_the_methods() -> None:

@@ -957,3 +957,20 @@ def test_a_bias_of_zeros_under_d_is_noted() -> None:
     model = net(lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 3)))
     adapted = glora.inject(model, SPACE, targets="all", head=["2"])
     assert "D scales the plain bias, which is all zeros and stays so whatever D is: 0." in adapted.notes
+
+
+@pytest.mark.parametrize("config", [LayerConfig(B="lora:2"), LayerConfig(E="vector")])
+def test_of_a_tensor_that_is_not_offered_nothing_is_noted(config: LayerConfig) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 3))
+    nn.init.zeros_(model[0].bias)
+    notes = glora.inject(model, SearchSpace(only=config), head=["2"]).notes
+    assert not any(note.startswith("D scales") for note in notes)
+    assert any(note.startswith("C, D and E are not offered") for note in notes) == (config.E.kind == "vector")
+
+
+def test_the_lean_space_that_drops_d_notes_nothing_of_it() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    nn.init.zeros_(model[0].bias)
+    adapted = glora.inject(model, SearchSpace(ranks=(2,)), head=["1"])
+    offered = any(choice.kind != "none" for choice in adapted.space.options["0"][3])
+    assert any(note.startswith("D scales") for note in adapted.notes) == offered

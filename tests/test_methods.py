@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import random
 import re
@@ -275,6 +276,29 @@ def test_full_fine_tuning_saves_its_running_statistics(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.merged()(x), tuned.model(x))
     assert torch.equal(other[1].running_mean, base[1].running_mean)
+
+
+class Shared(nn.Sequential):
+    """Two layers of one weight and one bias, as the embedding and the output layer of language models are."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+        self[2].weight, self[2].bias = self[0].weight, self[0].bias
+
+
+@pytest.mark.parametrize("head", ["3", "2"])
+@pytest.mark.parametrize("name", ["full", "bitfit", "linear", "pft"])
+def test_a_trained_weight_that_two_layers_share_is_loaded_into_both(name: str, head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, x = Shared(), torch.randn(4, 6)
+    tuned = get_method(name).apply(copy.deepcopy(base), head=(head,), seed=0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.1)
+    tuned.save_winner(tmp_path / "a", {})
+    loaded = glora.load_adapter(base, tmp_path / "a")
+    torch.testing.assert_close(loaded.model(x), tuned.model(x))
+    assert loaded.model[0].weight is loaded.model[2].weight or name == "pft"
 
 
 def test_without_a_search_there_is_nothing_to_choose() -> None:

@@ -270,6 +270,15 @@ def test_a_run_on_a_miniature_of_the_shared_layout_is_a_cell_of_table_1(tmp_path
     )
 
 
+def test_a_copy_of_other_size_is_told_beside_printed_rows() -> None:
+    note = "Not the usual copy: cifar/test.txt has 20 images, where 10,000 are known."
+    results = [made("LoRA", "cifar", notes=[note]), made("SSF", "cifar", notes=[note]), made("LoRA", "dtd")]
+    (sheet,) = vtab(results)
+    assert "Not of the usual copy, and not to be compared with printed figures: cifar." in sheet.caption
+    (sheet,) = vtab(results[2:])
+    assert not any("usual copy" in each for each in sheet.caption)
+
+
 def test_tasks_of_no_group_have_a_task_mean_alone() -> None:
     (own,) = vtab([made("LoRA", "mine", 0.5), made("LoRA", "yours", 0.7)])
     assert [column.key for column in own.columns] == ["parameters", "mine", "yours", "task_mean"]

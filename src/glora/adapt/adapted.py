@@ -22,7 +22,14 @@ from glora.adapt.guarded import GuardedMethods, need_places
 from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
-from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, refuse_offloaded, weights_by_site
+from glora.adapt.sites import (
+    LayerWeight,
+    notes_on_biases,
+    plan_sites,
+    refuse_adapted,
+    refuse_offloaded,
+    weights_by_site,
+)
 from glora.adapt.state import AdapterState, NamedAdapter, fill
 from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
 from glora.adapt.summary import Summary
@@ -95,7 +102,9 @@ def inject(
     sites, heads, notes = plan_sites(
         model, targets=targets, skip=skip, head=head, new_bias=space.new_bias, example=example
     )
-    adapted = Adapted(model, sites, space.bind(sites), heads, seed=seed, statistics=statistics)
+    bound = space.bind(sites)
+    notes += notes_on_biases(model, bound)
+    adapted = Adapted(model, sites, bound, heads, seed=seed, statistics=statistics)
     if statistics and not adapted.statistics:
         notes += ("No layer outside the head keeps running statistics: statistics=True changes nothing.",)
     if idle := [name for name, offered in adapted.space.options.items() if set(offered) == {(NONE,)}]:

@@ -21,7 +21,8 @@ from glora.adapt.head import find_head, is_inside, output_layers
 from glora.adapt.layers.quantized import plain_parts
 from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
-from glora.genotype import Site
+from glora.genotype import TENSORS, Site
+from glora.space import BoundSpace
 
 __all__ = [
     "LayerWeight",
@@ -30,6 +31,7 @@ __all__ = [
     "called_layers",
     "choose_sites",
     "layer_weights",
+    "notes_on_biases",
     "own_example",
     "plan_sites",
     "refuse_adapted",
@@ -39,6 +41,7 @@ __all__ = [
     "weights_by_site",
 ]
 
+D = TENSORS.index("D")
 ALLOWED = f"{', '.join(map(repr, layers.WORDS))}, a regular expression, a list of names"  # as targets and skip
 
 
@@ -81,8 +84,6 @@ def plan_sites(
         single = [weight.name for weight in lone if weight.view.new_bias and weight.bias is None]
         called = called_layers(model, single, example) if new_bias and single else set()
         chosen |= {name: replace(chosen[name], new_bias=name in called) for name in bare}
-        if silent := [name for name in bare if name not in called]:
-            notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
     return chosen, heads, tuple(notes)
 
 
@@ -98,9 +99,21 @@ def _notes_on_weights(
     if experts := _stacked(model, heads):
         share = sum(experts.values()) / max(1, sum(value.numel() for value in model.parameters()))
         notes.append(f"Not adapted, stacks of matrices and no layers, {share:.0%} of the model: {listed(experts)}.")
-    if unmoved := [name for name, site in chosen.items() if site.bias and _zero_bias(every[name])]:
-        notes.append(f"D scales the plain bias, which is all zeros and stays so whatever D is: {listed(unmoved)}.")
     return notes
+
+
+def notes_on_biases(model: nn.Module, space: BoundSpace) -> tuple[str, ...]:
+    """Where C, D or E cannot be or D does nothing, of those that the space offers; asked before a model is adapted."""
+    every, only = weights_by_site(model), space.rules.only
+    notes = []
+    bare = [name for name, site in space.sites.items() if not (site.bias or site.new_bias or site.diagonal)]
+    shifts = only is None or any(each.kind != "none" for each in (only.C, only.D, only.E))
+    if shifts and (silent := [name for name in bare if every[name][0].view.bias]):
+        notes.append(f"C, D and E are not offered where the plain layer has no bias of its own: {listed(silent)}.")
+    scaled = [name for name, options in space.options.items() if any(each.kind != "none" for each in options[D])]
+    if unmoved := [name for name in scaled if space.sites[name].bias and _zero_bias(every[name])]:
+        notes.append(f"D scales the plain bias, which is all zeros and stays so whatever D is: {listed(unmoved)}.")
+    return tuple(notes)
 
 
 def _zero_bias(group: Sequence[LayerWeight]) -> bool:
@@ -441,15 +454,20 @@ def _nothing_matches(model: nn.Module, every: Mapping[str, Site], expression: st
 def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     """The base's parameters and persistent buffers by their plain names, adapted or not, without the head.
 
-    Of a quantised tensor its plain inner ones.
+    Of a quantised tensor its plain inner ones. What a module of the head shares with one outside is the head's.
     """
-    found: dict[str, Tensor] = {}
+    every: dict[str, Any] = {}
     for key, value in model.state_dict(keep_vars=True).items():
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
         plain = plain_name(plain)
-        if not re.search(r"(^|\.)parametrizations\.", plain) and not added and not is_inside(plain, head):
-            found |= {part: tensor.detach() for part, tensor in plain_parts(plain, value)}
+        if not re.search(r"(^|\.)parametrizations\.", plain) and not added:
+            every[plain] = value
+    own = {id(value) for name, value in every.items() if is_inside(name, head)}
+    found: dict[str, Tensor] = {}
+    for name, value in every.items():
+        if id(value) not in own:
+            found |= {part: tensor.detach() for part, tensor in plain_parts(name, value)}
     return found
 
 

@@ -46,11 +46,15 @@ class Subset(Method):
         return fingerprint(model, (*head, *self.numbers(model, head), *statistics))
 
     def numbers(self, model: nn.Module, head: Sequence[str]) -> dict[str, nn.Parameter]:
-        """The parameters outside the head that are trained, by name."""
+        """The parameters outside the head that are trained, by name; what the head shares is trained as the head's."""
+        heads = {id(parameter) for name in head for parameter in model.get_submodule(name).parameters()}
         return {
             name: parameter
             for name, parameter in model.named_parameters()
-            if parameter.is_floating_point() and not is_inside(name, head) and self.trained(name)
+            if parameter.is_floating_point()
+            and not is_inside(name, head)
+            and id(parameter) not in heads
+            and self.trained(name)
         }
 
 

@@ -12,7 +12,7 @@ from glora.report.published import VTAB, PublishedRow
 from glora.report.result import Result
 from glora.report.sheet import Cell, Line, mean_of
 from glora.report.tables import is_copy, settings_of
-from glora.tasks.data.paper_sets import by_name
+from glora.tasks.data.paper_sets import UNUSUAL, by_name
 
 __all__ = [
     "INCOMPLETE",
@@ -224,9 +224,16 @@ def captions(rows: Sequence[OurRow], printed: Sequence[PublishedRow] = ()) -> li
     every = [result for row in rows for result in row.every()]
     if every:
         found.append(_run_with(every))
+    if printed and (odd := dict.fromkeys(each.task for each in every if _is_unusual(each))):
+        found.append(f"Not of the usual copy, and not to be compared with printed figures: {', '.join(odd)}.")
     if any(row.protocol == "paper" for row in rows):
         found.append(PAPER_PROTOCOL)
     return [*found, *doubtful(printed), *(f"{row.name}: {row.note}" for row in printed if row.note)]
+
+
+def _is_unusual(result: Result) -> bool:
+    """Whether the run's data had another number of images than the paper's set."""
+    return any(note.startswith(UNUSUAL) for note in result.notes)
 
 
 def doubtful(printed: Sequence[PublishedRow]) -> list[str]:

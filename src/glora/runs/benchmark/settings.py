@@ -231,7 +231,8 @@ def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -
     try:
         settings = BenchmarkSettings.model_validate(dict(data))
     except ValidationError as error:
-        raise all_errors(problems_of(error, BenchmarkSettings), source, data) from error
+        problems = [*problems_of(error, BenchmarkSettings), *_problems_of_cells(data, error)]
+        raise all_errors(problems, source, data) from error
     cells, problems = _cells(settings)
     problems += _odd_names(cells)
     labels = {cell.task for cell in cells}
@@ -243,6 +244,16 @@ def build_benchmark(data: Mapping[str, Any], *, source: str = "the benchmark") -
     if problems or (isinstance(data, Written) and data.twice):
         raise all_errors(problems, source, data)
     return Benchmark(settings, tuple(cells))
+
+
+def _problems_of_cells(data: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """What is wrong with the cells of a file that has other errors, as far as they can be built without these."""
+    wrong = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    rest = {"name": "cells", **{key: value for key, value in data.items() if key not in wrong}}
+    try:
+        return _cells(BenchmarkSettings.model_validate(rest))[1]
+    except ValidationError:
+        return []
 
 
 def _cells(settings: BenchmarkSettings) -> tuple[list[Cell], list[str]]:

@@ -130,7 +130,8 @@ class BenchmarkView:
 
     def head(self) -> str:
         """The numbers in a line: of all rows together, with the times."""
-        done, running, failed = (self.counts[name].total() for name in ("done", "running", "failed"))
+        done, begun, failed = (self.counts[name].total() for name in ("done", "running", "failed"))
+        running = min(begun, self.workers)  # the next job begins a moment before the end of the last one is told
         total = sum(self.total.values())
         parts = [f"{self.stage} {done}/{total}", f"running {running}", f"left {total - done - running - failed}"]
         parts += [f"failed {failed}"] if failed else []

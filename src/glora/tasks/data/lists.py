@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from glora.errors import DataError, listed
+from glora.tasks.data.paper_sets import UNUSUAL
 from glora.tasks.images import unreadable
 from glora.tasks.objective import Targets
 from glora.tasks.task import Pool
@@ -223,7 +224,7 @@ def check_images(pools: Mapping[str, Pool]) -> None:
 def expected(sizes: Iterable[tuple[str, int, int]]) -> list[str]:
     """What is to be told of lists that have not as many images as they are known to have: name, found, known."""
     return [
-        f"Not the usual copy: {name} has {found:,} images, where {known:,} are known."
+        f"{UNUSUAL}{name} has {found:,} images, where {known:,} are known."
         for name, found, known in sizes
         if found != known
     ]

@@ -10,6 +10,7 @@ from glora.errors import nearest
 __all__ = [
     "FEW_SHOT",
     "IMAGENET_TARGETS",
+    "UNUSUAL",
     "VTAB",
     "VTAB_GROUPS",
     "FewShotSet",
@@ -17,6 +18,8 @@ __all__ = [
     "VtabTask",
     "by_name",
 ]
+
+UNUSUAL = "Not the usual copy: "  # how a note begins on a list of another length than is known
 
 
 @dataclass(frozen=True)
