@@ -22,6 +22,7 @@ from glora.adapt.guarded import GuardedMethods, need_places
 from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
+from glora.adapt.sharded import refuse_sharded
 from glora.adapt.sites import LayerWeight, plan_sites, refuse_adapted, refuse_offloaded, weights_by_site
 from glora.adapt.state import AdapterState, NamedAdapter, fill
 from glora.adapt.statistics import BaseBuffers, freeze_statistics, statistics_of
@@ -316,6 +317,7 @@ class Adapted:
             SpaceError: The genotype is not in the space.
         """
         self._need_attached("hold")
+        refuse_sharded(self.model, "hold")
         self._need_one_adapter("hold")
         self.space.encode(genotype)
         shared: dict[nn.Parameter, Tensor] = {}
@@ -615,6 +617,7 @@ class Adapted:
     def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
         self._need_whole("merge")
+        refuse_sharded(self.model, "merge")
         self._need_not_held("merge")
         self._need_one_adapter("merge")
         if not isinstance(self.active, Genotype):
