@@ -3,7 +3,7 @@
     python benchmarks/layout.py
     python benchmarks/layout.py --config FOLDER --processes 2 --rows 1 --tokens 512
 
-No weight is made: the model is on torch's meta device. Without --config it is a LLaMA of 7 billion numbers. The table
+No number is made, only shapes. Without --config it is a LLaMA of 7 billion numbers. The table
 of docs/guide/processes.md is made by it.
 """
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import glora
-from glora.training.layout import Layout, layout
+from glora.training.layout import Layout, layout, shapes_alone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = {
@@ -33,24 +34,32 @@ PARTS = {
 }
 
 
+def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **options: Any) -> tuple[Tensor, None]:
+    """Causal attention that keeps no matrix of tokens by tokens, as the kernels of GPUs: on any device."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found = flash(query, key, value, 0.0, True, scale=options.get("scaling"))[0]
+    return found.transpose(1, 2).contiguous(), None
+
+
 def built(folder: str | None, dtype: torch.dtype) -> nn.Module:
-    """The model on the meta device."""
+    """The model."""
     import transformers
 
+    transformers.AttentionInterface.register("layout", attention)
     if folder is None:
         config = transformers.LlamaConfig(dtype=dtype)
     else:
         config = transformers.AutoConfig.from_pretrained(folder, dtype=dtype)
     config.use_cache = False
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="layout")
 
 
 def of(model: nn.Module, options: argparse.Namespace, *, sharded: bool) -> Layout:
     """The layout of an adapted model of these rows, tokens and learned tokens."""
     adapted = glora.inject(model, glora.SearchSpace(ranks=tuple(options.ranks)), head=None)
-    device = next(model.parameters()).device
-    x = torch.zeros(options.rows, options.tokens, dtype=torch.long, device=device)
+    x = torch.zeros(options.rows, options.tokens, dtype=torch.long)
 
     def loss(model: nn.Module) -> Tensor:
         logits = model(input_ids=x, logits_to_keep=options.learned).logits
@@ -85,9 +94,11 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Prints the table."""
     options = parsed()
-    model = built(options.config, DTYPES[options.dtype])
     names = {"whole": False, f"spread over {options.processes}": True}
-    print(table({name: of(model, options, sharded=sharded) for name, sharded in names.items()}))
+    with shapes_alone():
+        model = built(options.config, DTYPES[options.dtype])
+        found = {name: of(model, options, sharded=sharded) for name, sharded in names.items()}
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def test_a_killed_process_ends_a_training_with_a_message(folder: Path, tmp_path:
     processes[dead].kill()
     start = time.monotonic()
     code, text = ended(processes)[1 - dead]
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert code == 1
     assert f"Process {dead + 1} of 2 has ended" in text
 

@@ -14,6 +14,7 @@ from glora.adapt.adapter_file import read_tensors
 from glora.adapt.sharded import blocks_of
 from glora.errors import StateError
 from glora.integrations import sharded
+from glora.training.layout import layout
 from suites import shards
 from suites.ranked import ended, launch
 
@@ -76,9 +77,10 @@ def test_what_torchs_own_call_has_spread_is_saved_whole(by_two: Path) -> None:
 
 @pytest.mark.slow
 def test_a_process_holds_its_part_of_the_blocks_and_all_of_the_rest(by_two: Path) -> None:
-    """Rows are dealt out: of an odd number the first process has one more."""
+    """Rows are dealt out: of an odd number the first process has one more. As `layout` counts it."""
     model = shards.base()
     adapted = glora.inject(model, shards.SPACE, head=["head"])
+    told = layout(model, adapted.parameters(), lambda model: model(shards.batch()[0]).sum(), processes=2)
     own = {id(parameter) for parameter in adapted.parameters()}
     blocks = {id(p): p for block in blocks_of(model).values() for p in block.parameters() if id(p) not in own}
     rest = sum(4 * p.numel() for p in model.parameters() if id(p) not in blocks and id(p) not in own)
@@ -87,6 +89,13 @@ def test_a_process_holds_its_part_of_the_blocks_and_all_of_the_rest(by_two: Path
         facts = read_tensors(by_two / f"merged-{rank}.safetensors")[1]
         rows = sum(4 * p.numel() // len(p) * len(range(len(p))[rank::2]) for p in blocks.values())
         assert facts == {"frozen": rest + rows, "trained": trained, "buffers": 0, "moments": 2 * trained}
+        if rank == 0:
+            assert facts == {
+                "frozen": told.blocks + told.others,
+                "trained": told.trained,
+                "buffers": 0,
+                "moments": told.moments,
+            }
     assert trained > 0 < rest
 
 

@@ -174,7 +174,7 @@ class Adapted:
         with torch.inference_mode(False):  # they are trained later
             for name, site in self.sites.items():
                 support = Support(site, space.rules, space.options[name], generator=generator)
-                supports[name] = support.to(self._weights[name][0].weight.device)
+                supports[name] = _on_device_of(self._weights[name][0], support)
         return supports
 
     def _placed(self, supports: Mapping[str, Support]) -> dict[str, Support]:

@@ -1,4 +1,4 @@
-"""What one process of several holds while it trains, by part: from the shapes of a model, also on the meta device.
+"""What one process of several holds while it trains, by part: from the shapes of a model.
 
 `docs/guide/processes.md` has a model of 7 billion numbers on eight GPUs; a test compares the numbers with what two
 processes hold.
@@ -6,7 +6,7 @@ processes hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glora.adapt.sharded import blocks_of
 
-__all__ = ["Layout", "layout"]
+__all__ = ["Layout", "layout", "shapes_alone"]
 
 MOMENTS = 2  # of AdamW: numbers that it keeps of a trained one
 
@@ -53,6 +53,15 @@ class Layout:
         return sum(asdict(self).values())
 
 
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within it tensors have shapes and no numbers, and take no memory: a model is made, adapted and run for those."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield
+
+
 def layout(
     model: nn.Module,
     trained: Iterable[nn.Parameter],
@@ -64,7 +73,7 @@ def layout(
     """What one process holds while it trains a model with AdamW, its blocks checkpointed.
 
     Args:
-        model: Adapted, its largest genotype active; on the meta device it takes no memory.
+        model: Adapted, its largest genotype active; within `shapes_alone` it takes no memory.
         trained: The parameters that are trained.
         loss: Of this process's share of a batch; it is called once.
         processes: How many there are.
