@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from glora.errors import RunError
 from glora.report.result import Result
@@ -20,7 +21,7 @@ from glora.searchers.link import Link
 from suites.linked import OPTIONS, start
 from suites.ranked import done, ended, launch, started
 from suites.searcher_suite import PromptSpace, plain, prompt_score, timeless
-from suites.toy import image_folder
+from suites.toy import image_folder, tiny
 from test_bench import benchmark, numbers, written
 
 
@@ -117,6 +118,8 @@ def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- whole runs
 
+TWO = ("--num_processes", "2", "--main_process_port", "0")  # 0: one that is free
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -187,6 +190,26 @@ def test_two_processes_search_a_trained_supernet_as_one_does(folder: Path, tmp_p
         made = [int((tmp_path / f"scored-{rank}").read_text()) for rank in range(size)]
         assert min(made) > 0, "or a process has scored nothing"
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "told"),
+    [
+        (["accelerate.commands.launch", "--multi_gpu", *TWO], "2 processes, of a batch of 8"),
+        (["accelerate.commands.launch", "--cpu", *TWO], "This is one process"),
+        (["torch.distributed.run", "--standalone", "--nproc-per-node", "2"], "2 processes, of a batch of 8"),
+    ],
+    ids=["accelerate", "accelerate-cpu", "torchrun"],
+)
+def test_a_launcher_starts_as_many_as_the_run_says(tmp_path: Path, launcher: list[str], told: str) -> None:
+    settings = tiny(image_folder(tmp_path / "photos"), search={"controls": 2}, train={"epochs": 1})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    words = ["-m", *launcher, "-m", "glora", "fit", "--config", str(tmp_path / "tiny.yaml")]
+    [(code, text)] = ended(started(1, [*words, "--out", str(tmp_path / "run")]))
+    assert code == 0, text
+    assert told in " ".join(text.split())
+    assert (tmp_path / "run" / "result.json").is_file()
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def ended(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list[
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
 
 
 def done(size: int, case: str, folder: Path, **env: str) -> None:

@@ -110,8 +110,10 @@ def sharded(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[nn.Mo
     _check(model, blocks)
     own = set(trained)
     kept = [_Block(block, type(block), _frozen(block, own)) for block in blocks.values()]
+    from torch.distributed.device_mesh import init_device_mesh
+
     device = next(model.parameters()).device.type
-    mesh = torch.distributed.init_device_mesh(device, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for each in kept:
         _fully_shard()(each.block, mesh=mesh, reshard_after_forward=True, ignored_params=own)
     for parameter in (place.parameter for each in kept for place in each.weights):

@@ -110,10 +110,10 @@ class Link:
             for connection in list(beats):
                 _say(connection, b"")
             while beats and (ready := wait(list(beats), max(0.0, start + BEAT - time.monotonic()))):
-                for connection in ready:
-                    assert isinstance(connection, Connection)
-                    silent[connection] = 0
-                    self._hear(connection)
+                for heard in ready:
+                    assert isinstance(heard, Connection)
+                    silent[heard] = 0
+                    self._hear(heard)
             for connection, rank in list(beats.items()):
                 silent[connection] += 1
                 if silent[connection] > SILENT:
@@ -162,8 +162,9 @@ class Link:
             if not own and self._knows.wait(NOTICE):
                 self._leave(b"")
                 raise RunError(self.lost, remedy=GOES_ON) from error
-            words = f"{type(error).__name__}: {error}".strip(": ")[:LONGEST]
-            self._leave(f"{self._named(self.rank)} has ended: {words}. The others end with it.".encode())
+            words = f"{type(error).__name__}: {error}"[:LONGEST].rstrip(": .")
+            words = f"ended: {words}" if isinstance(error, Exception) else "been interrupted"
+            self._leave(f"{self._named(self.rank)} has {words}. The others end with it.".encode())
             raise
 
     def leave(self) -> None:

@@ -122,10 +122,13 @@ def _kept(model: nn.Module, blocks: list[nn.Module], loss: Callable[[nn.Module],
     forwards = [block.forward for block in blocks]
     known = {id(parameter) for parameter in model.parameters()}
 
+    def nothing(_: Any) -> Any:
+        return None
+
     def alone(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             calls[block] = (args, kwargs)
-            with torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):  # computed again
+            with torch.autograd.graph.saved_tensors_hooks(nothing, nothing):  # it is computed again
                 return forward(*args, **kwargs)
 
         return run
@@ -137,10 +140,10 @@ def _kept(model: nn.Module, blocks: list[nn.Module], loss: Callable[[nn.Module],
         with _saved(known) as outside:
             loss(model)
     finally:
-        for block, forward in zip(blocks, own, strict=True):
+        for block, before in zip(blocks, own, strict=True):
             del block.forward
-            if forward is not None:
-                block.forward = forward
+            if before is not None:
+                block.forward = before
     inputs: dict[int, int] = {}
     for args, kwargs in calls.values():  # what all of them are given is one
         inputs |= {id(each): _bytes(each) for each in (*args, *kwargs.values()) if isinstance(each, Tensor)}
