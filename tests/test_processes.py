@@ -274,6 +274,21 @@ def test_the_error_of_one_process_is_told_by_both(tmp_path: Path) -> None:
 # -- scoring together
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_is_killed_ends_a_search_with_a_message(tmp_path: Path, dead: int) -> None:
+    """Also where the others score, or wait for something to score."""
+    processes = start(3, tmp_path, "slow")
+    ready(tmp_path, 3)
+    end = time.monotonic() + 60
+    while not all((tmp_path / f"scored-{rank}").exists() for rank in range(3)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    processes[dead].kill()
+    for rank, (code, text) in enumerate(ended(processes)):
+        assert code == (-9 if rank == dead else 1)
+        assert rank == dead or f"Process {dead + 1} of 3 has ended" in text
+
+
 def test_the_processes_of_a_run_search_as_one_does(tmp_path: Path) -> None:
     assert [code for code, _ in ended(start(3, tmp_path, "search"))] == [0, 0, 0]
     alone = search(prompt_score, PromptSpace(4), **OPTIONS)

@@ -53,7 +53,7 @@ def linked(rank: int, size: int, folder: Path) -> Link:
 def score(genotype: Any) -> float:
     """That of the toy; leaves a note of which process was asked."""
     (Path(sys.argv[3]) / f"scored-{sys.argv[1]}").touch()
-    time.sleep(0.005)
+    time.sleep(30 if sys.argv[4] == "slow" else 0.005)
     return prompt_score(genotype)
 
 
@@ -75,7 +75,7 @@ def main(rank: int, size: int, folder: Path, what: str) -> None:
     link = linked(rank, size, folder)
     with link.telling():
         (folder / f"ready-{rank}").touch()
-        if what == "search":
+        if what in ("search", "slow"):
             searched(link, folder)
         elif what == "error" and rank == 1:
             time.sleep(0.5)
