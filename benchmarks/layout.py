@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import glora
-from glora.training.layout import Layout, layout, shapes_alone
+from glora.training.layout import Layout, flash_attention, layout, shapes_alone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = {
@@ -38,9 +38,7 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, **
     """Causal attention that keeps no matrix of tokens by tokens, as the kernels of GPUs: on any device."""
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    found = flash(query, key, value, 0.0, True, scale=options.get("scaling"))[0]
-    return found.transpose(1, 2).contiguous(), None
+    return flash_attention(query, key, value, options.get("scaling")).transpose(1, 2).contiguous(), None
 
 
 def built(folder: str | None, dtype: torch.dtype) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glora.adapt.sharded import blocks_of
 
-__all__ = ["Layout", "layout", "shapes_alone"]
+__all__ = ["Layout", "flash_attention", "layout", "shapes_alone"]
 
 MOMENTS = 2  # of AdamW: numbers that it keeps of a trained one
 
@@ -60,6 +60,13 @@ def shapes_alone() -> Iterator[None]:
 
     with FakeTensorMode():
         yield
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention, `(b, heads, n, i)`, of which no matrix of tokens by tokens is kept: also on shapes alone."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found: Tensor = flash(query, key, value, 0.0, True, scale=scale)[0]
+    return found
 
 
 def layout(
