@@ -265,7 +265,8 @@ class Run:
         """How many processes there are, and what each has of a batch."""
         count, size = self.session.accelerator.num_processes, self.experiment.train.batch_size
         if count == 1:
-            return [said] if (said := launched()) else []
+            parts = "train.base=sharded changes nothing: there is one process."
+            return [said for said in (launched(), parts * (self.experiment.train.base == "sharded")) if said]
         share = f"{size // count}" if size % count == 0 else f"{size // count} or {size // count + 1}"
         return [f"{count} processes, of a batch of {size} each has {share}; together they do what one would"]
 

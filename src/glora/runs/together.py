@@ -16,6 +16,7 @@ from glora.training.device import processes
 __all__ = ["apart", "joined", "launched"]
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what a launcher sets for torch
+PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def joined(ending: Callable[[str], None] = end_process) -> Link:
@@ -66,7 +67,7 @@ def apart(ending: Callable[[str], None] = end_process) -> Iterator[Link]:
     link = Link(rank, size, host=host, share=share, ending=ending)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-    kept = {name: os.environ.pop(name) for name in LAUNCHERS if name in os.environ}
+    kept = {name: os.environ.pop(name) for name in (*LAUNCHERS, *PLACE) if name in os.environ}
     if torch.cuda.is_available():
         torch.cuda.set_device(int(kept.get("LOCAL_RANK", 0)))
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", f"cuda:{kept.get('LOCAL_RANK', 0)}")
