@@ -99,6 +99,13 @@ def test_a_process_holds_its_part_of_the_blocks_and_all_of_the_rest(by_two: Path
     assert trained > 0 < rest
 
 
+@pytest.mark.slow
+def test_a_loop_of_ones_own_ends_with_a_message_where_it_is_watched(tmp_path: Path) -> None:
+    (first, text), (second, _) = ended(launch(2, "watching", tmp_path, file=SUITE))
+    assert (first, second) == (1, -9)
+    assert "RunError: Process 2 of 2 has ended; the others end with it." in text
+
+
 def test_blocks_are_the_outermost_repeated_modules() -> None:
     assert list(blocks_of(shards.base())) == ["blocks.0", "blocks.1"]
     nested = nn.ModuleDict({"layers": nn.ModuleList(shards.base() for _ in range(2)), "act": nn.Sequential(nn.ReLU())})

@@ -1,7 +1,9 @@
-"""Weights spread over two processes. As a program it is one of them: `shards.py CASE FOLDER`."""
+"""Two processes in a loop of their own, with weights in parts. A program: `shards.py CASE FOLDER`."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import glora
 from conftest import TinyViT
 from glora.adapt.adapter_file import save_tensors
 from glora.errors import StateError
-from glora.integrations import held_bytes, sharded
+from glora.integrations import held_bytes, sharded, watched
 
 SPACE = glora.SearchSpace(ranks=(4, 2))
 
@@ -102,7 +104,18 @@ def by_hand(rank: int, folder: Path) -> None:
     torch.distributed.barrier()
 
 
+def watching(rank: int, folder: Path) -> None:
+    """A loop of one's own, in which the second process is killed."""
+    with watched():
+        for step in range(1000):
+            if (rank, step) == (1, 3):
+                os.kill(os.getpid(), signal.SIGKILL)
+            torch.distributed.all_reduce(torch.ones(1))
+
+
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
-    {"own_loop": own_loop, "by_hand": by_hand}[sys.argv[1]](torch.distributed.get_rank(), Path(sys.argv[2]))
+    {"own_loop": own_loop, "by_hand": by_hand, "watching": watching}[sys.argv[1]](
+        torch.distributed.get_rank(), Path(sys.argv[2])
+    )
     torch.distributed.destroy_process_group()
