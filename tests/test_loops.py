@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import subprocess
 import sys
@@ -238,9 +239,10 @@ def test_an_example_goes_on_and_merges_the_winner_that_it_scored(tmp_path: Path,
 @pytest.mark.slow
 def test_accelerate_trains_with_two_processes_and_merges_the_winner_that_it_scored(tmp_path: Path) -> None:
     file = str(ROOT / "examples" / "accelerate_loop.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
     command = [*launch, file, "--out", str(tmp_path), "--epochs", "2", "--batch", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}  # `--cpu` would start one process
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     scored, merged = done.stdout.strip().splitlines()[-1].removeprefix("held-out loss ").split(", merged ")
     assert abs(float(scored) - float(merged)) <= 1e-4

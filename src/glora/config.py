@@ -162,6 +162,9 @@ class TrainSettings(Settings):
     precision: Precision = Field(
         "no", description="Mixed precision; 'no' is float32, auto: bf16 where a training step is quicker with it."
     )
+    base: Literal["whole", "sharded"] = Field(
+        "whole", description="Of several processes: each trains with all frozen weights, or holds a part of each block."
+    )
     pace: Form = Field("off", description="PACE: consistency under noise; full, or in fewer passes fast or lazy.")
     pace_noise: float = Field(1.2, ge=0, description="PACE: standard deviation of the noise at the first layer.")
     pace_weight: float = Field(1.0, ge=0, description="PACE: weight of the squared distance between the outputs.")
@@ -175,6 +178,12 @@ class TrainSettings(Settings):
     def lasting(self, epochs: int) -> TrainSettings:
         """The same with at most so many passes."""
         return self.model_copy(update={"most_epochs" if self.epochs == "auto" else "epochs": epochs})
+
+    @model_validator(mode="after")
+    def _judged_whole(self) -> TrainSettings:
+        if self.base == "sharded" and self.epochs == "auto":
+            raise ValueError("epochs=auto looks at val during the training, which base=sharded cannot")
+        return self
 
     @model_validator(mode="after")
     def _whole_steps(self) -> TrainSettings:

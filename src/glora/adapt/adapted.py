@@ -22,6 +22,7 @@ from glora.adapt.guarded import GuardedMethods, need_places
 from glora.adapt.head import MixedHead, head_of, is_inside, show_head
 from glora.adapt.reading import grow, read_state
 from glora.adapt.samples import guard_batch, refuse_sequence_first
+from glora.adapt.sharded import refuse_sharded
 from glora.adapt.sites import (
     LayerWeight,
     notes_on_biases,
@@ -182,7 +183,7 @@ class Adapted:
         with torch.inference_mode(False):  # they are trained later
             for name, site in self.sites.items():
                 support = Support(site, space.rules, space.options[name], generator=generator)
-                supports[name] = support.to(self._weights[name][0].weight.device)
+                supports[name] = _on_device_of(self._weights[name][0], support)
         return supports
 
     def _placed(self, supports: Mapping[str, Support]) -> dict[str, Support]:
@@ -325,6 +326,7 @@ class Adapted:
             SpaceError: The genotype is not in the space.
         """
         self._need_attached("hold")
+        refuse_sharded(self.model, "hold")
         self._need_one_adapter("hold")
         self.space.encode(genotype)
         shared: dict[nn.Parameter, Tensor] = {}
@@ -624,6 +626,7 @@ class Adapted:
     def _merge(self, dequantize: bool) -> None:
         self._need_attached("merge")
         self._need_whole("merge")
+        refuse_sharded(self.model, "merge")
         self._need_not_held("merge")
         self._need_one_adapter("merge")
         if not isinstance(self.active, Genotype):

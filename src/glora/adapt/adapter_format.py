@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glora.adapt.head import fits_head, head_of
+from glora.adapt.sharded import is_sharded, whole
 from glora.adapt.sites import base_state, site_of, weights_by_site
 from glora.adapt.state import AdapterState
 from glora.adapt.statistics import statistics_of
@@ -150,7 +151,9 @@ def write_state(
         "info": dict(info or {}),
     } | ({"marks": list(marks)} if marks else {})
     tensors = tensors_of(state) | dict(marks or {})
-    _write(path, header, _apart({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+    plain = {name: whole(value.detach()).cpu().contiguous() for name, value in tensors.items()}
+    if not is_sharded(model) or torch.distributed.get_rank() == 0:  # all have brought their parts; one writes
+        _write(path, header, _apart(plain))
 
 
 def tensors_of(state: AdapterState) -> dict[str, Tensor]:

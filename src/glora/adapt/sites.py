@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from glora.adapt import attach, layers
 from glora.adapt.head import find_head, is_inside, output_layers
 from glora.adapt.layers.quantized import plain_parts
+from glora.adapt.sharded import is_sharded, whole
 from glora.adapt.wrappers import plain_modules, plain_name
 from glora.errors import StateError, TargetError, listed, nearest, several
 from glora.genotype import TENSORS, Site
@@ -456,8 +457,15 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
     Of a quantised tensor its plain inner ones. What a module of the head shares with one outside is the head's.
     """
+<<<<<<< HEAD
     every: dict[str, Any] = {}
     for key, value in model.state_dict(keep_vars=True).items():
+=======
+    found: dict[str, Tensor] = {}
+    sharded = is_sharded(model)
+    for key, each in model.state_dict(keep_vars=True).items():
+        value = whole(each).cpu() if sharded else each
+>>>>>>> w-ranks
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
         plain = plain_name(plain)

@@ -771,16 +771,23 @@ def bench(
     """Run methods x tasks x seeds, each cell one run and one Result; what is finished is never run again.
 
     An interrupted benchmark goes on with the same command, and cells that failed are tried again. The exit code is 1
-    when a cell has failed.
+    when a cell has failed. Started by torchrun, the processes share the cells.
 
     Example: glora bench experiments/offline.yaml --workers 2
     """
     from glora.runs.benchmark.bench import run_benchmark
     from glora.runs.benchmark.view import BenchmarkView
+    from glora.runs.benchmark.work import Work
     from glora.runs.console import telling
+    from glora.runs.together import apart
+    from glora.searchers.ranks import serve
 
-    with BenchmarkView() as view, telling(view.tell):
-        found = run_benchmark(experiment, out, workers=workers, cluster=cluster, view=view)
+    with apart() as link:
+        if link.rank:
+            serve(link, Work().build)
+            return
+        with BenchmarkView() as view, telling(view.tell):
+            found = run_benchmark(experiment, out, workers=workers, cluster=cluster, view=view, link=link)
     if as_json:
         from glora.report.result import Result
 

@@ -49,7 +49,7 @@ LINES: dict[str, dict[str, type]] = {  # stage of a line of the metrics -> what 
     "warning": {"epoch": int, "text": str},
 }
 FOLDERS = ("retrained", "polished", "final")
-ANY_TIME = ("search.workers", "search.cluster", "search.limit")  # no score depends on who made it
+ANY_TIME = ("search.workers", "search.cluster", "search.limit", "train.base")  # where numbers are made, not which
 
 
 class RunFolder:

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +38,8 @@ from glora.runs.stages.search import Search
 from glora.runs.stages.test import Testing, earlier_tests
 from glora.runs.stages.train import train
 from glora.runs.thumbnails import thumbnails
+from glora.runs.together import joined, launched
+from glora.searchers.ranks import dismiss, serve
 from glora.settings import merged
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import Calibration
@@ -61,7 +64,7 @@ def _held(stage: Callable[Concatenate[Run, Given], Made]) -> Callable[Concatenat
 
     @functools.wraps(stage)
     def alone(run: Run, /, *args: Given.args, **kwargs: Given.kwargs) -> Made:
-        with run.holding(makes=stage.__name__ in ("fit", "train")):
+        with run.link.telling(), run.holding(makes=stage.__name__ in ("fit", "train")):
             return stage(run, *args, **kwargs)
 
     return alone
@@ -81,6 +84,7 @@ class Run:
 
     Attributes:
         session: What the stages share.
+        link: What connects the processes of the run.
         tuned: The base made trainable.
         searches: Whether the method has more than one genotype.
 
@@ -102,6 +106,12 @@ class Run:
         task: Task | None = None,
     ) -> None:
         self.folder = RunFolder(folder)
+        self.link = joined()
+        with self.link.telling():
+            self._make(experiment, reporter, backbone, task)
+        weakref.finalize(self, self.link.leave)
+
+    def _make(self, experiment: Experiment, reporter: Reporter, backbone: Backbone | None, task: Task | None) -> None:
         experiment = self.folder.check(resolve(experiment))
         method = cast(Method, experiment.method)
         self.reporter: Reporter = reporter if processes().is_main_process else Silent()
@@ -241,6 +251,7 @@ class Run:
                 session.reporter,
                 plan(self.experiment, self.task, session.data, session.backbone, self.tuned),
             )
+            _say(session.reporter, self._started())
             self._told = True
             if self.alone:
                 self.folder.write_config(self.experiment)
@@ -249,6 +260,15 @@ class Run:
             session.accelerator.wait_for_everyone()  # all have read whether there was a choice before
             choose_rate(session, self.tuned)
         train(session, self.tuned)
+
+    def _started(self) -> list[str]:
+        """How many processes there are, and what each has of a batch."""
+        count, size = self.session.accelerator.num_processes, self.experiment.train.batch_size
+        if count == 1:
+            parts = "train.base=sharded changes nothing: there is one process."
+            return [said for said in (launched(), parts * (self.experiment.train.base == "sharded")) if said]
+        share = f"{size // count}" if size % count == 0 else f"{size // count} or {size // count + 1}"
+        return [f"{count} processes, of a batch of {size} each has {share}; together they do what one would"]
 
     def _keep_precision(self) -> None:
         """The precision is in the folder, where it was chosen; a slow one is told once."""
@@ -266,6 +286,8 @@ class Run:
     def search(self) -> Outcome | None:
         """Searches the trained supernet on val, saves the winner's adapter and pictures, compares it with controls.
 
+        The other processes of a run score for the main one.
+
         Returns:
             The winner; None on all but the main process.
 
@@ -273,6 +295,7 @@ class Run:
             RunError: The supernet is not trained yet, or the method has nothing to search.
         """
         if not self.alone:
+            serve(self.link, self._helping)
             return None
         search = self.searching()
         if not self.folder.begun:  # a search anew
@@ -280,7 +303,13 @@ class Run:
             if not self._told:
                 _say(self.reporter, search_cost(search.plan, self.experiment, self.session.data)[1])
         self.folder.write_config(self.experiment)
-        return self._finished(search, search.run())
+        outcome = search.run(self.link)
+        dismiss(self.link)
+        return self._finished(search, outcome)
+
+    def _helping(self) -> Callable[..., Any]:
+        """What scores in this process for the main one, which has calibrated the supernet."""
+        return self.searching().scorer
 
     @_held
     def pick(self, *, budget: int | None, min_budget: int | None = None) -> Outcome:

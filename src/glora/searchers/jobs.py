@@ -96,7 +96,7 @@ def new_executor(score: Any, workers: int, *, cluster: str | None = None, limit:
     Args:
         score: The score function. Worker processes get it by its module and name, so that it must stand at the top
             of a module. Or `"module:function"`, or an object with a method `build`: every worker calls that once,
-            without arguments, to make a score function of its own.
+            without arguments, to make a score function of its own. Or a pool of workers, which is taken as it is.
         workers: Number of workers; 0 for this process.
         cluster: `"ray"` for workers on a Ray cluster; None for processes on this machine.
         limit: Seconds that a worker may take to start or for one job.
@@ -112,6 +112,8 @@ def new_executor(score: Any, workers: int, *, cluster: str | None = None, limit:
             f"workers={workers}, cluster={cluster!r}, limit={limit}.",
             allowed="workers at least 0, on a cluster at least 1; a limit above 0 seconds.",
         )
+    if isinstance(score, WorkerPool):
+        return score
     build = _builder(score)
     if workers == 0:
         return InProcess(build())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import get_int_from_env, parse_flag_from_env
 
 from glora.errors import ConfigError
 
@@ -18,14 +18,20 @@ def new_accelerator(precision: str) -> Accelerator:
         ConfigError: This device cannot, or another precision is in use in this process.
     """
     try:
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(mixed_precision=precision, cpu=_processors())
     except ValueError as error:
         raise ConfigError(f"train.precision={precision}: {error}.", remedy="Use precision no or bf16.") from error
 
 
 def processes() -> PartialState:
     """The processes of a run and this one's device, as its accelerator finds them, before its precision is known."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=_processors())
+
+
+def _processors() -> bool:
+    """Whether a run computes on processors: because it is told to, or several processes have nothing else."""
+    launched = get_int_from_env(["WORLD_SIZE"], 1) > 1
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (launched and not torch.accelerator.is_available())
 
 
 def check_precision(accelerator: Accelerator) -> None:

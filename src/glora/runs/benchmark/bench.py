@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from glora.errors import ConfigError
 from glora.files import held, write_text
 from glora.report.result import Result
 from glora.runs.benchmark.folder import BenchmarkFolder
@@ -20,6 +21,8 @@ from glora.runs.benchmark.view import BenchmarkView
 from glora.runs.benchmark.work import Job, Work
 from glora.runs.resolve import resolve
 from glora.searchers.jobs import Executor, new_executor
+from glora.searchers.link import Link
+from glora.searchers.ranks import RankPool, dismiss
 from glora.tasks.objective import Objective
 from glora.tasks.task import DataSettings
 
@@ -46,6 +49,7 @@ def run_benchmark(
     workers: int = 0,
     cluster: str | None = None,
     view: BenchmarkView | None = None,
+    link: Link | None = None,
 ) -> Outcome:
     """All cells of a file: those that are not finished are run, killed ones go on, failed ones are tried again.
 
@@ -55,9 +59,10 @@ def run_benchmark(
         workers: Processes that do cells, one thread each; 0: this one, with its threads.
         cluster: `"ray"` puts the workers on a Ray cluster, whose nodes share the folder.
         view: Where to tell what is going on.
+        link: Other processes that a launcher has started, which do cells too; this is the first of them.
 
     Raises:
-        ConfigError: The file has errors; all are told.
+        ConfigError: The file has errors, all are told; or there are both workers and other processes.
         RunError: The folder holds cells of other settings, or the workers fail.
     """
     benchmark = load_benchmark(path)
@@ -65,15 +70,24 @@ def run_benchmark(
     rates = Rates(benchmark, folder.rates, _group)
     view = view or BenchmarkView()
     folder.check(map(rates.settled, benchmark.cells))
+    together = link if link is not None and link.size > 1 else None
+    if together and workers:
+        raise ConfigError(
+            f"workers={workers} beside {together.size} processes.", remedy="Leave it out: each process does cells."
+        )
+    workers = together.size if together else workers
     work, limit = Work(view if workers == 0 else None), benchmark.settings.limit
+    score = RankPool(work.build(), together, limit) if together else work
     with (
         held(folder.path, what=f"the benchmark in {folder.path}"),
-        closing(new_executor(work, workers, cluster=cluster, limit=limit)) as executor,
+        closing(new_executor(score, workers, cluster=cluster, limit=limit)) as executor,
     ):
         write_text(folder.file, Path(path).read_text(encoding="utf-8"))
         whole = _Going(benchmark, folder, rates, executor, view, workers)
         whole.choose_rates()
         failed = whole.run_cells()
+    if together:
+        dismiss(together)
     results = tuple(folder.result(cell) for cell in benchmark.cells if folder.done(cell))
     return Outcome(results, tuple(failed))
 

@@ -34,6 +34,8 @@ from glora.runs.resolve import polish_info
 from glora.runs.scoring import Part, ValScorer, calibrated_parts, load_numbers, recipe_of
 from glora.runs.session import Session
 from glora.searchers import Racing, SearchResult, Trial, search
+from glora.searchers.link import Link
+from glora.searchers.ranks import RankPool
 from glora.tasks.batching import weights_of
 from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
 
@@ -118,8 +120,12 @@ class Search:
         if found.notes and len(allowed) == 1:
             session.reporter.say("The way the head ends, its outputs take no divisor.")
 
-    def run(self) -> Outcome:
-        """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder."""
+    def run(self, link: Link | None = None) -> Outcome:
+        """Searches, or goes on; the winner's adapter, what it was compared with, and the pictures are in the folder.
+
+        Args:
+            link: The other processes of the run, which wait to score.
+        """
         folder, reporter = self.session.folder, self.session.reporter
         if self.plan.extent.calibrate and not folder.begun:
             self.calibrate()
@@ -135,7 +141,7 @@ class Search:
             saved = 1 - sum(seen) / len(seen) if self.settings.racing else None
             reporter.trial(trial, best[0], total, saved)
 
-        found = self._search(self.scorer, report, workers=self.settings.workers)
+        found = self._search(self._spread(link), report, workers=self.settings.workers)
         winner, rescored = self._chosen(found)
         rows = self.rows(winner.genome)
         scored = len(found.trials)
@@ -241,13 +247,17 @@ class Search:
             raise RunError(f"{folder.winner} is of another search than {folder.journal}.", remedy=remedy)
         return outcome
 
+    def _spread(self, link: Link | None) -> Any:
+        """What scores: this process, or all of the run."""
+        return self.scorer if link is None or link.size == 1 else RankPool(self.scorer, link, self.settings.limit)
+
     def _search(self, score: Any, report: Any, *, workers: int = 0) -> SearchResult:
         settings, session = self.settings, self.session
         racing = Racing(len(session.data.val), level=settings.racing_level, first=settings.racing_first)
         if workers and session.accelerator.num_processes > 1:
             raise RunError(
                 "Search workers are started by one process, not by several.",
-                remedy=f"Train with several, then: glora search {session.folder.path}",
+                remedy=f"Leave search.workers at 0: the {session.accelerator.num_processes} processes score together.",
             )
         return search(
             recipe_of(session, self.tuned, self.parts) if workers else score,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glora.adapt.adapter_file import read_tensors, save_tensors
+from glora.adapt.sharded import sharded
 from glora.config import TrainSettings
 from glora.errors import RunError
 from glora.methods.method import Tuned
@@ -194,14 +196,20 @@ def run_training(session: Session, trainer: Trainer, folder: RunFolder, stopping
     with seeded(trainer.seed):  # drop-out and drop-path of the backbone draw from what is shared
         _go_on(session, trainer, folder)
         saving = Saving(trainer, stopping or Stopping())
-        while not trainer.over:
-            try:
-                for progress in trainer.run(session.reporter.training, saving.due):
-                    if not trainer.taken:
-                        _epoch_done(session, trainer, folder, progress)
-                    saving.at_pause(lambda: _save(folder, trainer))
-            except Halt:  # in the look at val, which is taken again
-                saving.now(lambda: _save(folder, trainer))
+        with _spread(trainer):
+            while not trainer.over:
+                _go(session, trainer, folder, saving)
+
+
+def _go(session: Session, trainer: Trainer, folder: RunFolder, saving: Saving) -> None:
+    """Trains what is left; saves where it is due."""
+    try:
+        for progress in trainer.run(session.reporter.training, saving.due):
+            if not trainer.taken:
+                _epoch_done(session, trainer, folder, progress)
+            saving.at_pause(lambda: _save(folder, trainer))
+    except Halt:  # in the look at val, which is taken again
+        saving.now(lambda: _save(folder, trainer))
 
 
 def _go_on(session: Session, trainer: Trainer, folder: RunFolder) -> None:
@@ -231,6 +239,13 @@ def _epoch_done(session: Session, trainer: Trainer, folder: RunFolder, progress:
         folder.record("warning", {"epoch": trainer.epoch, "lr": trainer.lr, "text": trainer.warning})
     if trainer.best.epoch:
         folder.record("val", {"epoch": trainer.epoch, "best_epoch": trainer.best.epoch, "best": trainer.best.loss})
+
+
+def _spread(trainer: Trainer) -> AbstractContextManager[Any]:
+    """What the frozen weights are spread within, where the settings and several processes say so."""
+    if trainer.settings.base == "whole" or trainer.accelerator.num_processes == 1:
+        return nullcontext()
+    return sharded(trainer.tuned.model, trainer.parameters)
 
 
 def _save(folder: RunFolder, trainer: Trainer) -> None:
