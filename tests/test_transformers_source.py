@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import glora
-from glora.backbones import Loading, load_backbone, unknown_name
+from glora.backbones import Loading, load_backbone, text_preprocess, unknown_name
 from glora.errors import BackboneError, ConfigError, MissingExtraError, StateError
 from glora.runs.resolve import resolve
 from glora.runs.run import Run
@@ -377,6 +377,9 @@ def test_a_model_that_generates_no_text_is_no_language_model(folders: dict[str, 
 def test_timms_models_are_no_language_models_and_have_no_options_of_transformers() -> None:
     with pytest.raises(BackboneError, match="reads images"):
         load_backbone("test_vit", num_classes=None, pretrained=False)
+    for load in (load_backbone, text_preprocess):
+        with pytest.raises(BackboneError, match=r"There is no 'nowhere'.*Name a folder of transformers"):
+            load("nowhere", num_classes=None)
     with pytest.raises(BackboneError, match=r"dtype=bfloat16, quantize=int8 is about models of transformers"):
         load_backbone("test_vit", num_classes=2, pretrained=False, dtype="bfloat16", quantize="int8")
 
