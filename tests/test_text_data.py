@@ -342,6 +342,10 @@ def test_a_template_of_ones_own(tokenizer, tmp_path):
     assert "[model]" in whole[0]
     with pytest.raises(ConfigError, match=r"data.template='no.jinja' cannot be read"):
         _ = Text(source="chat.json", template="no.jinja").reading
+    with pytest.raises(DataError, match=r"chat template in data\.template is no Jinja: "):
+        read(causal(tokenizer, ""), Dialog(TALK), template="{% if", on_bad_row="skip")
+    with pytest.raises(DataError, match="chat template of tiny is no Jinja: "):
+        read(causal(tokenizer, "{% if"), Dialog(TALK))
     with pytest.raises(DataError, match="has no chat template"):
         read(causal(tokenizer, ""), Dialog(TALK), template="chat")
 
@@ -600,6 +604,10 @@ def test_names_of_ones_own(tmp_path):
     assert [each.text for each in found[0].messages] == ["Who?", "He."]
     with pytest.raises(ConfigError, match=r"data.fields names 'instructon'.*Did you mean 'instruction'"):
         rows_of(path, fields={"instructon": "frage"})
+    with pytest.raises(ConfigError, match=r"names 'frage'.*other way round: data.fields='\{instruction: frage\}'"):
+        rows_of(path, fields={"frage": "instruction"})
+    with pytest.raises(ConfigError, match=r"names 'kunde'.*other way round: data.roles='\{kunde: user\}'"):
+        rows_of(path, roles={"user": "kunde"})
     turns = [{"role": "kunde", "content": "Who?"}, {"role": "wir", "content": "He."}]
     path = next(files(tmp_path, {"messages": turns}))
     with pytest.raises(DataError, match=r"a.json, line 2, has the unknown role 'kunde'.*data.roles"):
@@ -641,7 +649,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "half a character": (
         '{"conversations": [{"from": "human", "value": "Who \\ud83d"}, {"from": "gpt", "value": "He."}]}',
-        r"has '\\ud83d', which is half a character",
+        r"has '\\ud83d', which is a part of a character",
     ),
 }
 

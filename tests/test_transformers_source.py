@@ -315,6 +315,14 @@ def test_a_quantised_base_keeps_its_output_layer_and_trains(folders: dict[str, P
     assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in adapted.parameters())
 
 
+def test_bitsandbytes_rounds_and_says_so_once(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    backbone = load_backbone(str(folders["llama"]), num_classes=None, quantize="bnb_int8")
+    assert any("to float16" in note for note in backbone.notes)
+    backbone.model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes.autograd")]
+
+
 def test_quantising_leaves_a_classifiers_head_alone(folders: dict[str, Path]) -> None:
     pytest.importorskip("torchao")
     backbone = load_backbone(str(folders["distilbert"]), num_classes=3, quantize="int8")
@@ -384,6 +392,9 @@ def test_a_name_that_no_model_has_is_told_where_texts_are_read() -> None:
 def test_timms_models_are_no_language_models_and_have_no_options_of_transformers() -> None:
     with pytest.raises(BackboneError, match="reads images"):
         load_backbone("test_vit", num_classes=None, pretrained=False)
+    for load in (load_backbone, text_preprocess):
+        with pytest.raises(BackboneError, match=r"There is no 'nowhere'.*Name a folder of transformers"):
+            load("nowhere", num_classes=None)
     with pytest.raises(BackboneError, match=r"dtype=bfloat16, quantize=int8 is about models of transformers"):
         load_backbone("test_vit", num_classes=2, pretrained=False, dtype="bfloat16", quantize="int8")
 

@@ -457,15 +457,8 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
     Of a quantised tensor its plain inner ones. What a module of the head shares with one outside is the head's.
     """
-<<<<<<< HEAD
     every: dict[str, Any] = {}
     for key, value in model.state_dict(keep_vars=True).items():
-=======
-    found: dict[str, Tensor] = {}
-    sharded = is_sharded(model)
-    for key, each in model.state_dict(keep_vars=True).items():
-        value = whole(each).cpu() if sharded else each
->>>>>>> w-ranks
         plain = re.sub(r"\.?parametrizations\.(\w+)\.original$", r".\1", key).removeprefix(".")
         added = plain != key and _is_new(model, key)
         plain = plain_name(plain)
@@ -473,9 +466,11 @@ def base_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
             every[plain] = value
     own = {id(value) for name, value in every.items() if is_inside(name, head)}
     found: dict[str, Tensor] = {}
+    sharded = is_sharded(model)
     for name, value in every.items():
         if id(value) not in own:
-            found |= {part: tensor.detach() for part, tensor in plain_parts(name, value)}
+            tensor = whole(value).cpu() if sharded else value
+            found |= {part: inner.detach() for part, inner in plain_parts(name, tensor)}
     return found
 
 
