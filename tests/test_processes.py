@@ -177,6 +177,22 @@ def test_two_processes_with_spread_weights_make_the_same_files(folder: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_language_model_is_trained_with_spread_and_checkpointed_blocks(tmp_path: Path) -> None:
+    """The blocks' forward passes are repeated within the backward pass; the backbone and its head are called apart."""
+    pytest.importorskip("transformers")
+    from language import tiny_causal
+    from test_language_runs import rows_of
+
+    tiny_causal(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows_of("llama"))))
+    for base in ("whole", "sharded"):
+        done(2, "texts", tmp_path, BASE=base, OUT=base)
+    for name in ("supernet", "adapter"):
+        file = f"{name}.safetensors"
+        assert (tmp_path / "sharded" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.slow
 def test_two_processes_search_a_trained_supernet_as_one_does(folder: Path, tmp_path: Path) -> None:
     found = []
     for size, name in ((1, "one"), (2, "two")):

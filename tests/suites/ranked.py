@@ -94,6 +94,20 @@ def changed(event: str, given: tuple[Any, ...], folder: Path) -> list[str]:
     return [f"{event} {given[0]}"] if changes and str(given[0]).startswith(str(folder)) else []
 
 
+def texts(folder: Path) -> None:
+    """The run in `folder/OUT` on the language model and the rows in the folder, its blocks checkpointed."""
+    from glora.runs.run import Run
+    from test_language_runs import experiment
+
+    train = {"epochs": 2, "batch_size": 8, "base": os.environ["BASE"]}
+    model = {"name": str(folder / "base"), "activation_checkpointing": True}
+    Run(
+        experiment(folder / "base", folder / "data.jsonl", train=train, model=model),
+        folder / os.environ["OUT"],
+        Recorder(),
+    ).fit()
+
+
 def search(folder: Path) -> None:
     """Searches the trained supernet in `folder/OUT`; leaves how many scores this process has made."""
     from glora.runs.run import Run
@@ -124,7 +138,7 @@ def fail_later(run: Any) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "search":
-        search(Path(sys.argv[2]))
+    if sys.argv[1] in ("search", "texts"):
+        {"search": search, "texts": texts}[sys.argv[1]](Path(sys.argv[2]))
     else:
         run(sys.argv[1], Path(sys.argv[2]))
