@@ -277,6 +277,28 @@ def test_a_stopped_process_ends_a_training_with_a_message(folder: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
+def test_a_signal_to_one_process_of_a_command_ends_both(tmp_path: Path, sent: signal.Signals) -> None:
+    settings = tiny(image_folder(tmp_path / "photos"), train={"epochs": 3000})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    files = ["--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
+    processes = started(2, ["-m", "glora", "fit", *files])
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "training.safetensors").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    processes[1].send_signal(sent)
+    (first, said), (second, own) = ended(processes)
+    if sent == signal.SIGTERM:
+        assert (first, second) == (143, 143)
+        assert all("Terminated. The same command continues the run." in text for text in (said, own))
+    else:
+        assert (first, second) == (2, -9)
+        assert "Error: Process 2 of 2 has ended" in said
+        assert "TIP: The same command goes on" in said
+
+
+@pytest.mark.slow
 def test_the_error_of_one_process_is_told_by_both(tmp_path: Path) -> None:
     image_folder(tmp_path / "photos")
     start = time.monotonic()
