@@ -458,7 +458,8 @@ class RunFolder:
                 f"The search of {self.path} has no generation that could be its last.",
                 remedy=f"A search that has begun goes on: glora search {self.path}",
             )
-        return math.ceil(asked / population) - 1
+        last: int = math.ceil(asked / population) - 1
+        return last
 
     @property
     def _most_generations(self) -> int:
