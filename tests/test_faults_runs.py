@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -132,6 +133,26 @@ def test_what_is_beyond_the_early_end_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="generations"):
         Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 51}})
     assert Run.open(tmp_path / "run", Recorder(), search={"searcher": {"generations": 2}}).search() is not None
+
+
+def test_the_generation_under_way_can_be_made_the_last(tmp_path: Path) -> None:
+    search = {
+        "controls": 1,
+        "min_budget": 0,
+        "calibrate": False,
+        "searcher": {"name": "evolution", "population": 4, "generations": 50, "parents": 2},
+    }
+    folder = RunFolder(tmp_path / "run")
+    Run(tiny(image_folder(tmp_path / "photos"), train={"epochs": 1}, search=search), folder.path, Recorder()).train()
+    with pytest.raises(RunError, match="no generation that could be its last"):
+        _ = folder.generations_begun
+    with pytest.raises(KeyboardInterrupt):
+        Run.open(folder.path, Stopper(6)).search()
+    assert folder.generations_begun == 1
+    done = command("search", folder.path, "--stop", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["scored"] == 8
+    assert Run.open(folder.path, Recorder()).evaluate() is not None
 
 
 # What a stop has left behind

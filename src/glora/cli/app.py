@@ -138,6 +138,9 @@ def search(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the search, such as search.polish=5."),
     ] = None,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="The generation under way is the last: take the best of what is scored.")
+    ] = False,
     show_it: Annotated[
         bool, typer.Option("--show", help="Print the winner site by site; alone it searches nothing.")
     ] = False,
@@ -155,6 +158,11 @@ def search(
     Example: glora search run --budget 0.3M
     """
     changes = _search_settings(given(settings), overrides or ())
+    if stop:
+        from glora.runs.folder import RunFolder
+        from glora.settings import merged
+
+        changes = merged(changes, {"searcher": {"generations": RunFolder(run).generations_begun}})
     if changes or not show_it:
         with _reporting(run, log) as reporter:
             found = search_or_pick(run, changes, reporter)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -440,6 +441,25 @@ class RunFolder:
         """The facts of this training and of those of the folds."""
         folders = [self, *(RunFolder(path) for path in sorted(self.path.glob("fold-*")))]
         return [facts for folder in folders if (facts := folder.done("trained"))]
+
+    @property
+    def generations_begun(self) -> int:
+        """How many generations the search has begun after the first, random one.
+
+        Raises:
+            RunError: It has not begun, or its searcher has no generations.
+        """
+        lines = read_jsonl(self.journal) if self.begun else []
+        settings = lines[0].get("settings") if lines else None
+        population = settings.get("population") if isinstance(settings, dict) else None
+        asked = sum(line.get("event") == "ask" for line in lines)
+        if not asked or type(population) is not int or population < 1 or self._most_generations < 0:
+            raise RunError(
+                f"The search of {self.path} has no generation that could be its last.",
+                remedy=f"A search that has begun goes on: glora search {self.path}",
+            )
+        last: int = math.ceil(asked / population) - 1
+        return last
 
     @property
     def _most_generations(self) -> int:

@@ -123,8 +123,6 @@ def train_into(
     session.accelerator.wait_for_everyone()  # before the first of them writes
     if done:
         tuned.load(folder.trained_file(), base_fingerprint=session.base_fingerprint)
-        if session.accelerator.is_main_process:
-            folder.training.unlink(missing_ok=True)  # a stop has left it
         return
     folder.check_data(session.data.fingerprint, session.data.parts)
     stopping = Stopping()
