@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,8 @@ from glora.runs.stopping import Halt, Stopping
 from glora.tasks.balance import Balance
 from glora.training import trainer as trainers
 from glora.training.trainer import Trainer
+from suites.ranked import ended as ended_all
+from suites.ranked import started
 from suites.savepoints import at_every_change
 from suites.toy import Recorder, tiny
 from suites.training import CLASSES, MIXED, adapted, equal, make_trainer, run, toy_images, values
@@ -607,3 +610,21 @@ def test_one_long_epoch_is_kept_by_a_signal_and_a_second_one_ends_it_at_once(
     assert done.stdout == ""
     state = tmp_path / "run" / "training.safetensors"
     assert (read_tensors(state)[1]["taken"] if state.is_file() else None) == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [[1], [0, 1]])
+def test_a_signal_to_one_of_two_processes_ends_both_with_the_state_saved(
+    photos: Path, tmp_path: Path, to: list[int]
+) -> None:
+    words = ["-m", "glora", "train", "--data", str(photos), "--model", "test_vit", "--set", "model.pretrained=false"]
+    words += ["--method", "lora", "--epochs", "2000", "--out", str(tmp_path / "run")]
+    processes, end = started(2, words), time.monotonic() + 120
+    while not (tmp_path / "run" / "training.safetensors").is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    for rank in to:
+        processes[rank].send_signal(signal.SIGTERM)
+    for code, said in ended_all(processes):
+        assert code == 143, said
+        assert said.splitlines()[-1] == "Terminated. The same command continues the run."
+    assert read_tensors(tmp_path / "run" / "training.safetensors")[1]["epoch"] < 2000
