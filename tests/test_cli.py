@@ -218,6 +218,7 @@ def test_bad_data_is_one_error_with_the_remedy(glora: Any, tmp_path: Path, kind:
         (["--set", "search.searcher=random", "--population", "20"], "population: no such setting of 'random'", ""),
         (["--data", "digitz"], "There is no data set and no folder 'digitz'", "glora ls settings"),
         (["--data", "digitz"], "Did you mean 'digits'? Run `glora ls data`.", "glora ls settings"),
+        (["--data", "chats.jsonl"], "There is no file 'chats.jsonl'", "glora ls settings"),
         (["--set", "train.epoch=3"], "train.epoch: no such setting. Did you mean 'epochs'?", "glora ls settings"),
         (["--set", "train.lr"], "'train.lr' is no override", "glora ls settings"),
         (["--budget", "much"], "search.budget: ", "glora ls settings"),

@@ -600,6 +600,10 @@ def test_names_of_ones_own(tmp_path):
     assert [each.text for each in found[0].messages] == ["Who?", "He."]
     with pytest.raises(ConfigError, match=r"data.fields names 'instructon'.*Did you mean 'instruction'"):
         rows_of(path, fields={"instructon": "frage"})
+    with pytest.raises(ConfigError, match=r"names 'frage'.*other way round: data.fields='\{instruction: frage\}'"):
+        rows_of(path, fields={"frage": "instruction"})
+    with pytest.raises(ConfigError, match=r"names 'kunde'.*other way round: data.roles='\{kunde: user\}'"):
+        rows_of(path, roles={"user": "kunde"})
     turns = [{"role": "kunde", "content": "Who?"}, {"role": "wir", "content": "He."}]
     path = next(files(tmp_path, {"messages": turns}))
     with pytest.raises(DataError, match=r"a.json, line 2, has the unknown role 'kunde'.*data.roles"):

@@ -324,14 +324,17 @@ def source_class(given: Mapping[str, Any]) -> type[DataSettings]:
 
 def _nowhere(source: str | Path) -> DataError | UnknownNameError:
     path = Path(source).expanduser()
-    is_path = isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith((".", "~"))
+    is_file = bool(path.suffix)
+    is_path = is_file or isinstance(source, Path) or len(path.parts) > 1 or str(source).startswith((".", "~"))
     sets = [n for n, place in SOURCES.items() if n != "from_python" and not registry.load(place).reads_paths]
     allowed = f"Known data sets: {', '.join(sets)}; anything else is the path of labelled examples."
-    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    entries = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    beside = [entry.name for entry in entries if entry.is_dir() or (is_file and entry.suffix == path.suffix)]
     near = nearest(path.name, beside, n=1) if is_path else nearest(str(source), [*sets, *beside], n=1)
     hint = f"Did you mean {str(path.parent / near[0]) if is_path else near[0]!r}?" if near else ""
     if is_path:
-        return DataError(f"There is no folder {str(source)!r}.", allowed=allowed, remedy=hint or "Check the path.")
+        what = "file" if is_file else "folder"
+        return DataError(f"There is no {what} {str(source)!r}.", allowed=allowed, remedy=hint or "Check the path.")
     return UnknownNameError(
         f"There is no data set and no folder {str(source)!r}.",
         allowed=allowed,

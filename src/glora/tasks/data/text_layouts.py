@@ -82,16 +82,20 @@ class Naming:
 
     def check(self) -> None:
         """Raises ConfigError where a field or a role is none of ours."""
-        for what, names, known in (
-            ("fields", self.fields, FIELDS),
-            ("roles", self.roles.values(), set(ROLES.values())),
+        roles = set(ROLES.values())
+        fields = {ours: f"{{{theirs}: {ours}}}" for ours, theirs in self.fields.items() if theirs in FIELDS}
+        turned = {theirs: f"{{{theirs}: {said}}}" for said, theirs in self.roles.items() if said in roles}
+        for what, names, known, other in (
+            ("fields", self.fields, FIELDS, fields),
+            ("roles", self.roles.values(), roles, turned),
         ):
             for name in names:
                 if name not in known:
+                    remedy = f"The other way round: data.{what}='{other[name]}'." if name in other else ""
                     raise ConfigError(
                         f"data.{what} names {name!r}.",
                         allowed=f"Allowed: {listed(sorted(known), n=30)}.",
-                        remedy=did_you_mean(name, known),
+                        remedy=remedy or did_you_mean(name, known),
                     )
 
 
