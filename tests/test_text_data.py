@@ -342,6 +342,10 @@ def test_a_template_of_ones_own(tokenizer, tmp_path):
     assert "[model]" in whole[0]
     with pytest.raises(ConfigError, match=r"data.template='no.jinja' cannot be read"):
         _ = Text(source="chat.json", template="no.jinja").reading
+    with pytest.raises(DataError, match=r"chat template in data\.template is no Jinja: "):
+        read(causal(tokenizer, ""), Dialog(TALK), template="{% if", on_bad_row="skip")
+    with pytest.raises(DataError, match="chat template of tiny is no Jinja: "):
+        read(causal(tokenizer, "{% if"), Dialog(TALK))
     with pytest.raises(DataError, match="has no chat template"):
         read(causal(tokenizer, ""), Dialog(TALK), template="chat")
 

@@ -284,6 +284,9 @@ class Tokens:
             )
         except Exception as error:  # whatever the template's own code refuses
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            if type(error).__name__ == "TemplateSyntaxError":  # jinja2's, whichever the row
+                whose = f"of {self.name}" if own else "in data.template"
+                raise DataError(f"The chat template {whose} is no Jinja: {reason}.", remedy="Mend it.") from error
             has_system = any(message["role"] == "system" for message in messages)
             raise BadRow(
                 "refused by the chat template",
