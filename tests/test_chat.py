@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from glora.backbones import load_backbone
-from glora.errors import ConfigError, DataError
+from glora.errors import ConfigError, DataError, RunError
 from glora.runs.chat import Chat, Reply
+from glora.runs.open_chat import open_chat
 from glora.tasks.rows import Message, TextReading
 from language import tiny_causal, tiny_encoder, tiny_t5
 
@@ -164,6 +165,12 @@ def test_what_a_template_refuses_is_told_and_forgotten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"conversation is refused by the chat template.*no system"):
         talk.answer("What is red?")
     assert not talk.turns
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}")
+    with pytest.raises(RunError, match=r"chats.jsonl' is a file\."):
+        open_chat(tmp_path / "chats.jsonl")
 
 
 def test_half_a_character_is_told_and_forgotten(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import NotRequired
 
 from glora import registry
-from glora.errors import BackboneError, nearest
+from glora.errors import BackboneError, MissingExtraError, nearest
 from glora.tasks.images import NORMALISATIONS, Preprocess
 from glora.tasks.texts import TextPreprocess
 
@@ -181,6 +181,7 @@ def _load(name: str, given: Mapping[str, Any], loading: Loading, cache_dir: Path
         backbone = registry.load(f"{_TRANSFORMERS}:load")(name, **given, loading=loading, folder=folder)
         return backbone
     if given["num_classes"] is None:
+        _need_known(name)
         raise BackboneError(
             f"The model {name!r} reads images, and this objective trains a language model.",
             remedy="Choose a language model, such as --model smollm2_135m, or another objective.",
@@ -218,8 +219,7 @@ def text_preprocess(
             name, num_classes=num_classes, loading=loading, folder=folder
         )
     if not isinstance(found, TextPreprocess):
-        if problem := unknown_name(name):
-            raise BackboneError(f"{problem[:1].upper()}{problem[1:]}", remedy="Run `glora ls models`.")
+        _need_known(name)
         raise BackboneError(
             f"The model {name!r} reads images, not texts.", remedy="Name a model of texts, such as smollm2_135m."
         )
@@ -324,6 +324,18 @@ def names() -> list[str]:
         MissingExtraError: timm is not installed.
     """
     return [*PACKAGED, *PACKAGED_TEXT, *registry.load(f"{_TIMM}:names")()]
+
+
+def _need_known(name: str) -> None:
+    """Raises BackboneError where there is no model of this name."""
+    try:
+        problem = unknown_name(name)
+    except MissingExtraError:  # timm is not here, and whatever it has is for images
+        problem = f"there is no language model {name!r}."
+    if problem:
+        raise BackboneError(
+            f"{problem[0].upper()}{problem[1:]}", remedy="Run `glora ls models`, or name a folder of transformers."
+        )
 
 
 def unknown_name(name: str) -> str:

@@ -267,6 +267,10 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="With --tasks: the first N questions of each.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="With --tasks: requests per forward pass.")] = 8,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --data: a setting of the data, on_bad_row=skip."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Test the winner, merged, once; later calls print that result. With --data: how good it is on other examples.
@@ -282,8 +286,10 @@ def evaluate(
         name for name, value in (("--tasks-dir", tasks_dir), ("--with", others), ("--limit", limit)) if value
     ]:
         raise typer.BadParameter(f"{given_with[0]} is for --tasks")
+    if overrides and data is None:
+        raise typer.BadParameter("--set is for --data")
     if data is not None:
-        _evaluate_on(run, data, as_json=as_json)
+        _evaluate_on(run, data, overrides or (), as_json=as_json)
     else:
         _evaluate_once(run, as_json=as_json)
 
@@ -326,12 +332,13 @@ def _evaluate_tasks(
         print_table("language", [str(run)], "text")
 
 
-def _evaluate_on(run: Path, data: Path, *, as_json: bool) -> None:
+def _evaluate_on(run: Path, data: Path, overrides: Sequence[str], *, as_json: bool) -> None:
     with _reporting() as reporter:
+        from glora.cli.samples import settings_of
         from glora.report.metrics import MetricInfo
         from glora.runs.loaded import load_run
 
-        found, notes = load_run(run).evaluate_on(data)
+        found, notes = load_run(run).evaluate_on(data, settings_of(overrides))
         for note in notes:
             reporter.say(note)
     if as_json:

@@ -38,17 +38,27 @@ def task_of(source: str, objective: str | None, overrides: Sequence[str], *, mod
     from glora.tasks.objectives import OBJECTIVES
     from glora.tasks.task import load_task, source_class
 
-    given: dict[str, Any] = {"source": source}
-    for override in overrides:
-        key, equals, text = override.removeprefix("data.").partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is no setting.", allowed="A setting of the data: on_bad_row=skip.")
-        put(given, key, parse_value(text))
+    given: dict[str, Any] = {"source": source, **settings_of(overrides)}
     name = objective or source_class(given).usual_objective(given)
     kind = lookup(OBJECTIVES, name, kind="objective", remedy="List them: glora ls objectives")
     settings = {key: value for key, value in given.items() if key != "source"}
     task = load_task(source, objective=kind(), **{"seed": seed, **settings})
     return task if model is None else task.prepared(text_preprocess(model, num_classes=task.objective.outputs))
+
+
+def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of the data that `--set` changes.
+
+    Raises:
+        ConfigError: One is none.
+    """
+    found: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.removeprefix("data.").partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is no setting.", allowed="A setting of the data: on_bad_row=skip.")
+        put(found, key, parse_value(text))
+    return found
 
 
 def counts(task: Task) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def readable(words: Sequence[str], on_bad_row: str) -> Given:
         path = Path(word).expanduser()
         is_name = len(word) < 256 and "\n" not in word
         if not (is_name and path.is_file()):
-            if is_name and " " not in word and (kind_of(path) or path.is_dir()):
+            if is_name and path.is_dir():
+                raise DataError(f"{word!r} is a folder.", allowed="A text, or a file of texts.")
+            if is_name and " " not in word and kind_of(path):
                 raise DataError(f"There is no file {word!r}.", allowed="A text, or a file of texts.")
             called.append(_short(word))
             found.append(word)

@@ -229,10 +229,17 @@ class LoadedRun:
         naming = naming_of(self.experiment.data)
         return TextPredictor(model, self.objective, self.preprocess, reading, naming, raw, output)
 
-    def evaluate_on(self, source: str | Path) -> tuple[Evaluation, list[str]]:
+    def evaluate_on(
+        self, source: str | Path, settings: Mapping[str, Any] | None = None
+    ) -> tuple[Evaluation, list[str]]:
         """What the model does on all labelled examples of another folder, and what a user should be told.
 
+        Args:
+            source: A folder, a table, a file of texts.
+            settings: Settings of the data that are other than the run's: `{"on_bad_row": "skip"}`.
+
         Raises:
+            ConfigError: A setting is unknown, or wrong.
             DataError: The folder has other classes, no images, or unreadable ones.
         """
         if self.preprocess is None:
@@ -243,9 +250,8 @@ class LoadedRun:
         data = cast(DataSettings, self.experiment.data)
         kind = source_class({"source": str(source)})
         own = data.model_dump() if isinstance(data, kind) else {}
-        given = {**own, "source": str(source), "train": None, "val": None}
-        settings = build(kind, given, f"the data {str(source)!r}")
-        examples, notes = settings.load_all(self.objective)
+        given = {**own, **(settings or {}), "source": str(source), "train": None, "val": None}
+        examples, notes = build(kind, given, f"the data {str(source)!r}").load_all(self.objective)
         accelerator = new_accelerator(self.folder.precision)
         examples = examples.prepared(self.preprocess)
         if isinstance(examples, Measured):

@@ -33,6 +33,10 @@ def open_chat(path: str | Path, *, system: str = "", reply: Reply | None = None)
         DataError: The model does not generate.
     """
     path = Path(path).expanduser()
+    if path.is_file():
+        raise RunError(
+            f"{str(path)!r} is a file.", allowed="A run folder, a folder of transformers, or the name of a base."
+        )
     said: Mapping[str, Any] = {}
     if (path / "config.yaml").is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         run = load_run(path)
