@@ -279,6 +279,6 @@ def test_the_command_line_reads_texts(tmp_path: Path, capsys: pytest.CaptureFixt
         call(app, ["predict", str(run), str(tmp_path)], catch_exceptions=False)
     (tmp_path / "bad.jsonl").write_text((tmp_path / "data.jsonl").read_text() + "\n{}")
     evaluate = ["eval", str(run), "--data", str(tmp_path / "bad.jsonl")]
-    with pytest.raises(DataError, match="bad.jsonl, line 41"):
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 41"):
         call(app, evaluate, catch_exceptions=False)
     assert "on the 40 examples" in out(*evaluate, "--set", "data.on_bad_row=skip")

@@ -315,6 +315,14 @@ def test_a_quantised_base_keeps_its_output_layer_and_trains(folders: dict[str, P
     assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in adapted.parameters())
 
 
+def test_bitsandbytes_rounds_and_says_so_once(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    backbone = load_backbone(str(folders["llama"]), num_classes=None, quantize="bnb_int8")
+    assert any("to float16" in note for note in backbone.notes)
+    backbone.model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes.autograd")]
+
+
 def test_quantising_leaves_a_classifiers_head_alone(folders: dict[str, Path]) -> None:
     pytest.importorskip("torchao")
     backbone = load_backbone(str(folders["distilbert"]), num_classes=3, quantize="int8")

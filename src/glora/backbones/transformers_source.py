@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -461,6 +462,8 @@ def _prepare(wanted: _Wanted, model: Any, head: tuple[str, ...]) -> list[str]:
         notes.append(f"The head is trained in {dtype}, the type of the base.")
     if wanted.loading.quantize in ("int8", "int4"):
         notes += _quantized(model, wanted.loading.quantize, head)
+    if wanted.loading.quantize == "bnb_int8":
+        notes.append("bitsandbytes rounds what enters a layer of int8 to float16.")
     if wanted.loading.activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         try:
@@ -521,11 +524,17 @@ def _bitsandbytes(wanted: _Wanted) -> dict[str, Any]:
     """The arguments of from_pretrained for quantising by bitsandbytes."""
     how, config = wanted.loading.quantize, _transformers().BitsAndBytesConfig
     if how == "bnb_int8":
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more)
         return {"quantization_config": config(load_in_8bit=True)}
     if how == "bnb_nf4":
         four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(wanted)}
         return {"quantization_config": config(load_in_4bit=True, **four)}
     return {}
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether a line says more than that an input is rounded, which bitsandbytes says of every product."""
+    return "inputs will be cast" not in str(record.msg)
 
 
 # Of a program's own model
