@@ -175,7 +175,7 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 def test_half_a_character_is_told_and_forgotten(folder: Path) -> None:
     talk = chat(folder)
-    with pytest.raises(DataError, match=r"conversation has '\\ud83d', which is half a character"):
+    with pytest.raises(DataError, match=r"conversation has '\\ud83d', which is a part of a character"):
         talk.answer("What is red? \ud83d")
     assert not talk.turns
 

@@ -649,7 +649,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "half a character": (
         '{"conversations": [{"from": "human", "value": "Who \\ud83d"}, {"from": "gpt", "value": "He."}]}',
-        r"has '\\ud83d', which is half a character",
+        r"has '\\ud83d', which is a part of a character",
     ),
 }
 

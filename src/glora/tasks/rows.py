@@ -230,10 +230,12 @@ def strings(row: Row) -> list[str]:
 
 
 def need_whole(*texts: str) -> None:
-    """Raises BadRow where half a character stands, as a cut in `\\ud83d\\ude00` leaves it: tokenizers take none."""
+    """Raises BadRow where part of a character stands, as a cut in `\\ud83d\\ude00` leaves it: tokenizers take none."""
     for text in texts:
         if not text.isascii() and (half := HALVES.search(text)):
-            raise BadRow("of half a character", f"has {half[0]!r}, which is half a character", remedy="Take it out")
+            raise BadRow(
+                "of a broken character", f"has {half[0]!r}, which is a part of a character", remedy="Take it out"
+            )
 
 
 def told(bad: Sequence[BadRow], total: int, on_bad_row: str) -> list[str]:
