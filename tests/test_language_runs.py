@@ -275,6 +275,11 @@ def test_the_command_line_reads_texts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "out" / "config.json").is_file()
     gone = call(app, ["predict", str(run), "nowhere.txt"])
     assert isinstance(gone.exception, DataError)
+    (tmp_path / "bad.jsonl").write_text('{"text": "What is red?"}\n{"text": 4}')
+    predict = ["predict", str(run), str(tmp_path / "bad.jsonl")]
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2 has 'text' as a number.*--on-bad-row skip"):
+        call(app, predict, catch_exceptions=False)
+    assert len(out(*predict, "--on-bad-row", "skip").splitlines()) == 1
     with pytest.raises(DataError, match="is a folder"):
         call(app, ["predict", str(run), str(tmp_path)], catch_exceptions=False)
     (tmp_path / "bad.jsonl").write_text((tmp_path / "data.jsonl").read_text() + "\n{}")

@@ -393,7 +393,7 @@ def test_timms_models_are_no_language_models_and_have_no_options_of_transformers
     with pytest.raises(BackboneError, match="reads images"):
         load_backbone("test_vit", num_classes=None, pretrained=False)
     for load in (load_backbone, text_preprocess):
-        with pytest.raises(BackboneError, match=r"There is no 'nowhere'.*Name a folder of transformers"):
+        with pytest.raises(BackboneError, match=r"There is no 'nowhere'.*or name a folder of transformers"):
             load("nowhere", num_classes=None)
     with pytest.raises(BackboneError, match=r"dtype=bfloat16, quantize=int8 is about models of transformers"):
         load_backbone("test_vit", num_classes=2, pretrained=False, dtype="bfloat16", quantize="int8")

@@ -334,7 +334,7 @@ def _need_known(name: str) -> None:
         problem = f"there is no language model {name!r}."
     if problem:
         raise BackboneError(
-            f"{problem[0].upper()}{problem[1:]}", remedy="Name a folder of transformers, owner/name, or smollm2_135m."
+            f"{problem[0].upper()}{problem[1:]}", remedy="Run `glora ls models`, or name a folder of transformers."
         )
 
 

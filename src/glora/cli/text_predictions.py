@@ -11,7 +11,7 @@ from glora.cli import predictions
 from glora.cli.predictions import Given
 from glora.errors import DataError
 
-__all__ = ["as_lines", "readable"]
+__all__ = ["as_lines", "readable", "without"]
 
 SHOWN = 60  # characters of a text that stand before its prediction
 
@@ -32,7 +32,7 @@ def readable(words: Sequence[str], on_bad_row: str) -> Given:
         path = Path(word).expanduser()
         is_name = len(word) < 256 and "\n" not in word
         if not (is_name and path.is_file()):
-            if is_name and path.is_dir():
+            if is_name and word and path.is_dir():
                 raise DataError(f"{word!r} is a folder.", allowed="A text, or a file of texts.")
             if is_name and " " not in word and kind_of(path):
                 raise DataError(f"There is no file {word!r}.", allowed="A text, or a file of texts.")
@@ -45,7 +45,31 @@ def readable(words: Sequence[str], on_bad_row: str) -> Given:
                 found.append(record.fields["text"] if kind_of(path) == ".txt" else record.fields)
             else:
                 bad.append(record)
-    return Given("text", called, found, told(bad, len(bad) + len(found), on_bad_row))
+    try:
+        notes = told(bad, len(bad) + len(found), on_bad_row)
+    except DataError as error:
+        remedy = error.remedy.replace("data.on_bad_row=skip", "--on-bad-row skip")
+        raise DataError(error.cause, allowed=error.allowed, remedy=remedy) from error
+    return Given("text", called, found, notes)
+
+
+def without(given: Given, faults: Mapping[int, DataError], on_bad_row: str) -> Given:
+    """What can be predicted.
+
+    Raises:
+        DataError: An input cannot, and is not to be skipped; or none can.
+    """
+    if not faults:
+        return given
+    place, error = min(faults.items())
+    cause = error.cause.replace(f"Input {place + 1}", given.called[place], 1)
+    if on_bad_row != "skip" or len(faults) == len(given.items):
+        skip = "leave such out with --on-bad-row skip." if len(faults) < len(given.items) else ""
+        remedy = ", or ".join(filter(None, (error.remedy.rstrip("."), skip)))
+        raise DataError(cause, allowed=error.allowed, remedy=remedy[:1].upper() + remedy[1:]) from error
+    kept = [k for k in range(len(given.items)) if k not in faults]
+    note = f"Skipped {len(faults):,} of {len(given.items):,} inputs; the first: {cause}"
+    return Given(given.what, [given.called[k] for k in kept], [given.items[k] for k in kept], [*given.notes, note])
 
 
 def _short(text: str) -> str:

@@ -111,6 +111,10 @@ class Chat:
         _, ids = self._fitting(list(messages))
         return self._generated(ids, lambda _: None, lambda: False)
 
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raises DataError where the model cannot answer these: they are too long, or its template refuses them."""
+        self._fitting(list(messages))
+
     def _fitting(self, turns: list[Message]) -> tuple[list[Message], list[int]]:
         """The conversation and its tokens; without its oldest turns where it is too long to answer."""
         room = self.preprocess.max_length

@@ -219,6 +219,11 @@ class LoadedRun:
             found += self.objective.predictions(output)
         return found
 
+    def faults(self, inputs: Any, *, max_tokens: int = MOST) -> dict[int, DataError]:
+        """Why texts, or rows of them, cannot be predicted, by their places from 0; see `predict`."""
+        reply = Reply(max_tokens) if max_tokens else None
+        return self._texts(self.model, new_accelerator(self.folder.precision)).faults(inputs, reply=reply)
+
     def _texts(self, model: nn.Module, accelerator: Any) -> TextPredictor:
         def output(batch: Batch) -> Any:
             with accelerator.autocast():

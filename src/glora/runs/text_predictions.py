@@ -91,6 +91,28 @@ class TextPredictor:
             return self._choices_named(rows, self._predicted(self._set(rows), size, tokens))
         return self._language(rows, size, tokens, reply)
 
+    def faults(self, inputs: Any, *, reply: Reply | None) -> dict[int, DataError]:
+        """Why inputs cannot be predicted, by their places from 0; those that are not here can be.
+
+        Args:
+            inputs: As for `predict`.
+            reply: As for `predict`.
+        """
+        speaks = self.objective.name == "language" and reply is not None
+        chat = Chat(self.model, self.preprocess, self.reading, reply=reply, raw=self.raw) if speaks else None
+        found: dict[int, DataError] = {}
+        for place, item in enumerate(_items(inputs)):
+            try:
+                row = self._row(item, place + 1)
+                asked = _asked(row) if isinstance(row, Dialog) else ()
+                if chat is not None and asked:
+                    chat.check(asked)
+                if not isinstance(row, Dialog) or any(message.answers for message in row.messages):
+                    self._set([row])
+            except DataError as error:
+                found[place] = error
+        return found
+
     # Rows.
 
     def _row(self, item: Any, place: int) -> Row:
