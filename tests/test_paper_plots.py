@@ -187,6 +187,17 @@ def test_what_a_run_lacks_is_named(name: str, runs: dict[str, Path], tmp_path: P
             draw(name, [], tmp_path / "x.svg", limit=9, seed=0)
 
 
+@pytest.mark.parametrize("name", ["layers", "parameters", "search", "features"])
+def test_of_a_benchmark_the_runs_in_it_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "benchmark.yaml").touch()
+    (folder := tmp_path / "cells" / "digits" / "GLoRA" / "seed0").mkdir(parents=True)
+    (tmp_path / "cells" / "digits" / "LoRA" / "seed0").mkdir(parents=True)
+    (folder / "winner.json").touch()
+    for path in (tmp_path, tmp_path / "cells"):
+        with pytest.raises(RunError, match=f"holds the runs of a benchmark.*such as {folder}"):
+            draw(name, [str(path)], tmp_path / "a.svg", limit=10, seed=0)
+
+
 def test_an_unknown_figure_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"no figure .layer..*layers"):
         draw("layer", ["run"], tmp_path / "x.svg", limit=9, seed=0)

@@ -270,6 +270,13 @@ def test_a_run_on_a_miniature_of_the_shared_layout_is_a_cell_of_table_1(tmp_path
     )
 
 
+def test_rows_of_different_seeds_are_told() -> None:
+    told = "Rows or cells differ in their seeds: each mean is of those that it has."
+    results = [made(title, "cifar", seed=seed) for title in ("LoRA", "SSF") for seed in (0, 1)]
+    assert told not in vtab(results)[0].caption
+    assert told in vtab([*results, made("LoRA", "cifar", 0.9, seed=2)])[0].caption
+
+
 def test_a_copy_of_other_size_is_told_beside_printed_rows() -> None:
     note = "Not the usual copy: cifar/test.txt has 20 images, where 10,000 are known."
     results = [made("LoRA", "cifar", notes=[note]), made("SSF", "cifar", notes=[note]), made("LoRA", "dtd")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -297,7 +298,18 @@ def _wrong(problem: Any) -> str:
     got = f" (got {value!r})" if not isinstance(value, Mapping) else ""
     if problem["type"] in ("list_type", "tuple_type") and isinstance(value, int | float | str):
         return f"a list is needed{got}. Did you mean [{value}]?"
-    return f"{problem['msg'].removeprefix('Value error, ').rstrip('.')}{got}."
+    if problem["type"] == "too_short":
+        least = problem["ctx"]["min_length"]
+        return f"at least {least} {'is' if least == 1 else 'are'} needed{got}."
+    near = nearest(value, _allowed(problem), n=1) if isinstance(value, str) else []
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{problem['msg'].removeprefix('Value error, ').rstrip('.')}{got}.{hint}"
+
+
+def _allowed(problem: Any) -> list[str]:
+    """The texts that a setting may be, where it is one of a few."""
+    expected = problem["ctx"]["expected"] if problem["type"] == "literal_error" else ""
+    return re.findall(r"'([^']*)'", expected)
 
 
 def _unknown(path: list[str], value: Any, group: type[BaseModel], model: type[BaseModel]) -> dict[str, str]:

@@ -86,11 +86,24 @@ FIGURES: dict[str, Callable[..., None]] = {
 def _named(runs: Sequence[str]) -> dict[str, Path]:
     """Label -> run folder: the folder's name, or more of its path where that does not tell them apart."""
     paths = list(dict.fromkeys(Path(run).expanduser().absolute() for run in runs))
+    for path in paths:
+        _refuse_benchmark(path)
     for depth in range(1, max(len(path.parts) for path in paths)):
         labels = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(labels)) == len(paths):
             return dict(zip(labels, paths, strict=True))
     return {str(path): path for path in paths}
+
+
+def _refuse_benchmark(path: Path) -> None:
+    """Raises RunError where the folder is a benchmark's, or its cells: a figure is of some of the runs in it."""
+    cells = path if path.name == "cells" else path / "cells"
+    if (cells.parent / "benchmark.yaml").is_file() and cells.is_dir():
+        found = [*sorted(cells.glob("*/*/seed*/winner.json")), *sorted(cells.glob("*/*/seed*/result.json"))]
+        raise RunError(
+            f"{path} holds the runs of a benchmark, and the figure is of some of them.",
+            remedy=f"Name run folders in it, such as {found[0].parent if found else cells / 'TASK/LABEL/seed0'}.",
+        )
 
 
 def _winners(runs: Sequence[str]) -> dict[str, Outcome]:

@@ -224,6 +224,8 @@ def captions(rows: Sequence[OurRow], printed: Sequence[PublishedRow] = ()) -> li
     every = [result for row in rows for result in row.every()]
     if every:
         found.append(_run_with(every))
+    if len({frozenset(map(draw_of, runs)) for row in rows for runs in row.results.values()}) > 1:
+        found.append("Rows or cells differ in their seeds: each mean is of those that it has.")
     if printed and (odd := dict.fromkeys(each.task for each in every if _is_unusual(each))):
         found.append(f"Not of the usual copy, and not to be compared with printed figures: {', '.join(odd)}.")
     if any(row.protocol == "paper" for row in rows):
