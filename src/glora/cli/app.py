@@ -391,11 +391,8 @@ def predict(
         from glora.runs.loaded import load_run
 
         loaded = load_run(run)
-        read = text_predictions.readable if loaded.reads_texts else predictions.named
+        read = text_predictions.read_for(loaded, max_tokens) if loaded.reads_texts else predictions.named
         given = read(files, on_bad_image)
-        if loaded.reads_texts:
-            faults = loaded.faults(given.items, max_tokens=max_tokens)
-            given = text_predictions.without(given, faults, on_bad_image)
         for note in given.notes:
             reporter.say(note)
         records = loaded.predict(given.items, batch_size=batch_size, max_tokens=max_tokens)

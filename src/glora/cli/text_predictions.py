@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glora.cli import predictions
 from glora.cli.predictions import Given
 from glora.errors import DataError
 
-__all__ = ["as_lines", "readable", "without"]
+if TYPE_CHECKING:
+    from glora.runs.loaded import LoadedRun
+
+__all__ = ["as_lines", "read_for", "readable", "without"]
 
 SHOWN = 60  # characters of a text that stand before its prediction
 
@@ -51,6 +54,16 @@ def readable(words: Sequence[str], on_bad_row: str) -> Given:
         remedy = error.remedy.replace("data.on_bad_row=skip", "--on-bad-row skip")
         raise DataError(error.cause, allowed=error.allowed, remedy=remedy) from error
     return Given("text", called, found, notes)
+
+
+def read_for(run: LoadedRun, max_tokens: int) -> Callable[[Sequence[str], str], Given]:
+    """Reads the texts that words mean, as far as the run can predict them; see `readable`."""
+
+    def read(words: Sequence[str], on_bad_row: str) -> Given:
+        given = readable(words, on_bad_row)
+        return without(given, run.faults(given.items, max_tokens=max_tokens), on_bad_row)
+
+    return read
 
 
 def without(given: Given, faults: Mapping[int, DataError], on_bad_row: str) -> Given:
