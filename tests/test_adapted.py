@@ -334,6 +334,26 @@ def of_nothing(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if "no trainable numbers" in record.message]
 
 
+def test_gradients_pass_a_layer_that_no_sample_changes():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    adapted = glora.inject(model, glora.SearchSpace(ranks=(2, 1), product="matrix"), head=None)
+    large, small = adapted.space.largest, adapted.space.smallest
+    for support in adapted.supports.values():
+        randomize(support, seed=0)
+    first = Genotype({**small, "0": large["0"]})
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for genotype in (first, [first, Genotype({**first})]):  # the second layer plays nothing
+        adapted.activate(genotype)
+        for parameter in adapted.parameters():
+            parameter.grad = None
+        model(x).square().sum().backward()
+        found.append([parameter.grad for parameter in adapted.supports["0"].parameters()])
+    assert any(each is not None and each.abs().sum() > 0 for each in found[1])
+    for one, two in zip(found[0], found[1], strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_training_with_nothing_active_warns_once(vit, images, caplog):
     model = vit().eval()
     adapted = glora.inject(model, PAPER)

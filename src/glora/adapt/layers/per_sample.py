@@ -144,7 +144,7 @@ class _Product(torch.autograd.Function):
             )
         x, w0, a, s, plain, down, up, mask, z = ctx.saved_tensors
         w, flat = ctx.view.matrix(w0), rows(dy)
-        samples = next(len(each) for each in (a, s, None if mask is None else mask.T) if each is not None)
+        samples = next((len(each) for each in (a, s, None if mask is None else mask.T) if each is not None), 1)
         dx = flat.new_empty(len(flat), w.shape[1]) if ctx.needs_input_grad[2] or a is not None else None
         da, ds, d_down = (None if each is None else torch.zeros_like(each) for each in (a, s, down))
         d_up = torch.zeros_like(up) if ctx.needs_input_grad[8] else None
@@ -177,7 +177,7 @@ def _parts(samples: int, each: int, device: torch.device) -> Iterator[tuple[slic
         each: Rows of one.
         device: Where they are.
     """
-    step = max(1, IN_CACHE // each) if device.type == "cpu" else samples
+    step = max(1, IN_CACHE // max(1, each)) if device.type == "cpu" else samples
     for first in range(0, samples, step):
         last = min(first + step, samples)
         yield slice(first, last), slice(first * each, last * each)
