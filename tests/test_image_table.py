@@ -223,7 +223,7 @@ def refused(root: Path, text: str, words: str, objective: Objective | None = Non
 def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
     root = images(tmp_path)
     good = rows(lambda k: "ab"[k % 2])
-    with pytest.raises(DataError, match=r"no folder .*nowhere.csv"):
+    with pytest.raises(DataError, match=r"no file .*nowhere.csv"):
         load(root / "nowhere.csv")
     refused(root, "", "no lines below its header")
     refused(root, "file,kind\n\n", "no lines below its header.*images.csv")

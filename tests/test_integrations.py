@@ -389,7 +389,8 @@ def test_trl_resumes_bit_for_bit_and_its_merged_model_is_plain(tmp_path):
     callback.release()
     assert "forward" not in model.__dict__
     assert "save_pretrained" not in model.__dict__
-    assert all(torch.equal(model.get_submodule(name).weight, value) for name, value in played.items())
+    for name, value in played.items():  # what is read is computed in float32, what is merged in float64
+        assert torch.allclose(model.get_submodule(name).weight, value, rtol=1e-5, atol=1e-7)
 
 
 # The examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,7 +116,7 @@ def test_progress_counts_steps_images_and_time(vit: Vit) -> None:
     ends = list(make_trainer(adapted(vit()), epochs=2).run(told.append))
     assert [(p.step, p.epoch) for p in ends] == [(4, 1), (8, 2)]
     assert told[0].step == 1, "the first step is told at once"
-    assert told[-1] == ends[-1]
+    assert replace(told[-1], examples_per_second=ends[-1].examples_per_second) == ends[-1], "but for the clock"
     assert ends[-1].seconds_left == 0
     assert ends[-1].examples_per_second > 0
 
