@@ -207,6 +207,10 @@ class TestInstanceNorm(TestBatchNorm):
     def make_layer(self, *, bias: bool) -> nn.Module:
         return self.randomized(nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
 
+    def is_plain(self, out: Tensor, plain: Tensor) -> bool:
+        """Up to rounding: torch 2.6 averages the running statistics over the batch in evaluation too, which stays."""
+        return torch.allclose(out, plain, rtol=1e-6, atol=1e-6)
+
 
 class TestTimmLayerNorm(TestLayerNorm):
     """A forward of its own, which is known."""
