@@ -80,8 +80,11 @@ def _run(
 
     values = given(options)
     if not (config or overrides or values) and (out / "config.yaml").is_file():
-        reporter.say(f"{out} holds a run: it goes on with its own settings. Another one begins under another --out.")
-        return Run.open(out, reporter)
+        run = Run.open(out, reporter)
+        run.reporter.say(
+            f"{out} holds a run: it goes on with its own settings. Another one begins under another --out."
+        )
+        return run
     return Run(load_experiment(config, overrides or (), values), out, reporter)
 
 
