@@ -109,7 +109,10 @@ def _product(plays: Sequence[Play], view: View, layer: Any, x: Tensor, w0: Tenso
         down, mask = torch.cat(downs), torch.tensor(played, dtype=w.dtype, device=w.device)
         up = torch.cat([up for _, up, _ in columns]).to(w.dtype) if columns else None
     stretch = _of_samples(_vectors(plays, "A", is_matrix=True), x)
-    return applied(_Product, view, layer, x, w0, b0, stretch, _of_samples(scales, x), down, up, mask)
+    scale = _of_samples(scales, x)
+    if stretch is None and scale is None and mask is None:
+        return view.plain(layer, x, w0, b0)
+    return applied(_Product, view, layer, x, w0, b0, stretch, scale, down, up, mask)
 
 
 class _Product(torch.autograd.Function):
@@ -144,7 +147,7 @@ class _Product(torch.autograd.Function):
             )
         x, w0, a, s, plain, down, up, mask, z = ctx.saved_tensors
         w, flat = ctx.view.matrix(w0), rows(dy)
-        samples = next((len(each) for each in (a, s, None if mask is None else mask.T) if each is not None), 1)
+        samples = next(len(each) for each in (a, s, None if mask is None else mask.T) if each is not None)
         dx = flat.new_empty(len(flat), w.shape[1]) if ctx.needs_input_grad[2] or a is not None else None
         da, ds, d_down = (None if each is None else torch.zeros_like(each) for each in (a, s, down))
         d_up = torch.zeros_like(up) if ctx.needs_input_grad[8] else None

@@ -16,6 +16,7 @@ from glora.errors import GloraError, RunError
 from glora.files import read_jsonl, write_json
 from glora.report.loggers.logger import Logger, logger_class
 from glora.report.result import Result
+from glora.settings import flat
 
 __all__ = ["Feed"]
 
@@ -162,23 +163,17 @@ class Feed:
     def _logger(self, name: str, kind: type[Logger]) -> Logger:
         """The logger, opened when there is something to log."""
         if name not in self._open:
-            settings = _flat(_settings(self.folder / "config.yaml"))
+            settings = flat(_settings(self.folder / "config.yaml"))
             self._open[name] = kind(self.folder, key=self._state[name]["key"], settings=settings)
         return self._open[name]
 
 
-def _settings(file: Path) -> Any:
+def _settings(file: Path) -> Mapping[str, Any]:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in data.items() if isinstance(data, Mapping) else ():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+    return found if isinstance(found, Mapping) else {}
 
 
 def _trained(records: Sequence[Mapping[str, Any]], group: str) -> Iterator[_Point]:
