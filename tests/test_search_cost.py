@@ -1,9 +1,10 @@
-"""What a search costs is told beforehand; on texts it costs at most half of the training, and can be resumed."""
+"""What a search costs is told beforehand; by default it costs a tenth of the training, and it can be resumed."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,27 @@ import pytest
 from glora import Racing, Score
 from glora.config import load_experiment
 from glora.files import read_jsonl
-from glora.runs.cost import CALIBRATION, Work, extent_of, planned, search_cost
+from glora.runs.cost import Work, extent_of, planned, search_cost
 from glora.runs.reporter import plan
-from glora.runs.resolve import Extent
+from glora.runs.resolve import Extent, resolve
 from glora.runs.scoring import recipe_of
 from glora.runs.stages.search import Search
 from glora.searchers import new_searcher, search
 from glora.searchers.table import SEARCHERS, build_settings
+from glora.tasks.calibration import GENOTYPES, STRENGTHS
 from suites.language_runs import language_run
 from suites.searcher_suite import toy_score, toy_space
 
 pytest.importorskip("transformers")
 
 SMALL = ("search.searcher.population=4", "search.searcher.generations=1", "search.controls=2", "search.share=any")
+
+
+class Plain(list[int]):
+    """So many examples without lengths."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(range(n))
 
 
 def toy() -> Any:
@@ -89,17 +98,21 @@ def test_a_race_spends_what_it_saves_on_more_genotypes() -> None:
     assert spent <= 60 < len(found.trials)
 
 
-def test_a_default_search_on_texts_costs_at_most_half_of_the_training(tmp_path: Path) -> None:
-    run, _ = language_run(tmp_path, "run", "train.epochs=20", rows=130)
+@pytest.mark.parametrize(
+    ("given", "share"), [((), 0.1), (("search.share=auto",), 0.5), (("search.searcher.population=60",), 0.5)]
+)
+def test_a_search_on_texts_costs_at_most_its_share_of_the_training(
+    tmp_path: Path, given: tuple[str, ...], share: float
+) -> None:
+    run, _ = language_run(tmp_path, "run", "train.epochs=60", *given, rows=130)
     data, experiment, space = run.session.data, run.experiment, run.tuned.space
-    assert experiment.search.share == "auto"
     chosen = planned(experiment, data, space)  # type: ignore[arg-type]
     cost, told = search_cost(chosen, experiment, data)
     tokens = sum(data.train.lengths)  # type: ignore[attr-defined]
-    assert cost.training.size == pytest.approx(3 * 20 * tokens)
-    assert cost.training.examples == pytest.approx(3 * 20 * len(data.train))
-    assert 0.2 < cost.share <= 0.5 and chosen.full_scores < experiment.search.searcher.candidates  # type: ignore[attr-defined]
-    assert any("search.share=0.5 lets it score" in line for line in told)
+    assert cost.training.size == pytest.approx(3 * 60 * tokens)
+    assert cost.training.examples == pytest.approx(3 * 60 * len(data.train))
+    assert 0.6 * share < cost.share <= share and chosen.full_scores < experiment.search.searcher.candidates  # type: ignore[attr-defined]
+    assert any(f"search.share={share} lets it score" in line for line in told)
     lines = plan(experiment, run.task, data, run.session.backbone, run.tuned)
     assert lines[-len(told) :] == told and f"{cost.work.tokens:,.0f} tokens" in told[0]
     more = planned(experiment.with_(search={**experiment.search.model_dump(), "share": 2.0}), data, space)  # type: ignore[arg-type]
@@ -110,26 +123,28 @@ def test_any_share_leaves_the_search_as_it_is_and_the_explicit_controls_stay(tmp
     run, _ = language_run(tmp_path, "run")
     data, search_settings = run.session.data, run.experiment.search.model_dump()
     free = run.experiment.with_(search={**search_settings, "share": "any"})
-    assert extent_of(free, data) == Extent(None, True, 10, 50)
+    assert extent_of(free, data) == Extent(None, GENOTYPES, 10, 50, True)
     asked = run.experiment.with_(search={**search_settings, "controls": 9})
     assert extent_of(asked, data).controls == 9
     assert extent_of(asked, data).most == extent_of(run.experiment, data).most  # they may change after the search
 
 
-def test_a_calibration_that_takes_more_than_a_quarter_is_left_out(tmp_path: Path) -> None:
-    short, _ = language_run(tmp_path, "short", "data.aside=0", "search.rescore=0")
-    assert len(short.session.data.val) == 40
-    assert not extent_of(short.experiment, short.session.data).calibrate
-    chosen = planned(short.experiment, short.session.data, short.tuned.space)  # type: ignore[arg-type]
-    assert any("no calibration" in line for line in search_cost(chosen, short.experiment, short.session.data)[1])
-    long, _ = language_run(tmp_path, "long", "data.aside=0", "search.rescore=0", "train.epochs=100")
-    assert extent_of(long.experiment, long.session.data).calibrate
-    cost, _ = search_cost(
-        planned(long.experiment, long.session.data, long.tuned.space),  # type: ignore[arg-type]
-        long.experiment,
-        long.session.data,
-    )
-    assert cost.calibration.examples == CALIBRATION * 40 and cost.share <= 0.5
+def test_a_calibration_takes_half_of_a_limited_search_at_most_and_is_left_out_where_that_is_too_little(
+    tmp_path: Path,
+) -> None:
+    def genotypes(epochs: int) -> int:
+        run, _ = language_run(tmp_path, str(epochs), "data.aside=0", "search.rescore=0", f"train.epochs={epochs}")
+        data = run.session.data
+        assert len(data.val) == 40
+        extent = extent_of(run.experiment, data)
+        cost, lines = search_cost(planned(run.experiment, data, run.tuned.space), run.experiment, data)  # type: ignore
+        assert cost.calibration.examples == extent.calibrate * len(STRENGTHS) * 40
+        assert cost.calibration.size <= cost.work.size / 2
+        assert any("no calibration" in line for line in lines) is not bool(extent.calibrate)
+        return extent.calibrate
+
+    found = [genotypes(epochs) for epochs in (1, 60, 300)]
+    assert found[0] == 0 and found[-1] == GENOTYPES and found == sorted(found)
 
 
 def test_work_counts_examples_where_they_have_no_lengths() -> None:
@@ -138,9 +153,29 @@ def test_work_counts_examples_where_they_have_no_lengths() -> None:
     assert Work(3).times(2).size == 6 and "tokens" not in Work(3).text("images")
 
 
-def test_images_are_searched_as_ever() -> None:
-    experiment = load_experiment(None, ["data.source=digits"])
-    assert experiment.search.share == "auto"
+@pytest.mark.parametrize(
+    ("given", "limited", "racing"),
+    [
+        ((), True, True),
+        (("search.searcher=random",), True, True),
+        (("search.searcher=nsga2",), True, False),  # none may leave a race
+        (("objective=regress", "search.fitness=r2"), True, False),  # no mean over examples
+        (("search.searcher.generations=3",), False, False),  # as many as were asked for, in full
+        (("search.searcher.generations=3", "search.racing=true", "search.share=0.2"), True, True),
+        (("preset=paper",), False, False),
+    ],
+)
+def test_a_search_of_no_given_size_is_a_tenth_of_the_training_and_races_where_it_can(
+    tmp_path: Path, given: tuple[str, ...], limited: bool, racing: bool
+) -> None:
+    run, _ = language_run(tmp_path, "run")
+    asked = resolve(load_experiment(None, ["data.source=digits", *given]))
+    photos = replace(run.session.data, train=Plain(800), val=Plain(100), aside=Plain(100))  # type: ignore[arg-type]
+    extent = extent_of(asked, photos)
+    assert (extent.most is not None, extent.racing) == (limited, racing)
+
+
+def test_a_share_is_a_number_above_zero() -> None:
     with pytest.raises(Exception, match="share"):
         load_experiment(None, ["data.source=digits", "search.share=0"])
     assert new_searcher(toy(), searcher="evolution", budget=None, min_budget=0, seed=0, settings=None).ask()

@@ -77,6 +77,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "fitness": "accuracy",
             "rescore": 0,
             "calibrate": False,
+            "share": "any",
+            "racing": False,
         },
     },
 }
@@ -210,8 +212,10 @@ class SearchSettings(Settings):
     batch_tokens: Count | None = Field(
         16384, ge=1, description="Of texts: most tokens per forward pass of scoring, padding included."
     )
-    share: Annotated[float, Field(gt=0)] | Literal["auto", "any"] = Field(
-        "auto", description="Most that the search costs, of the training's passes; auto: 0.5 of texts, else any."
+    share: Annotated[float, Field(gt=0)] | Literal["auto", "any"] | None = Field(
+        None,
+        description="Most that the search costs, of the training's passes; auto: 0.5 of texts, else any. If not given "
+        "0.1, and auto where the searcher is told how many genotypes it scores.",
     )
     rescore: int = Field(10, ge=0, description="Best genotypes scored again on the examples set aside.")
     controls: int | None = Field(
@@ -230,7 +234,11 @@ class SearchSettings(Settings):
     polish_lr: float | None = Field(
         None, gt=0, description="Its learning rate at the top; train.lr / 3 from the supernet's weights if not given."
     )
-    racing: bool = Field(False, description="Drop candidates once the val examples seen show that they cannot win.")
+    racing: bool | None = Field(
+        None,
+        description="Drop candidates once the val examples seen show that they cannot win. If not given, where they "
+        "can race and the searcher is not told how many genotypes it scores.",
+    )
     racing_level: float = Field(0.05, gt=0, le=0.5, description="How easily candidates leave the race.")
     racing_first: int = Field(
         10, ge=2, description="Examples of the race's first piece; then half as many again, and so on."

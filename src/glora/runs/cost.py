@@ -26,11 +26,11 @@ from glora.training.pace import example_steps
 __all__ = ["BACKWARD", "CONTROLS", "SearchCost", "Work", "extent_of", "planned", "search_cost", "tokens_in"]
 
 BACKWARD = 3  # forward passes that one forward and backward counts as
-CALIBRATION = GENOTYPES * len(STRENGTHS)  # passes over val
-SHARE = 0.5  # of the training, of a search on texts
+SHARE = 0.1  # of the training, of a search that is not told how many genotypes it scores
+OF_TEXTS = 0.5  # of one on texts that is
 CONTROLS = 50  # random genotypes, where the searcher has no population
 LEAST_CONTROLS = 2
-FOR_CALIBRATION = 4  # it must leave three quarters of the passes to the search
+FOR_CALIBRATION = 1 / 2  # of the passes, at most
 FOR_SCORES = 2 / 3  # of what is left after the calibration; the rest is for rescoring and for controls
 FOR_RESCORING = 1 / 3  # of that rest
 BESIDE = 2  # measured beside the random genotypes: the winner and the largest
@@ -148,16 +148,34 @@ def _training(experiment: Experiment, data: VisibleData) -> Work:
 
 def _share(search: SearchSettings, data: VisibleData) -> float | None:
     """The most that the search may cost, of the training; None for no limit."""
-    if search.share == "auto":
-        return None if lengths_of(data.val) is None else SHARE
-    return None if search.share == "any" else float(search.share)
+    share = search.share
+    if share is None:
+        share = "auto" if _sized(search) else SHARE
+    if share == "auto":
+        return None if lengths_of(data.val) is None else OF_TEXTS
+    return None if share == "any" else float(share)
+
+
+def _sized(search: SearchSettings) -> bool:
+    """Whether the searcher is told how many genotypes it scores: what is asked for is done."""
+    searcher: Any = search.searcher
+    return bool(searcher.candidates != type(searcher)().candidates)
+
+
+def _races(experiment: Experiment) -> bool:
+    """Whether the candidates race."""
+    search, objective = experiment.search, cast(Any, experiment.objective)
+    if search.racing is not None:
+        return search.racing
+    single = {metric.name for metric in objective.metrics if metric.per_example}
+    return cast(Any, search.searcher).races and search.fitness in single and not _sized(search)
 
 
 def extent_of(experiment: Experiment, data: VisibleData) -> Extent:
     """How much the search may do: all that its settings ask for, or what `search.share` leaves of it.
 
-    A quarter at most is for the calibration, which is left out where it takes more; of what is left two thirds are for
-    the genotypes that the searcher asks for, and a third for scoring the best again and for controls.
+    Half at most is for the calibration, with as many genotypes as that allows; of what is left two thirds are for the
+    genotypes that the searcher asks for, and a third for scoring the best again and for controls.
 
     Args:
         experiment: The settings.
@@ -166,24 +184,24 @@ def extent_of(experiment: Experiment, data: VisibleData) -> Extent:
     search = experiment.search
     usual = getattr(search.searcher, "population", CONTROLS)
     controls = usual if search.controls is None else search.controls
-    share = _share(search, data)
+    share, calibrate = _share(search, data), GENOTYPES * search.calibrate
     if share is None:
-        return Extent(None, search.calibrate, search.rescore, controls)
+        return Extent(None, calibrate, search.rescore, controls, _races(experiment))
     val, both = (work.size for work in _scored(data))
     passes = share * _training(experiment, data).size / val
-    calibration = _calibration(search.calibrate, data)
-    calibrate = search.calibrate and FOR_CALIBRATION * calibration <= passes
-    left = passes - calibration * calibrate
+    if each := _calibration(1, data):
+        calibrate = min(calibrate, math.floor(FOR_CALIBRATION * passes / each))
+    left = passes - _calibration(calibrate, data)
     rest = (1 - FOR_SCORES) * left * val / both  # measurements on val and on the examples set aside
     rescore = min(search.rescore, max(1, math.floor(FOR_RESCORING * rest)))
     if search.controls is None:
         controls = max(LEAST_CONTROLS, min(controls, math.floor(rest) - rescore - BESIDE))
-    return Extent(max(1, math.floor(FOR_SCORES * left)), calibrate, rescore, controls)
+    return Extent(max(1, math.floor(FOR_SCORES * left)), calibrate, rescore, controls, _races(experiment))
 
 
-def _calibration(wanted: bool, data: VisibleData) -> int:
+def _calibration(genotypes: int, data: VisibleData) -> int:
     """Passes over val."""
-    return CALIBRATION if wanted and len(data.val) >= FEWEST else 0
+    return genotypes * len(STRENGTHS) if len(data.val) >= FEWEST else 0
 
 
 def _scored(data: VisibleData) -> tuple[Work, Work]:
@@ -228,5 +246,5 @@ def search_cost(plan: SearchPlan, experiment: Experiment, data: VisibleData) -> 
     candidates = cast(Any, experiment.search.searcher).candidates
     lines = cost.lines(_share(experiment.search, data), candidates, extent.most)
     if experiment.search.calibrate and not extent.calibrate:
-        lines.append("There is no calibration: it would take more than a quarter of that.")
+        lines.append("There is no calibration: it would take more than half of that.")
     return cost, lines

@@ -60,7 +60,7 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
         backbone: The network.
         tuned: The network made trainable.
     """
-    search, unit = experiment.search, task.train.unit
+    unit = task.train.unit
     *first, last = (f"{len(split):,} {name}" for name, split in task.splits.items())
     sizes = f"{', '.join(first)} and {last} {unit}"
     lines = [f"{task.name}: {sizes}, {task.objective.summary}", *task.notes, *data.notes, *backbone.notes, *tuned.notes]
@@ -71,7 +71,7 @@ def plan(experiment: Any, task: Task, data: VisibleData, backbone: Any, tuned: T
         return [*lines, what, *training]
     bounds = planned(experiment, data, tuned.space)
     high = tuned.space.count(tuned.space.largest)
-    candidates = bounds.settings.candidates if search.racing else bounds.full_scores
+    candidates = bounds.candidates
     most = high if bounds.budget is None else min(high, bounds.budget)
     return [
         *lines,

@@ -13,11 +13,13 @@ from glora.errors import BudgetError
 from glora.genes import GenotypeSpace
 from glora.methods.method import Method, Polish
 from glora.searchers.operators import Budget, GenomeSampler
+from glora.tasks.calibration import GENOTYPES
 from glora.tasks.data import SOURCES
 
 __all__ = ["Extent", "SearchPlan", "plan_search", "polish_info", "resolve"]
 
 WITHOUT_RATE: Literal["own", "auto"] = "own"  # what a run without a learning rate takes
+RACED = 4  # candidates of a race for each full score (docs/background/racing.md)
 POLISH = Polish().rate  # of the training's learning rate, from the supernet's weights
 AFRESH = 1.0  # the same from the pretrained weights
 
@@ -69,15 +71,17 @@ class Extent(NamedTuple):
 
     Attributes:
         most: Full scores that it may spend; None: as many as its searcher asks for.
-        calibrate: Whether it is calibrated before.
+        calibrate: Random genotypes that it is calibrated with before; 0: it is not.
         rescore: Best genotypes scored again on the examples set aside.
         controls: Random genotypes to compare with; 0: nothing is compared.
+        racing: Whether candidates race.
     """
 
     most: int | None
-    calibrate: bool
+    calibrate: int
     rescore: int
     controls: int
+    racing: bool
 
 
 class SearchPlan(NamedTuple):
@@ -101,7 +105,12 @@ class SearchPlan(NamedTuple):
         asked = int(self.settings.candidates)
         return asked if self.extent.most is None else min(asked, self.extent.most)
 
-    def new_searcher(self, space: GenotypeSpace, *, seed: int, raced: bool = False) -> searchers.Searcher:
+    @property
+    def candidates(self) -> int:
+        """Genotypes looked at most, those that leave a race among them."""
+        return int(self.settings.candidates) if self.extent.racing else self.full_scores
+
+    def new_searcher(self, space: GenotypeSpace, *, seed: int) -> searchers.Searcher:
         """A fresh searcher; making one checks settings and budget.
 
         Raises:
@@ -115,7 +124,7 @@ class SearchPlan(NamedTuple):
             budget=self.budget,
             min_budget=self.min_budget,
             seed=seed,
-            raced=raced,
+            raced=self.extent.racing,
         )
 
 
@@ -134,8 +143,10 @@ def plan_search(
         BudgetError: No genotype keeps the budget.
     """
     searcher: Any = settings.searcher
-    extent = extent or Extent(None, settings.calibrate, settings.rescore, settings.controls or 0)
-    shaped = searcher if extent.most is None else searcher.shaped(extent.most)
+    calibrate, racing = GENOTYPES * settings.calibrate, bool(settings.racing)
+    extent = extent or Extent(None, calibrate, settings.rescore, settings.controls or 0, racing)
+    candidates = None if extent.most is None else extent.most * (RACED if extent.racing else 1)
+    shaped = searcher if candidates is None else searcher.shaped(candidates)
     plan = SearchPlan(searcher.name, shaped, settings.budget, settings.min_budget or 0, extent)
     if settings.min_budget is None and _wants_one_size(plan, space):
         plan = plan._replace(min_budget=_near(settings, space, least, plan.full_scores))

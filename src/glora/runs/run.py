@@ -140,7 +140,7 @@ class Run:
             check_pace(self.tuned)
         if self.tuned.space is not None:
             search = planned(experiment, self.session.data, self.tuned.space)
-            search.new_searcher(self.tuned.space, seed=experiment.seed, raced=experiment.search.racing)
+            search.new_searcher(self.tuned.space, seed=experiment.seed)
             self._check_processes()
 
     @classmethod

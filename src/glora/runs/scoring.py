@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,9 +44,15 @@ class StoredNumbers:
         self.tuned.restore(self.snapshot)
 
     def hold(self, genotype: Any) -> AbstractContextManager[nn.Module]:
-        """Within it the model plays the genotype with these numbers."""
+        """Within it the model plays the genotype with these numbers, its weights built once."""
         self.put()
         return self.tuned.hold(genotype)
+
+    def active(self, genotype: Any) -> AbstractContextManager[nn.Module]:
+        """The same without building weights, which takes as long as some passes do."""
+        self.put()
+        self.tuned.activate(genotype)
+        return nullcontext(self.tuned.model)
 
 
 class Part(NamedTuple):
@@ -103,7 +109,8 @@ class ValScorer:
 
     def on(self, part: Part, genotype: Any, indices: Sequence[int] | None = None) -> Evaluation:
         """What the genotype does on the examples of one part, or on some of them."""
-        with part.numbers.hold(genotype) as model:
+        numbers = part.numbers
+        with numbers.hold(genotype) if indices is None else numbers.active(genotype) as model:
             return self.evaluator.evaluate(model, part.examples, indices)
 
 

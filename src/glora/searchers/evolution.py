@@ -19,6 +19,8 @@ TRIES = 10  # per child wanted: 250 for 25, the authors' limit
 class EvolutionSettings(SearcherSettings):
     """The settings of `evolution`; by default, as in the paper, 50 + 20 * 50 = 1,050 genotypes are scored."""
 
+    races: ClassVar[bool] = True
+
     name: Literal["evolution"] = "evolution"
     population: int = Field(50, ge=1, description="Genotypes per generation.")
     generations: int = Field(20, ge=0, description="Generations after the first, random one.")

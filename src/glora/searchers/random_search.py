@@ -19,6 +19,8 @@ GENERATION = 50  # as many as in a generation of the paper's evolution
 class RandomSettings(SearcherSettings):
     """The settings of `random`; by default it scores as many genotypes as the paper's evolution."""
 
+    races: ClassVar[bool] = True
+
     name: Literal["random"] = "random"
     candidates: int = Field(1_050, ge=1, description="Genotypes scored at most.")
 

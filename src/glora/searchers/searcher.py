@@ -54,6 +54,8 @@ class SearcherSettings(Settings, strict=True):
     how a budget is kept, see `glora.searchers.operators.GenomeSampler`; without it, it is kept by repair.
     """
 
+    races: ClassVar[bool] = False  # whether candidates race where the user does not say
+
     if TYPE_CHECKING:
 
         @property

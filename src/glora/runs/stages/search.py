@@ -37,7 +37,7 @@ from glora.searchers import Racing, SearchResult, Trial, search
 from glora.searchers.link import Link
 from glora.searchers.ranks import RankPool
 from glora.tasks.batching import weights_of
-from glora.tasks.calibration import GENOTYPES, Calibration, Outputs, choose_calibration
+from glora.tasks.calibration import Calibration, Outputs, choose_calibration
 
 __all__ = ["BEFORE", "Search"]
 
@@ -102,7 +102,8 @@ class Search:
     def calibrate(self) -> None:
         """Chooses on val how strongly the supernets play and how far apart their logits are, and keeps it."""
         session, val = self.session, self.session.data.val
-        genomes = random_genomes(self.space, GENOTYPES, **self.bounds, seed=session.experiment.seed + 1)
+        n = self.plan.extent.calibrate
+        genomes = random_genomes(self.space, n, **self.bounds, seed=session.experiment.seed + 1)
 
         def measure(strength: float) -> Outputs:
             parts, _ = calibrated_parts(session, self.tuned, self._snapshots, Calibration(strength))
@@ -132,13 +133,13 @@ class Search:
         folder.need_there()  # the journal would make it again
         best: list[Trial] = []
         seen: list[float] = []
-        total = self.plan.full_scores if not self.settings.racing else self.plan.settings.candidates
+        total = self.plan.candidates
         reporter.search_begins(find_metric(self._metrics, self.settings.fitness))
 
         def report(trial: Trial) -> None:
             best[:] = [min((*best, trial), key=lambda each: each.rank)]
             seen.append(trial.seen)
-            saved = 1 - sum(seen) / len(seen) if self.settings.racing else None
+            saved = 1 - sum(seen) / len(seen) if self.plan.extent.racing else None
             reporter.trial(trial, best[0], total, saved)
 
         found = self._search(self._spread(link), report, workers=self.settings.workers)
@@ -267,7 +268,7 @@ class Search:
             budget=self.plan.budget,
             min_budget=self.plan.min_budget,
             seed=session.experiment.seed,
-            racing=racing if settings.racing else None,
+            racing=racing if self.plan.extent.racing else None,
             workers=workers,
             cluster=settings.cluster if workers else None,
             limit=settings.limit,
