@@ -994,7 +994,8 @@ def test_bitfit_is_e():
     layer, x = baseline_layer()
     shift = torch.randn(10)
     expected = x @ layer.weight.T + (layer.bias + shift)
-    merged = merged_with(layer, PAPER, LayerConfig(E="vector"), {"E.down": shift})
+    space = SearchSpace(ranks=(4,), variant="paper", scaling="none")
+    merged = merged_with(layer, space, LayerConfig(E="vector"), {"E.down": shift})
     assert torch.allclose(merged(x), expected, atol=1e-6)
 
 
@@ -1002,7 +1003,7 @@ def test_ssf_is_a_d_and_e_vectors():
     layer, x = baseline_layer()
     scale, shift = 1 + torch.randn(10), torch.randn(10)
     expected = scale * layer(x) + shift
-    space = SearchSpace(ranks=(4,), variant="paper", product="elementwise")
+    space = SearchSpace(ranks=(4,), variant="paper", product="elementwise", scaling="none")
     numbers = {"A.down": (scale - 1)[:, None].expand(10, 4), "D.down": scale - 1, "E.down": shift}
     merged = merged_with(layer, space, LayerConfig(A="vector", D="vector", E="vector"), numbers)
     assert torch.allclose(merged(x), expected, atol=1e-5)

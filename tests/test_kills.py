@@ -343,7 +343,7 @@ def test_a_signal_in_the_look_at_val_ends_it_and_the_steps_before_are_kept(
     settings = tiny(photos, train={"epochs": "auto", "most_epochs": 4, "patience": 2, "average": 0.5})
     whole = Run(settings, tmp_path / "whole", Recorder())
     whole.train()
-    looked, looks, add, call = 0, 0, judging._add, judging.Judging.__call__
+    looked, looks, add, call = 0, 0, judging.Judging._add, judging.Judging.__call__
 
     def counted(self: Any, *args: Any, **given: Any) -> Any:
         nonlocal looks
@@ -359,7 +359,7 @@ def test_a_signal_in_the_look_at_val_ends_it_and_the_steps_before_are_kept(
                 signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(judging, "_add", added)
+        patch.setattr(judging.Judging, "_add", added)
         patch.setattr(judging.Judging, "__call__", counted)
         Run(settings, tmp_path / "run", Recorder()).train()
     assert looked == 2, "the look has ended there"

@@ -16,7 +16,17 @@ from glora.config import build_experiment
 from glora.errors import RunError
 from glora.files import read_jsonl
 from glora.runs import resolve as resolving
-from glora.runs.ladder import Ladder, best_rate, further, ladder_of, smoothed, survivors, training_of
+from glora.runs.ladder import (
+    Ladder,
+    best_rate,
+    further,
+    kept,
+    ladder_of,
+    smoothed,
+    surely_lower,
+    survivors,
+    training_of,
+)
 from glora.runs.loaded import load_run
 from glora.runs.resolve import resolve
 from glora.runs.run import Run
@@ -42,7 +52,7 @@ def ladder(n: int = 800, **train: Any) -> Ladder:
 
 def test_the_tries_take_a_share_of_the_passes_and_leave_the_rest() -> None:
     found = ladder(epochs=30)
-    assert [rung.rates for rung in found.rungs] == [9, 3]
+    assert [rung.rates for rung in found.rungs] == [6, 3]
     first, second = (rung.examples * rung.epochs for rung in found.rungs)
     assert second == pytest.approx(3 * first, rel=0.01)
     assert found.passes >= 0.98 * 30 * 800 / 3
@@ -50,7 +60,7 @@ def test_the_tries_take_a_share_of_the_passes_and_leave_the_rest() -> None:
     assert found.passes + found.left * 800 <= 30 * 800
     assert found.left >= 20
     assert found.own in found.rates
-    assert found.rates[0] == pytest.approx(found.own * 10**-2.5, rel=0.01)
+    assert found.rates[0] == pytest.approx(found.own * 10**-2, rel=0.01)
     assert found.rates[-1] == pytest.approx(found.own * 10**0.5, rel=0.01)
 
 
@@ -67,12 +77,10 @@ def test_beyond_an_end_of_the_ladder_some_more_are_tried_while_the_best_is_there
     losses: dict[float, float | None] = {rate: 9.0 - place for place, rate in enumerate(found.rates)}
     first = further(losses, found)
     assert first == pytest.approx(found.own * 10, rel=0.01)
-    second = further({**losses, first: 0.5}, found)
-    assert second == pytest.approx(found.own * 10**1.5, rel=0.01)
-    assert further({**losses, first: 0.5, second: 0.1}, found) is None, "no more than two"
+    assert further({**losses, first: 0.5}, found) is None, "no more than one"
     assert further({**losses, first: 9.0}, found) is None, "the best is inside"
     falling: dict[float, float | None] = {rate: 1.0 + place for place, rate in enumerate(found.rates)}
-    assert further(falling, found) == pytest.approx(found.own * 10**-3, rel=0.01)
+    assert further(falling, found) == pytest.approx(found.own * 10**-2.5, rel=0.01)
     assert further(dict.fromkeys(found.rates), found) is None
 
 
@@ -97,11 +105,33 @@ def test_a_lost_training_counts_as_worse_than_all_others() -> None:
     assert smoothed(losses)[1e-1] == pytest.approx((2 * 1.2 + 0.6) / 3)
 
 
-def test_the_rate_falls_as_the_training_is_longer_than_its_tries() -> None:
+def test_the_rate_falls_as_the_training_is_longer_than_its_tries_but_not_below_the_methods_own() -> None:
     found = ladder(epochs=30)
-    best = best_rate([{1e-3: 0.5}], found)
-    assert best == pytest.approx(1e-3 * found.shorter**-0.5, rel=0.06)
-    assert best_rate([{1e-3: None}], found) is None
+    own, shorter = found.own, found.shorter
+
+    def chosen(*steps: int, better: bool = True) -> float | None:
+        losses: dict[float, float | None] = {own * 10 ** (step / 2): 0.5 + place for place, step in enumerate(steps)}
+        return best_rate(losses, found, lambda rate: better)
+
+    assert chosen(-2, 0) == pytest.approx(own / 10 * shorter**-0.5, rel=0.06)
+    assert chosen(4, 0) == pytest.approx(own * 100 * shorter**-0.5, rel=0.06)
+    assert chosen(1, 0) == own, "three times it, lowered, would be less than it"
+    assert chosen(0, -2) == own
+    assert chosen(-2, 0, better=False) == own
+    assert best_rate({own: None, own / 10: 0.5}, found, lambda rate: False) != own, "its own was lost"
+    assert best_rate({own: None}, found, lambda rate: True) is None
+
+
+def test_what_is_lower_for_certain_is_so_on_the_same_examples() -> None:
+    one, other = [0.9, 2.0, 0.1, 1.0], [1.0, 2.1, 0.2, 1.1]
+    assert surely_lower(one, other) and not surely_lower(other, one) and not surely_lower(one, one)
+    assert not surely_lower([0.0, 2.0, 1.0], [2.0, 0.5, 1.0]), "the mean is lower, by one example"
+
+
+def test_the_methods_own_rate_is_tried_once_more_with_the_best() -> None:
+    losses: dict[float, float | None] = {1e-5: 0.1, 1e-4: 0.2, 3e-4: 0.4, 1e-3: 9.0, 3e-3: 9.0}
+    assert kept(losses, 3, 1e-3) == [1e-5, 1e-4, 1e-3]
+    assert kept(losses, 3, 1e-4) == [1e-5, 1e-4, 3e-4]
 
 
 def test_what_a_run_without_a_rate_takes_is_one_line(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
@@ -131,7 +161,7 @@ def test_the_choice_its_cost_and_its_reason_are_told(chosen: tuple[Run, Any, Any
     facts = run.folder.done("lr")
     assert facts is not None
     tries = read_jsonl(run.folder.rates)[1:]
-    assert 7 <= len(tries) <= 12
+    assert 5 <= len(tries) <= 9
     assert result.example_steps["rate"] == facts["example_steps"] == sum(each["example_steps"] for each in tries)
     plan = ladder_of(run.experiment, run.session.data)
     assert plan is not None

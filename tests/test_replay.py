@@ -17,10 +17,11 @@ from glora.runs.run import Run
 from suites.toy import Recorder, image_folder, tiny
 
 RECORD = json.loads((Path(__file__).parent / "data" / "replay.json").read_text())
+THEN: dict[str, Any] = {"name": "glora", "variant": "lean", "scaling": "fan_in"}  # the defaults of then
 SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {"data": {"val": 40}},
-    "folds": {"data": {"folds": 2, "val": 40}, "search": {"racing": True, "polish": 1}},
-    "pace": {"train": {"pace": "full"}, "search": {"control": "retrain"}},
+    "plain": {"method": THEN, "data": {"val": 40}},
+    "folds": {"method": THEN, "data": {"folds": 2, "val": 40}, "search": {"racing": True, "polish": 1}},
+    "pace": {"method": THEN, "train": {"pace": "full"}, "search": {"control": "retrain"}},
     "lora": {"method": {"name": "lora", "rank": 2}},
     "linear": {"method": "linear"},
 }

@@ -305,15 +305,16 @@ def test_lean_drops_exactly_what_another_choice_spans_with_no_more_numbers(ranks
 
 def test_the_table_of_the_docs_is_what_remains():
     text = (Path(__file__).parents[1] / "docs" / "background" / "space.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 8]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 9]
     seen = 0
     for name, o, m, k, *told in rows[2:]:
         bias, new = "without a bias" not in name and "new bias" not in name, "new bias" in name
         mixed, places = (int(m), int(k)) if m else (1, 1)
         site = Site("", int(o), mixed * places, bias, new, mixed=mixed, diagonal="norm" in name)
         full = SearchSpace(ranks=(8,), variant="paper", new_bias=new).options(site)
-        lean = [SearchSpace(ranks=(8,), product=product, new_bias=new).options(site) for product in PRODUCTS]
-        assert [math.prod(map(len, options)) for options in (full, *lean)] == list(map(int, told)), name
+        every: list = [{"variant": "lean", "product": product} for product in PRODUCTS]
+        fewer = [SearchSpace(ranks=(8,), new_bias=new, **each).options(site) for each in (*every, {})]
+        assert [math.prod(map(len, options)) for options in (full, *fewer)] == list(map(int, told)), name
         seen += 1
     assert seen == 11
 
@@ -330,9 +331,20 @@ def test_lean_breaks_ties_towards_e_then_b():
     assert "lora" not in {c.kind for c in matrix[0]}  # W0 A is a LoRA B
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("site", [Site("linear", 9, 3, True), Site("conv", 9, 12, True, mixed=3)])
+def test_slim_leaves_low_rank_to_b_where_b_reaches_all_that_a_does(product, site):
+    lean, slim = (
+        SearchSpace(ranks=(2,), product=product, variant=variant).options(site) for variant in ("lean", "slim")
+    )
+    assert "lora" in {choice.kind for choice in lean[0]}
+    spanned = product == "matrix" and site.mixed == site.in_features
+    assert slim == ((tuple(choice for choice in lean[0] if choice.kind != "lora"), *lean[1:]) if spanned else lean)
+
+
 def test_the_lean_space_of_a_vit_layer_is_smaller_and_in_the_paper_one():
     site = Site("linear", 1536, 384, True)
-    lean, full = SearchSpace(ranks=(8, 4)).options(site), paper(8, 4).options(site)
+    lean, full = SearchSpace(ranks=(8, 4), variant="lean").options(site), paper(8, 4).options(site)
     assert all(set(a) <= set(b) for a, b in zip(lean, full, strict=True))
     assert math.prod(map(len, lean)) < math.prod(map(len, full))
 

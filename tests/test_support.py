@@ -123,9 +123,11 @@ def test_fan_in_scales_what_sums_over_all_inputs_and_nothing_else(product):
         if tensor in "DE" and kind == "lora":
             continue
         choice = Choice(kind, 4 if kind == "lora" else 0)
-        assert fixed_scale(SearchSpace(product=product), site, tensor, choice) == pytest.approx(
-            scales.get((tensor, kind), 1.0)
-        )
+        expected = pytest.approx(scales.get((tensor, kind), 1.0))
+        assert fixed_scale(SearchSpace(product=product, scaling="fan_in"), site, tensor, choice) == expected
+        gain = 4.0 if tensor in "ADE" and kind in ("vector", "scalar") else 1.0
+        expected = pytest.approx(gain * scales.get((tensor, kind), 1.0))
+        assert fixed_scale(SearchSpace(product=product), site, tensor, choice) == expected
         assert fixed_scale(SearchSpace(product=product, scaling="none"), site, tensor, choice) == 1.0
 
 

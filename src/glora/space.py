@@ -31,8 +31,8 @@ __all__ = [
 
 MOST_RANKS = 128  # which choice spans which is compared in pairs
 PRODUCTS = ("elementwise", "matrix")
-VARIANTS = ("lean", "paper")
-SCALINGS = ("fan_in", "none")
+VARIANTS = ("slim", "lean", "paper")
+SCALINGS = ("balanced", "fan_in", "none")
 
 
 def is_matrix(site: Site, product: str) -> bool:
@@ -70,9 +70,11 @@ class SearchSpace:
         ranks: The LoRA ranks offered, each once; kept in descending order.
         product: How `W0 * A` is read: `"elementwise"` or `"matrix"`; never searched.
         variant: `"paper"` offers all choices (432 a layer at one rank); `"lean"` drops a choice when another
-            in the space spans at least as much with fewer numbers (ties to E, then B).
+            in the space spans at least as much with fewer numbers (ties to E, then B); `"slim"` also drops a
+            matrix product's LoRA A without a kernel, a change of low rank as B's is: A is then what B cannot be.
         new_bias: Offer C and E on layers without a bias too; the merged layer then has a new one.
-        scaling: The fixed scales of the choices: `"fan_in"` (see `support.fixed_scale`) or `"none"`, as published.
+        scaling: The fixed scales of the choices: `"balanced"`, `"fan_in"` (see `support.fixed_scale`) or `"none"`, as
+            published.
         only: Offer nothing but this configuration: plain LoRA of rank 8 is `LayerConfig(B="lora:8")`.
 
     Raises:
@@ -81,9 +83,9 @@ class SearchSpace:
 
     ranks: tuple[int, ...] = (8, 4)
     product: Literal["elementwise", "matrix"] = "matrix"
-    variant: Literal["lean", "paper"] = "lean"
+    variant: Literal["slim", "lean", "paper"] = "slim"
     new_bias: bool = False
-    scaling: Literal["fan_in", "none"] = "fan_in"
+    scaling: Literal["balanced", "fan_in", "none"] = "balanced"
     only: LayerConfig | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +120,9 @@ class SearchSpace:
             )
             for tensor in TENSORS
         }
-        if self.variant == "lean":
+        if self.variant == "slim" and is_matrix(site, self.product) and site.mixed == site.in_features:
+            offered["A"] = tuple(choice for choice in offered["A"] if choice.kind != "lora")
+        if self.variant != "paper":
             offered = _lean(offered, site, self.product)
         return tuple(offered.values())
 

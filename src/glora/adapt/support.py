@@ -22,14 +22,15 @@ from glora.space import SearchSpace, factor_shapes, is_matrix
 __all__ = ["MatrixView", "Support", "changed", "fixed_scale"]
 
 BLOCK = 2**22  # numbers of a weight that are widened at a time: a wide copy of all could be too much
+GAIN = 4.0  # of vectors and scalars of A, D and E, whose steps move an output a fifth to a tenth as far as a LoRA B's
 FLOAT: Any = {"dtype": torch.float32, "device": "cpu"}  # of support tensors, whatever torch's defaults are
 
 
 def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> float:
     """The number that multiplies what a choice reads, so that one optimizer step means about the same everywhere.
 
-    Adam moves every parameter by about the learning rate; `fan_in` accounts for what that does to the output. The
-    derivation is in docs/background/supernet.md.
+    Adam moves every parameter by about the learning rate; `fan_in` and `balanced` account for what that does to the
+    output. The derivation is in docs/background/supernet.md.
 
     - LoRA's right factor u has numbers of about 1 / sqrt(i), so that a step is the larger a share of it the wider the
       layer. It is held sqrt(i) times as large and divided by that here: a step is the same share whatever i is.
@@ -37,6 +38,8 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
       its a-fold: it is multiplied by sqrt(i), which leaves 1.
     - A vector or scalar B adds `b_k sum_j x_j`, a sum over i inputs: it is divided by i, but where nothing is summed:
       an embedding looks its rows up.
+    - `balanced` multiplies the other vectors and scalars, of A, D and E, by `GAIN` too: what scales and shifts alone
+      (SSF, BitFit) wants learning rates several times those of LoRA.
     """
     if space.scaling == "none":
         return 1.0
@@ -46,7 +49,8 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
         return math.sqrt(1 / factor_shapes(site, tensor, choice, space.product)["up"][1])
     if tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
         return 1.0 / site.in_features
-    return 1.0
+    small = space.scaling == "balanced" and tensor in "ADE" and choice.kind in ("vector", "scalar")
+    return GAIN if small else 1.0
 
 
 class MatrixView(Protocol):
@@ -143,7 +147,7 @@ class Support(nn.Module):
             if ups := [shape["up"] for shape in shapes if "up" in shape]:
                 up = torch.empty(*map(max, zip(*ups, strict=True)), **FLOAT)
                 nn.init.xavier_uniform_(up, generator=generator)
-                if space.scaling == "fan_in":
+                if space.scaling != "none":
                     up *= math.sqrt(up.shape[1])  # and `fixed_scale` divides by it
                 self.up[tensor] = nn.Parameter(up)
 

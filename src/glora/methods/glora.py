@@ -3,11 +3,12 @@
     W = W0 + W0 A + B,   b = b0 + W0 C + D * b0 + E
 
 Departures: by default W0 A is the matrix product (`product: matrix`; the authors' code has the elementwise one),
-choices that give no more functions than others are left out (`variant: lean`), a layer without a bias gets none
-(`new_bias`), every choice has a fixed scale (`scaling: fan_in`), every example of a batch plays a subnet of its own
-(`sampling: sample`) and a share of them the largest one at first (`largest`). `preset: paper` sets all of these as in
-the authors' code, which has one rank where the text has two. In both, subnets are drawn before a step, by a generator
-of their own; the authors draw them within the forward pass, also in eval mode.
+choices that give no more functions than others are left out, and with them the LoRA of A, which B has too
+(`variant: slim`), a layer without a bias gets none (`new_bias`), every choice has a fixed scale (`scaling: balanced`),
+every example of a batch plays a subnet of its own (`sampling: sample`) and a share of them the largest one at first
+(`largest`). `preset: paper` sets all of these as in the authors' code, which has one rank where the text has two. In
+both, subnets are drawn before a step, by a generator of their own; the authors draw them within the forward pass, also
+in eval mode.
 """
 
 from __future__ import annotations
@@ -160,9 +161,13 @@ class GLoRA(Adapting):
     name: Literal["glora"] = "glora"
     ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((8, 4), min_length=1, description="LoRA ranks offered.")
     product: Literal["elementwise", "matrix"] = Field("matrix", description="How W0 * A is read.")
-    variant: Literal["lean", "paper"] = Field("lean", description="'paper' offers all choices.")
+    variant: Literal["slim", "lean", "paper"] = Field(
+        "slim", description="'paper' offers all choices; 'lean' those that others do not span; 'slim' no LoRA A too."
+    )
     new_bias: bool = Field(False, description="Offer C and E on layers without a bias too.")
-    scaling: Literal["fan_in", "none"] = Field("fan_in", description="Fixed scales of the choices.")
+    scaling: Literal["balanced", "fan_in", "none"] = Field(
+        "balanced", description="Fixed scales of the choices: how far a step moves an output; 'none' as published."
+    )
     sampling: Sampling = Field("sample", description="A random subnet for every example, or one per step (batch).")
     largest: float = Field(
         1.0, ge=0, le=1, description="Share of the examples that play the largest subnet at first; it falls to none."

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from glora.methods.method import Tuned
 from glora.runs.comparison import random_genomes
@@ -34,11 +35,13 @@ class Judged:
             make a model surer than it is right, and the plain loss tells of that alone. Where there is no temperature
             the plain loss.
         plain: The plain loss. value: The objective's first metric.
+        each: What every example adds to the loss; their mean is the loss.
     """
 
     loss: float
     plain: float
     value: float
+    each: tuple[float, ...] = ()
 
 
 def played(session: Session, tuned: Tuned) -> list[Any]:
@@ -88,7 +91,7 @@ class Judging:
         """
         tuned, session = self.tuned, self.session
         every: list[Evaluation] = []
-        sums: dict[float, float] = {}
+        losses: dict[float, Tensor] = {}  # temperature -> of every example, summed over the genotypes
         weights = weights_of(self.examples)
         for genotype in self.genotypes:
             with nullcontext(tuned.model) if genotype is None else tuned.hold(genotype) as model:
@@ -96,23 +99,29 @@ class Judging:
                     own = None if weights is None else weights[places]
                     values = {name: each.cpu() for name, each in session.objective.values(output, batch).items()}
                     every.append(Evaluation(session.objective, values, weights=own))
-                    _add(sums, session.objective, output, batch, own)
+                    self._add(losses, places, output, batch, values["loss"])
                     if between is not None:
                         between()
         whole = joined(every)
         plain, value = whole.value("loss"), whole.value(session.objective.metrics[0].name)
-        count = (1.0 * len(self.examples) if weights is None else weights.sum().item()) * len(self.genotypes)
-        loss = min((total / count for total in sums.values() if math.isfinite(total)), default=plain)
-        found: Judged = broadcast_object_list([Judged(loss, plain, value)])[0]
+        share = torch.ones(len(self.examples)) if weights is None else len(weights) * weights / weights.sum()
+        means = {
+            temperature: total.double() * share / len(self.genotypes)
+            for temperature, total in losses.items()
+            if bool(total.isfinite().all())
+        }
+        best = min(means, key=lambda temperature: means[temperature].sum().item(), default=None)
+        each = () if best is None else tuple(means[best].tolist())
+        loss = plain if best is None else math.fsum(each) / len(each)
+        found: Judged = broadcast_object_list([Judged(loss, plain, value, each)])[0]
         return found
 
-
-def _add(sums: dict[float, float], objective: Any, output: Any, batch: Any, weights: torch.Tensor | None) -> None:
-    """Adds the losses of a batch, for every temperature; nothing where there is none."""
-    for temperature in TEMPERATURES:
-        cooled = objective.tempered(output, temperature)
-        if cooled is None:
-            return
-        losses = objective.losses(cooled, batch).double().cpu()
-        total = losses.sum() if weights is None else (losses * weights).sum()
-        sums[temperature] = sums.get(temperature, 0.0) + total.item()
+    def _add(self, losses: dict[float, Tensor], places: Any, output: Any, batch: Any, plain: Tensor) -> None:
+        """Adds the losses of a batch, for every temperature; the plain ones where there is none."""
+        objective = self.session.objective
+        for temperature in TEMPERATURES:
+            cooled = objective.tempered(output, temperature)
+            mine = losses.setdefault(temperature, torch.zeros(len(self.examples), dtype=torch.float64))
+            mine[places] += (plain if cooled is None else objective.losses(cooled, batch)).double().cpu()
+            if cooled is None:
+                return

@@ -1,14 +1,16 @@
 """`train.lr: auto` without a model: which rates are tried, how long, what is left for the training, and which is best.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all rates of a ladder in short trainings, then the best
-of them in longer ones. A rate is judged by its loss on val together with those of its neighbours on the ladder: good
-rates lie side by side, and a few hundred examples are noisy.
+of them, and the method's own, in longer ones. A rate is judged by its loss on val together with those of its neighbours
+on the ladder: good rates lie side by side, and a few hundred examples are noisy. The method's own rate stays unless
+another one's loss is lower by more than twice the paired standard error: what short trainings cannot tell apart, they
+must not decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -17,14 +19,26 @@ from glora.methods.method import Method
 from glora.tasks.visible import VisibleData
 from glora.training.pace import example_steps
 
-__all__ = ["Ladder", "Rung", "best_rate", "further", "ladder_of", "smoothed", "survivors", "training_of"]
+__all__ = [
+    "Ladder",
+    "Rung",
+    "best_rate",
+    "further",
+    "kept",
+    "ladder_of",
+    "smoothed",
+    "surely_lower",
+    "survivors",
+    "training_of",
+]
 
-STEPS = tuple(range(-5, 2))  # halves of a decade from the method's own rate
-FURTHER = 2  # more rates at an end of the ladder, while the best is there
-KEPT = 3  # rates that are tried once more
+STEPS = (-4, -2, -1, 0, 1)  # halves of a decade from the method's own rate
+FURTHER = 1  # more rates at an end of the ladder, while the best is there
+KEPT = 3  # rates that are tried once more, the method's own among them
 LONGER = 3  # times as long
 LEAST = 4  # optimizer steps of a try
 FALLS = 0.5  # the best rate falls with this power of a training's length
+SURE = 2.0  # paired standard errors by which a rate must be better than the method's own
 LOST = 2.0  # a training whose loss is no number counts as this times the worst of the others
 
 
@@ -159,15 +173,36 @@ def survivors(losses: Mapping[float, float | None], n: int) -> list[float]:
     return sorted(sorted(scores, key=lambda rate: (scores[rate], rate))[:n])
 
 
-def best_rate(rungs: Sequence[Mapping[float, float | None]], ladder: Ladder) -> float | None:
-    """The rate of the training: the best of the longest tries, lowered as the training is longer; None: all were lost.
+def kept(losses: Mapping[float, float | None], n: int, own: float) -> list[float]:
+    """The method's own rate and the best n - 1 others, lowest first."""
+    scores = smoothed(losses)
+    others = sorted((rate for rate in scores if rate != own), key=lambda rate: (scores[rate], rate))
+    return sorted([own, *others[: n - 1]])
+
+
+def best_rate(last: Mapping[float, float | None], ladder: Ladder, better: Callable[[float], bool]) -> float | None:
+    """The rate of the training, lowered as that is longer than the tries; the method's own where none is surely better.
 
     Args:
-        rungs: Of each rung rate -> loss.
+        last: Of the longest tries rate -> loss.
         ladder: How long tries and training are.
+        better: Whether a rate is surely better than the method's own; asked where that was not lost.
+
+    Returns:
+        None where all were lost.
     """
-    last = rungs[-1]
     if all(loss is None for loss in last.values()):
         return None
-    [best] = survivors(last, 1)
-    return float(f"{best * min(1.0, ladder.shorter**-FALLS):.2g}")
+    [best], own = survivors(last, 1), ladder.own
+    if best == own or (last.get(own) is not None and not better(best)):
+        return own
+    lowered = float(f"{best * min(1.0, ladder.shorter**-FALLS):.2g}")
+    return max(own, lowered) if best > own else lowered
+
+
+def surely_lower(losses: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean of the first is lower by more than noise; both are of the same examples, in their order."""
+    gains = [other - loss for loss, other in zip(losses, others, strict=True)]
+    mean = math.fsum(gains) / len(gains)
+    error = math.sqrt(math.fsum((gain - mean) ** 2 for gain in gains)) / len(gains)
+    return mean > SURE * error

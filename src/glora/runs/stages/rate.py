@@ -17,7 +17,7 @@ from glora.methods.method import Tuned
 from glora.runs.cost import tokens_in
 from glora.runs.folder import RunFolder
 from glora.runs.judging import Judged, Judging
-from glora.runs.ladder import Ladder, Rung, best_rate, further, ladder_of, survivors
+from glora.runs.ladder import Ladder, Rung, best_rate, further, kept, ladder_of, surely_lower, survivors
 from glora.runs.session import Session
 from glora.runs.stages.train import run_training, trained_values
 from glora.runs.stopping import Stopping
@@ -84,12 +84,12 @@ class _Choosing:
         session, ladder = self.session, self.ladder
         rates, rungs = list(ladder.rates), list[Mapping[float, float | None]]()
         for place, rung in enumerate(ladder.rungs):
-            rates = survivors(rungs[-1], rung.rates) if rungs else rates
+            rates = kept(rungs[-1], rung.rates, ladder.own) if rungs else rates
             losses = {rate: self._loss(place, rung, rate) for rate in rates}
             while not rungs and (more := further(losses, ladder)) is not None:
                 losses[more] = self._loss(place, rung, more)
             rungs.append(losses)
-        best = best_rate(rungs, ladder)
+        best = best_rate(rungs[-1], ladder, lambda rate: self._better(rate, len(rungs) - 1))
         if best is None:
             tried = ", ".join(f"{rate:g}" for rate in ladder.rates)
             raise RunError(f"Every learning rate that was tried lost the training: {tried}.", remedy="Give --lr.")
@@ -101,14 +101,21 @@ class _Choosing:
             session.folder.mark("lr", chosen=best, why=why, **cost)
             shutil.rmtree(session.folder.tries, ignore_errors=True)
 
+    def _better(self, rate: float, place: int) -> bool:
+        """Whether the try of a rate is surely better on val than that of the method's own."""
+        each = {(one["rung"], one["rate"]): one["each"] for one in self.found}
+        return surely_lower(each[place, rate], each[place, self.ladder.own])
+
     def _why(self, best: float, rungs: Sequence[Mapping[float, float | None]], passes: int) -> str:
         [tried] = survivors(rungs[-1], 1)
         ladder, rates = self.ladder, sorted(rungs[0])
+        told = f"The method's own is {ladder.own:g}."
         lowered = "" if best == tried else f", lowered to {best:.2g} for a training {ladder.shorter:.2g} times as long"
+        if best == ladder.own != tried:
+            lowered, told = "", f"The method's own stays, {ladder.own:g}: val does not tell them apart for certain."
         return (
             f"Learning rate: {tried:g} was best on val of {len(rates)} from {rates[0]:g} to "
-            f"{rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. "
-            f"The method's own is {ladder.own:g}."
+            f"{rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. {told}"
         )
 
     def _loss(self, place: int, rung: Rung, rate: float) -> float | None:
@@ -158,6 +165,7 @@ class _Choosing:
             self._as_it_came()
         whole = judged is not None and math.isfinite(judged.plain)
         told = {name: getattr(judged, name) if whole else None for name in ("loss", "value")}
+        told["each"] = list(judged.each) if judged is not None and whole else None
         cost = {"example_steps": trainer.example_steps, **tokens_in(self._some(rung), trainer.example_steps)}
         return {**told, **cost, "seconds": trainer.seconds}
 
