@@ -577,7 +577,7 @@ def test_a_search_begun_with_other_workers_goes_on_and_with_other_settings_does_
     run.train()
     run.search()
     Run.open(tmp_path / "run", Recorder(), search={"workers": 2, "limit": 60})
-    with pytest.raises(RunError, match=r"search.racing is None there, True here"):
+    with pytest.raises(RunError, match=r"search.racing is False there, True here"):
         Run.open(tmp_path / "run", Recorder(), search={"racing": True})
 
 

@@ -158,4 +158,5 @@ class Biases(Adapting):
                 allowed="At least one target must have a bias.",
                 remedy="Choose other targets, or a method that changes weights: glora, lora.",
             )
-        return TunedAdapter(self.inject(model, SearchSpace(only=LayerConfig(E="vector")), head=head, seed=seed))
+        space = SearchSpace(only=LayerConfig(E="vector"), scaling="none")
+        return TunedAdapter(self.inject(model, space, head=head, seed=seed))

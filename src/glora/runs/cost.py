@@ -16,7 +16,7 @@ from glora.config import Experiment, SearchSettings
 from glora.genes import GenotypeSpace
 from glora.methods.method import Method
 from glora.runs.ladder import training_of
-from glora.runs.resolve import Extent, SearchPlan, plan_search
+from glora.runs.resolve import Extent, SearchPlan, is_sized, plan_search
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import FEWEST, GENOTYPES, STRENGTHS
 from glora.tasks.objective import Examples
@@ -150,16 +150,10 @@ def _share(search: SearchSettings, data: VisibleData) -> float | None:
     """The most that the search may cost, of the training; None for no limit."""
     share = search.share
     if share is None:
-        share = "auto" if _sized(search) else SHARE
+        share = "auto" if is_sized(search) else SHARE
     if share == "auto":
         return None if lengths_of(data.val) is None else OF_TEXTS
     return None if share == "any" else float(share)
-
-
-def _sized(search: SearchSettings) -> bool:
-    """Whether the searcher is told how many genotypes it scores: what is asked for is done."""
-    searcher: Any = search.searcher
-    return bool(searcher.candidates != type(searcher)().candidates)
 
 
 def _races(experiment: Experiment) -> bool:
@@ -168,7 +162,7 @@ def _races(experiment: Experiment) -> bool:
     if search.racing is not None:
         return search.racing
     single = {metric.name for metric in objective.metrics if metric.per_example}
-    return cast(Any, search.searcher).races and search.fitness in single and not _sized(search)
+    return cast(Any, search.searcher).races and search.fitness in single and not is_sized(search)
 
 
 def extent_of(experiment: Experiment, data: VisibleData) -> Extent:

@@ -16,7 +16,7 @@ from glora.searchers.operators import Budget, GenomeSampler
 from glora.tasks.calibration import GENOTYPES
 from glora.tasks.data import SOURCES
 
-__all__ = ["Extent", "SearchPlan", "plan_search", "polish_info", "resolve"]
+__all__ = ["Extent", "SearchPlan", "is_sized", "plan_search", "polish_info", "resolve"]
 
 WITHOUT_RATE: Literal["own", "auto"] = "own"  # what a run without a learning rate takes
 RACED = 4  # candidates of a race for each full score (docs/background/racing.md)
@@ -36,7 +36,7 @@ def resolve(experiment: Experiment) -> Experiment:
     if "/" in model.name and (folder := Path(model.name).expanduser()).is_dir():
         model = model.model_copy(update={"name": str(folder.resolve())})
     lr = experiment.train.lr or _usual_rate(experiment)
-    search = search.model_copy(update=_polish(experiment, lr))
+    search = search.model_copy(update={**_polish(experiment, lr), **_extent(search)})
     train = experiment.train.model_copy(update={"lr": lr})
     return experiment.model_copy(update={"data": data, "model": model, "train": train, "search": search})
 
@@ -45,6 +45,20 @@ def _usual_rate(experiment: Experiment) -> float | Literal["auto"]:
     """The learning rate of a run without a given one; as published it is the method's own."""
     published = experiment.preset == "paper"
     return "auto" if WITHOUT_RATE == "auto" and not published else cast(Method, experiment.method).lr
+
+
+def is_sized(search: SearchSettings) -> bool:
+    """Whether the searcher is told how many genotypes it scores: what is asked for is done."""
+    searcher: Any = search.searcher
+    return bool(searcher.candidates != type(searcher)().candidates)
+
+
+def _extent(search: SearchSettings) -> dict[str, Any]:
+    """What is left open of how much a search of a given size does; that of others depends on the training."""
+    if not is_sized(search):
+        return {}
+    usual = {"share": "auto", "racing": False}
+    return {name: value for name, value in usual.items() if getattr(search, name) is None}
 
 
 def _polish(experiment: Experiment, lr: float | Literal["auto"]) -> dict[str, Any]:
