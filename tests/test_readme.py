@@ -52,7 +52,7 @@ def test_make_targets_exist() -> None:
 
 def test_table_is_made_from_the_committed_results() -> None:
     table = README.split("do not edit -->\n")[1].split("<!-- end -->")[0].strip()
-    paths = [ROOT / "results" / "demo" / f"{method}.json" for method in ("linear", "lora", "glora")]
+    paths = [ROOT / "results" / "demo" / f"{method}.json" for method in ("linear", "lora", "lora-auto", "glora")]
     results = Result.read_all(paths)
     assert table == f"{markdown(results).strip()}\n\n{verdict(results)}"
 

@@ -98,7 +98,13 @@ def verdict(results: Sequence[Result]) -> str:
         errors = [result.metrics["test_accuracy_standard_error"] or 0 for result in (mine, other)]
         word = "beats" if gap > 0 else "does not beat"
         lines.append(
-            f"{mine.method} {word} {other.method} on test: {gap:+.1f} points "
+            f"{mine.method} {word} {_called(other)} on test: {gap:+.1f} points "
             f"(standard error of the difference at most {100 * math.hypot(*errors):.1f})."
         )
     return "\n".join(lines)
+
+
+def _called(result: Result) -> str:
+    """The method, and whether it has chosen its learning rate."""
+    chosen = result.config.get("train", {}).get("lr") == "auto"
+    return f"{result.method} at an automatic rate" if chosen else result.method

@@ -37,7 +37,6 @@ FURTHER = 1  # more rates at an end of the ladder, while the best is there
 KEPT = 3  # rates that are tried once more, the method's own among them
 LONGER = 3  # times as long
 LEAST = 4  # optimizer steps of a try
-FALLS = 0.5  # the best rate falls with this power of a training's length
 SURE = 2.0  # paired standard errors by which a rate must be better than the method's own
 LOST = 2.0  # a training whose loss is no number counts as this times the worst of the others
 
@@ -65,7 +64,6 @@ class Ladder:
         passes: Of an example, forward and backward, of all tries together, at most.
         left: Epochs of the training at the rate that is chosen.
         own: The method's own rate.
-        shorter: How many times shorter the longest try is than that training.
     """
 
     rates: tuple[float, ...]
@@ -73,7 +71,6 @@ class Ladder:
     passes: int
     left: int
     own: float
-    shorter: float
 
     @property
     def text(self) -> str:
@@ -112,7 +109,7 @@ def ladder_of(experiment: Experiment, data: VisibleData) -> Ladder | None:
     epochs = settings.longest
     left = max(math.ceil(epochs / 2), epochs - math.ceil(passes / (whole / epochs)))
     rates = tuple(_rate(own, step) for step in STEPS)
-    return Ladder(rates, rungs, passes, left, own, left * whole / epochs / each[-1])
+    return Ladder(rates, rungs, passes, left, own)
 
 
 def _rate(own: float, step: int) -> float:
@@ -181,11 +178,11 @@ def kept(losses: Mapping[float, float | None], n: int, own: float) -> list[float
 
 
 def best_rate(last: Mapping[float, float | None], ladder: Ladder, better: Callable[[float], bool]) -> float | None:
-    """The rate of the training, lowered as that is longer than the tries; the method's own where none is surely better.
+    """The best rate of the longest tries; the method's own where none is surely better.
 
     Args:
-        last: Of the longest tries rate -> loss.
-        ladder: How long tries and training are.
+        last: Of these tries rate -> loss.
+        ladder: What was tried.
         better: Whether a rate is surely better than the method's own; asked where that was not lost.
 
     Returns:
@@ -194,10 +191,7 @@ def best_rate(last: Mapping[float, float | None], ladder: Ladder, better: Callab
     if all(loss is None for loss in last.values()):
         return None
     [best], own = survivors(last, 1), ladder.own
-    if best == own or (last.get(own) is not None and not better(best)):
-        return own
-    lowered = float(f"{best * min(1.0, ladder.shorter**-FALLS):.2g}")
-    return max(own, lowered) if best > own else lowered
+    return own if last.get(own) is not None and best != own and not better(best) else best
 
 
 def surely_lower(losses: Sequence[float], others: Sequence[float]) -> bool:

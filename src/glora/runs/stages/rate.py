@@ -110,12 +110,11 @@ class _Choosing:
         [tried] = survivors(rungs[-1], 1)
         ladder, rates = self.ladder, sorted(rungs[0])
         told = f"The method's own is {ladder.own:g}."
-        lowered = "" if best == tried else f", lowered to {best:.2g} for a training {ladder.shorter:.2g} times as long"
-        if best == ladder.own != tried:
-            lowered, told = "", f"The method's own stays, {ladder.own:g}: val does not tell them apart for certain."
+        if best != tried:
+            told = f"The method's own stays, {ladder.own:g}: val does not tell them apart for certain."
         return (
             f"Learning rate: {tried:g} was best on val of {len(rates)} from {rates[0]:g} to "
-            f"{rates[-1]:g}, in short trainings of {passes:,} passes of an example{lowered}. {told}"
+            f"{rates[-1]:g}, in short trainings of {passes:,} passes of an example. {told}"
         )
 
     def _loss(self, place: int, rung: Rung, rate: float) -> float | None:
