@@ -63,7 +63,7 @@ def adapt(
     form: str, product: str = "elementwise", *, dtype: torch.dtype = torch.float32, fresh: bool = False, **how
 ) -> tuple[nn.MultiheadAttention, glora.Adapted]:
     layer = make(form, dtype)
-    space = SearchSpace(ranks=(4, 2), product=product, variant="paper")
+    space = SearchSpace(ranks=(4, 2), product=product, variant="paper", scaling="fan_in")
     adapted = glora.inject(layer, space, head=None, **how)
     for k, support in enumerate(adapted.supports.values()):
         if not fresh:

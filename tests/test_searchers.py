@@ -364,7 +364,7 @@ def test_a_race_out_of_time_has_a_best_trial(tmp_path: Path) -> None:
 def test_a_journal_written_before_the_settings_were_models_goes_on(tmp_path: Path) -> None:
     """The file is of commit fcd15d2: its format is still 2."""
     options: dict[str, Any] = {"seed": 5, "settings": {"population": 6, "generations": 2, "parents": 3}}
-    options["context"] = {"weights": "abc"}
+    options |= {"context": {"weights": "abc"}, "space": toy_space(4, scaling="fan_in")}
     before = Path(__file__).parent / "data" / "search_format_2.jsonl"
     assert len(journaled(before, score=None, **options).trials) == 18
     path = tmp_path / "search.jsonl"

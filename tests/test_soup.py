@@ -35,9 +35,10 @@ def trained(folder: Path, photos: Path, **changes: Any) -> Path:
 def seeds(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Method -> finished runs of it that see the images in other orders; the base is the same."""
     root = tmp_path_factory.mktemp("soup")
+    methods: dict[str, Any] = {"lora": "lora", "glora": {"name": "glora", "variant": "lean"}}  # no vector A of its own
     return {
-        method: [trained(root / f"{method}{lr}", photos, method=method, train={"lr": lr}) for lr in (1e-2, 3e-2, 5e-2)]
-        for method in ("lora", "glora")
+        name: [trained(root / f"{name}{lr}", photos, method=method, train={"lr": lr}) for lr in (1e-2, 3e-2, 5e-2)]
+        for name, method in methods.items()
     }
 
 

@@ -502,7 +502,7 @@ def test_two_processes_train_as_one_and_play_the_same_genotypes(
     mine, before = (torch.cat([value.flatten() for value in every]) for every in (values(trainer.tuned), start))
     # not each number: Adam makes whole steps out of the rounding errors of keys' biases, whose gradient is 0
     assert (theirs - mine).norm() < 0.1 * (mine - before).norm()
-    assert ((theirs - mine).abs() < 1e-5).float().mean() > 0.95
+    assert ((theirs - mine).abs() < 1e-4).float().mean() > 0.95
     assert meta["losses"] == pytest.approx([p.loss for p in ends], rel=1e-3)
     assert meta["metrics"] == pytest.approx([p.metric for p in ends])
     assert meta["moments"] == sorted(trainer.optimizer.state_dict()["state"])  # what was never played has none

@@ -25,9 +25,9 @@ TESTS = Path(__file__).parent.parent
 SOURCE = Path(glora.__file__).parent.parent
 
 
-def toy_space(sites: int, *, ranks: tuple[int, ...] = (4, 2), variant: Any = "paper") -> BoundSpace:
+def toy_space(sites: int, *, ranks: tuple[int, ...] = (4, 2), variant: Any = "paper", **more: Any) -> BoundSpace:
     """A space of small layers, some without a bias."""
-    rules = SearchSpace(ranks=ranks, variant=variant)
+    rules = SearchSpace(ranks=ranks, variant=variant, **more)
     return rules.bind({f"blocks.{k}.fc": Site("linear", 12 + k % 3, 8, k % 4 != 3) for k in range(sites)})
 
 
