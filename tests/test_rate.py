@@ -230,7 +230,7 @@ Run(tiny(Path(sys.argv[2]), method="glora", **auto), sys.argv[3], Counting()).fi
 """
 
 
-@pytest.mark.parametrize("steps", [9, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (3, 20))])
+@pytest.mark.parametrize("steps", [9, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (3, 15))])
 def test_killed_anywhere_it_goes_on_to_the_same_choice(photos: Path, tmp_path: Path, steps: int) -> None:
     words = [sys.executable, "-c", VICTIM, str(TESTS), str(photos), str(tmp_path / "run"), str(steps)]
     killed = subprocess.run(words, check=False, timeout=120, capture_output=True)
