@@ -41,16 +41,15 @@ def fixed_scale(space: SearchSpace, site: Site, tensor: str, choice: Choice) -> 
     - `balanced` multiplies the other vectors and scalars, of A, D and E, by `GAIN` too: what scales and shifts alone
       (SSF, BitFit) wants learning rates several times those of LoRA.
     """
-    if space.scaling == "none":
+    if "none" in (space.scaling, choice.kind):
         return 1.0
     if choice.kind == "lora":
         if tensor == "A" and not is_matrix(site, space.product):
             return 1.0
         return math.sqrt(1 / factor_shapes(site, tensor, choice, space.product)["up"][1])
-    if tensor == "B" and choice.kind in ("vector", "scalar") and site.kind != "embedding":
+    if tensor == "B" and site.kind != "embedding":
         return 1.0 / site.in_features
-    small = space.scaling == "balanced" and tensor in "ADE" and choice.kind in ("vector", "scalar")
-    return GAIN if small else 1.0
+    return GAIN if space.scaling == "balanced" and tensor in "ADE" else 1.0
 
 
 class MatrixView(Protocol):

@@ -16,7 +16,7 @@ from glora.config import Experiment, SearchSettings
 from glora.genes import GenotypeSpace
 from glora.methods.method import Method
 from glora.runs.ladder import training_of
-from glora.runs.resolve import Extent, SearchPlan, is_sized, plan_search
+from glora.runs.resolve import Extent, SearchPlan, plan_search
 from glora.tasks.batching import lengths_of
 from glora.tasks.calibration import FEWEST, GENOTYPES, STRENGTHS
 from glora.tasks.objective import Examples
@@ -148,12 +148,9 @@ def _training(experiment: Experiment, data: VisibleData) -> Work:
 
 def _share(search: SearchSettings, data: VisibleData) -> float | None:
     """The most that the search may cost, of the training; None for no limit."""
-    share = search.share
-    if share is None:
-        share = "auto" if is_sized(search) else SHARE
-    if share == "auto":
+    if search.share == "auto":
         return None if lengths_of(data.val) is None else OF_TEXTS
-    return None if share == "any" else float(share)
+    return None if search.share == "any" else float(search.share or SHARE)
 
 
 def _races(experiment: Experiment) -> bool:
@@ -162,7 +159,7 @@ def _races(experiment: Experiment) -> bool:
     if search.racing is not None:
         return search.racing
     single = {metric.name for metric in objective.metrics if metric.per_example}
-    return cast(Any, search.searcher).races and search.fitness in single and not is_sized(search)
+    return cast(Any, search.searcher).races and search.fitness in single
 
 
 def extent_of(experiment: Experiment, data: VisibleData) -> Extent:

@@ -166,14 +166,18 @@ def smoothed(losses: Mapping[float, float | None]) -> dict[float, float]:
 
 def survivors(losses: Mapping[float, float | None], n: int) -> list[float]:
     """The best n rates, lowest first."""
+    return sorted(_ranked(losses)[:n])
+
+
+def _ranked(losses: Mapping[float, float | None]) -> list[float]:
+    """The rates, best first."""
     scores = smoothed(losses)
-    return sorted(sorted(scores, key=lambda rate: (scores[rate], rate))[:n])
+    return sorted(scores, key=lambda rate: (scores[rate], rate))
 
 
 def kept(losses: Mapping[float, float | None], n: int, own: float) -> list[float]:
     """The method's own rate and the best n - 1 others, lowest first."""
-    scores = smoothed(losses)
-    others = sorted((rate for rate in scores if rate != own), key=lambda rate: (scores[rate], rate))
+    others = [rate for rate in _ranked(losses) if rate != own]
     return sorted([own, *others[: n - 1]])
 
 

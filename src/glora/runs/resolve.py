@@ -16,7 +16,7 @@ from glora.searchers.operators import Budget, GenomeSampler
 from glora.tasks.calibration import GENOTYPES
 from glora.tasks.data import SOURCES
 
-__all__ = ["Extent", "SearchPlan", "is_sized", "plan_search", "polish_info", "resolve"]
+__all__ = ["Extent", "SearchPlan", "plan_search", "polish_info", "resolve"]
 
 WITHOUT_RATE: Literal["own", "auto"] = "own"  # what a run without a learning rate takes
 RACED = 4  # candidates of a race for each full score (docs/background/racing.md)
@@ -47,15 +47,10 @@ def _usual_rate(experiment: Experiment) -> float | Literal["auto"]:
     return "auto" if WITHOUT_RATE == "auto" and not published else cast(Method, experiment.method).lr
 
 
-def is_sized(search: SearchSettings) -> bool:
-    """Whether the searcher is told how many genotypes it scores: what is asked for is done."""
-    searcher: Any = search.searcher
-    return bool(searcher.candidates != type(searcher)().candidates)
-
-
 def _extent(search: SearchSettings) -> dict[str, Any]:
-    """What is left open of how much a search of a given size does; that of others depends on the training."""
-    if not is_sized(search):
+    """What is left open of a searcher that is told how many genotypes it scores: that is done, in full."""
+    searcher: Any = search.searcher
+    if searcher.candidates == type(searcher)().candidates:
         return {}
     usual = {"share": "auto", "racing": False}
     return {name: value for name, value in usual.items() if getattr(search, name) is None}
@@ -159,8 +154,7 @@ def plan_search(
     searcher: Any = settings.searcher
     calibrate, racing = GENOTYPES * settings.calibrate, bool(settings.racing)
     extent = extent or Extent(None, calibrate, settings.rescore, settings.controls or 0, racing)
-    candidates = None if extent.most is None else extent.most * (RACED if extent.racing else 1)
-    shaped = searcher if candidates is None else searcher.shaped(candidates)
+    shaped = searcher if extent.most is None else searcher.shaped(extent.most * (RACED if extent.racing else 1))
     plan = SearchPlan(searcher.name, shaped, settings.budget, settings.min_budget or 0, extent)
     if settings.min_budget is None and _wants_one_size(plan, space):
         plan = plan._replace(min_budget=_near(settings, space, least, plan.full_scores))

@@ -163,8 +163,7 @@ class _Choosing:
         finally:
             self._as_it_came()
         whole = judged is not None and math.isfinite(judged.plain)
-        told = {name: getattr(judged, name) if whole else None for name in ("loss", "value")}
-        told["each"] = list(judged.each) if judged is not None and whole else None
+        told = {name: getattr(judged, name) if whole else None for name in ("loss", "value", "each")}
         cost = {"example_steps": trainer.example_steps, **tokens_in(self._some(rung), trainer.example_steps)}
         return {**told, **cost, "seconds": trainer.seconds}
 
