@@ -1,16 +1,20 @@
-"""What the pages of measurements have in common: lines, tables, learning rates, and where they were measured."""
+"""What the pages of measurements have in common: lines, tables, intervals, learning rates, where they were measured."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+import numpy as np
 
 from glora.report.paper.rows import OurRow
 from glora.report.result import Result
 from glora.report.sheet import Sheet, as_markdown
 
 WIDTH = 120  # of a line of a page
+DRAWS = 10_000  # of a bootstrap
 
 
 def wrapped(text: str, begin: str = "") -> list[str]:
@@ -26,6 +30,32 @@ def table(sheet: Sheet) -> list[str]:
     lines = as_markdown(sheet).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     return [*rows, "", *wrapped(" ".join(sheet.caption)), ""]
+
+
+@cache
+def shares(n: int, place: int) -> np.ndarray:
+    """How often each of n things is taken where n are drawn with replacement, over n: (DRAWS, n)."""
+    drawn = np.random.default_rng([n, place]).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    return (drawn / n).astype(np.float32)
+
+
+def interval(pooled: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """The mean over tasks and seeds with its bootstrap 95% interval.
+
+    Paired: a draw takes, for each task, seeds and test images with replacement, the same for both.
+
+    Args:
+        pooled: Of each task the differences, (seeds, test images).
+    """
+    drawn = [(shares(gap.shape[1], place) @ gap.T * shares(len(gap), place)).sum(1) for place, gap in enumerate(pooled)]
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return float(np.mean([gap.mean() for gap in pooled])), float(low), float(high)
+
+
+def spelled(found: tuple[float, float, float]) -> list[str]:
+    """A difference and its interval."""
+    middle, low, high = found
+    return [f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]
 
 
 def rates(rows: Sequence[OurRow]) -> Iterator[str]:

@@ -68,7 +68,7 @@ SEEDS = (0, 1, 2)
 BOTH = ("lora", "glora")
 SHORT, LONG = 10, 30  # epochs; 30 are the default of glora
 STEPS = (-1, 1)  # up or down the ladder, to the learning rates beside the best
-SUBNETS, TEST, RANK, DRAWS, LEAST = 8, 2_000, 8, 10_000, 0.9
+SUBNETS, TEST, RANK, LEAST = 8, 2_000, 8, 0.9
 ABLATED = "fashion_mnist"
 PUBLISHED = {
     "method": {**SearchSpace.paper().to_json(), "sampling": "batch", "largest": 0.0},

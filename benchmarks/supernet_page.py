@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import product
 
 import numpy as np
 import supernet
+from pages import interval, spelled
 from supernet import (
     ABLATED,
     ABLATIONS,
     BOTH,
-    DRAWS,
     FOLDER,
     LONG,
     OTHERS,
@@ -122,26 +121,6 @@ def hits(task: str, variant: str, name: str, seed: int, epochs: int, step: int =
     return cell.hits().get(name) if cell else None
 
 
-@cache
-def shares(n: int, place: int) -> np.ndarray:
-    """How often each of n things is taken where n are drawn with replacement, over n: (DRAWS, n)."""
-    drawn = np.random.default_rng([n, place]).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    return (drawn / n).astype(np.float32)
-
-
-def interval(pooled: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """The mean over tasks and seeds with its bootstrap 95% interval.
-
-    Paired: a draw takes, for each task, seeds and test images with replacement, the same for both.
-
-    Args:
-        pooled: What `gaps` gave of some tasks.
-    """
-    drawn = [(shares(gap.shape[1], place) @ gap.T * shares(len(gap), place)).sum(1) for place, gap in enumerate(pooled)]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return float(np.mean([gap.mean() for gap in pooled])), float(low), float(high)
-
-
 def page() -> str:
     """The Markdown page of the committed results."""
     missing = [task for task in TASKS if task not in finished()]
@@ -207,12 +186,6 @@ def bars() -> Iterator[str]:
             if rest := [gap for task, gap in by.items() if task != DULL]:
                 row += spelled(interval(rest))
             yield f"| {label} | {' | '.join(row)} |"
-
-
-def spelled(found: tuple[float, float, float]) -> list[str]:
-    """A difference and its interval."""
-    middle, low, high = found
-    return [f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]
 
 
 def judged(label: str, found: tuple[float, float, float]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +19,11 @@ from glora.adapt.adapter_file import read_header
 from glora.backbones import load_backbone
 from glora.cli.app import app
 from glora.errors import ConfigError, RunError, StateError
+from glora.genotype import Genotype, LayerConfig
 from glora.methods.method import get_method
 from glora.runs.loaded import load_run
 from glora.runs.run import Run
-from glora.runs.soup import _Means, soup
+from glora.runs.soup import Soup, _Means, soup
 from suites.toy import Recorder, image_folder, tiny
 
 RATE: dict[str, Any] = {"train": {"epochs": 3, "batch_size": 8, "lr": 3e-2}}
@@ -35,10 +38,9 @@ def trained(folder: Path, photos: Path, **changes: Any) -> Path:
 def seeds(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Method -> finished runs of it that see the images in other orders; the base is the same."""
     root = tmp_path_factory.mktemp("soup")
-    methods: dict[str, Any] = {"lora": "lora", "glora": {"name": "glora", "variant": "lean"}}  # no vector A of its own
     return {
-        name: [trained(root / f"{name}{lr}", photos, method=method, train={"lr": lr}) for lr in (1e-2, 3e-2, 5e-2)]
-        for name, method in methods.items()
+        method: [trained(root / f"{method}{lr}", photos, method=method, train={"lr": lr}) for lr in (1e-2, 3e-2, 5e-2)]
+        for method in ("lora", "glora")
     }
 
 
@@ -121,6 +123,49 @@ def test_methods_may_differ_and_a_new_bias_counts_as_zero_where_there_is_none(tm
     made.save_adapter(tmp_path / "soup.safetensors")
     adapted = glora.load_adapter(net(), tmp_path / "soup.safetensors")
     assert torch.allclose(adapted.model(x), made.model(x), atol=1e-5)
+
+
+class Normed(nn.Module):
+    """A linear layer and a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+        self.pretrained_cfg = {"input_size": (8,)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.first(x)).relu())
+        return logits
+
+
+@pytest.mark.parametrize("product", ["matrix", "elementwise"])
+def test_vectors_and_scalars_a_and_norms_have_an_adapter(product: str, tmp_path: Path) -> None:
+    """Beside members that have none there, or a LoRA B."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = Normed()
+    space = {"product": product, "ranks": [2, 1], "variant": "paper", "targets": "all"}
+    means, plain = _Means(), base
+    for first, norm in (
+        (LayerConfig(A="vector", B="lora:2", E="vector"), LayerConfig(A="vector", D="vector")),
+        (LayerConfig(A="scalar", B="vector"), LayerConfig()),
+        (LayerConfig(B="lora:1"), LayerConfig(A="scalar", B="vector")),
+    ):
+        tuned = get_method("glora", space).apply(copy.deepcopy(base), head=("head",), seed=0)
+        tuned.activate(Genotype({"first": first, "norm": norm}))
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(means.count)) / 3)
+        plain = means.add(tuned.alone(copy.deepcopy(base)))
+    means.put(plain)
+    loaded: Any = SimpleNamespace(model=plain, info={"head": ["head"]})
+    Soup(loaded, means, lambda: copy.deepcopy(base)).save_adapter(tmp_path / "soup.safetensors")
+    adapted = glora.load_adapter(copy.deepcopy(base), tmp_path / "soup.safetensors")
+    x = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(adapted.model(x), plain(x), atol=1e-5)
+        assert torch.allclose(adapted.merge()(x), plain(x), atol=1e-5)
+        assert not torch.allclose(base(x), plain(x), atol=0.1)
 
 
 def test_a_base_of_half_precision_is_rounded_once(vit) -> None:

@@ -39,6 +39,9 @@ class Change:
         support: Its support tensors.
         pair: `(o, r)` and `(r, i)` whose product is the change of the weight; None: it is none, or of full rank.
         dense: The change of the weight, `(o, i)`, where it is of no low rank; else None.
+        vector: A, where it is a vector or scalar, `(n, 1)`: of the matrix product n is the inputs of a place of a
+            kernel, of the elementwise one `o`; a scalar's n is 1. None: A is none or a LoRA, or the weight a diagonal.
+        added: B as a pair, or None.
         shift: What is added to the bias, `(o,)`, or None.
         error: The Frobenius norm of what `pair` lacks, as a share of the change's.
     """
@@ -52,6 +55,8 @@ class Change:
     support: Support
     pair: tuple[Tensor, Tensor] | None
     dense: Tensor | None
+    vector: Tensor | None
+    added: tuple[Tensor, Tensor] | None
     shift: Tensor | None
     error: float = 0.0
 
@@ -125,17 +130,21 @@ def _change(name: str, site: Site, config: LayerConfig, layers: Sequence[LayerWe
     w0 = one.view.matrix(weight)
     pair = dense = None
     (a, a_up), (b, b_up) = support.factors("A", config), support.factors("B", config)
+    added = _added(site, b, b_up)
     if site.diagonal or (a is not None and not (support.is_matrix and a_up is not None)):
         dense = one.view.matrix(support.weight(one.view, weight, config)) - w0
     else:
-        pair = _together(_scaled(site, w0, a, a_up), _added(site, b, b_up))
+        pair = _together(_scaled(site, w0, a, a_up), added)
     if dense is not None and not dense.any():
         dense = None
-    if pair is not None and site.fixed is not None:  # its row stays the base's
-        pair[0][site.fixed] = 0
+    for each in (pair, added):
+        if each is not None and site.fixed is not None:  # its row stays the base's
+            each[0][site.fixed] = 0
+    vector = a if a_up is None and not site.diagonal else None
     shift = support.shift(one.view, weight, b0, config)
     parts: dict[str, Any] = {"name": name, "site": site, "config": config, "layers": layers, "support": support}
-    return Change(**parts, w0=w0, b0=b0, pair=pair, dense=dense, shift=None if shift is None else shift.float())
+    parts |= {"pair": pair, "dense": dense, "vector": vector, "added": added}
+    return Change(**parts, w0=w0, b0=b0, shift=None if shift is None else shift.float())
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from glora.adapt.adapted import Adapted
 from glora.adapt.adapter_file import save_adapter
-from glora.adapt.foreign.parts import Parts, layers_of
+from glora.adapt.foreign.parts import Layer, Parts, layers_of
 from glora.errors import ConfigError, RunError, StateError, listed
 from glora.exports.changes import Change, changes_of, cut
 from glora.files import read_metadata
@@ -28,6 +28,7 @@ from glora.runs.folder import RunFolder
 from glora.runs.loaded import LoadedRun, load_tuned
 from glora.runs.reporter import Reporter
 from glora.runs.run import Run
+from glora.space import factor_shapes
 
 __all__ = ["Soup", "soup"]
 
@@ -48,6 +49,7 @@ class _Means:
         sums: Name in the state dict -> sum of the effective numbers, float64.
         types: Name -> the type that the model has it in.
         changes: Site -> what every member changes there, where it is known.
+        products: Of the members' A with a weight.
         known: Why it is not; empty where it is.
     """
 
@@ -55,6 +57,7 @@ class _Means:
     sums: dict[str, Tensor] = field(default_factory=dict)
     types: dict[str, torch.dtype] = field(default_factory=dict)
     changes: dict[str, list[Change]] = field(default_factory=dict)
+    products: set[str] = field(default_factory=set)
     unknown: str = ""
 
     def add(self, tuned: Tuned) -> nn.Module:
@@ -81,6 +84,8 @@ class _Means:
             self.unknown = "running statistics of BatchNorm were trained"
         for change in changes_of(adapted):
             self.changes.setdefault(change.name, []).append(change)
+            if change.vector is not None:
+                self.products.add(change.support.space.product)
 
     @torch.no_grad()
     def put(self, plain: nn.Module) -> None:
@@ -129,32 +134,47 @@ class Soup:
 
     @torch.no_grad()
     def save_adapter(self, path: str | Path) -> str:
-        """Writes the same as an adapter: at every site a LoRA of all ranks together, and the mean shift of the bias.
+        """Writes the same as an adapter: at every site the mean vector A, a LoRA B of all ranks, and the mean shift.
 
         Raises:
             StateError: A change is of full rank, or the members are no adapters.
         """
         means = self.means
-        full = [name for name, changes in means.changes.items() if any(each.dense is not None for each in changes)]
-        if means.unknown or full:
-            why = means.unknown or f"{listed(full)} changes by a matrix of full rank"
+        full = [name for name, changes in means.changes.items() if any(map(_is_full, changes))]
+        several = "the members' products of A with a weight differ" if len(means.products) > 1 else ""
+        if means.unknown or full or several:
+            why = means.unknown or several or f"{listed(full)} changes by a matrix of full rank"
             raise StateError(f"This soup is no adapter: {why}.", remedy="Write its plain model: --to merged.")
-        base = self.base()
+        base, product = self.base(), next(iter(means.products), "matrix")
         parts, layers = Parts(Path(path)), layers_of(base)
         for name, changes in means.changes.items():
-            _put_site(parts, layers[name], changes, means.count)
+            _put_site(parts, layers[name], changes, means.count, product)
         head = tuple(self.loaded.info["head"])
         parts.head_modules = head
         plain = self.model.state_dict()
         parts.head = {name: value for name, value in plain.items() if any(name.startswith(f"{each}.") for each in head)}
-        adapted = Adapted.from_state(base, parts.state(base, product="matrix"))
+        adapted = Adapted.from_state(base, parts.state(base, product=product))
         save_adapter(adapted, path, info=self.loaded.info)
         return f"{path}: loaded by glora.load_adapter(model, {str(path)!r})"
 
 
-def _put_site(parts: Parts, layer: Any, changes: Sequence[Change], count: int) -> None:
-    """The mean change of a site: pairs side by side, the shifts' mean."""
-    pairs = [each.pair for each in changes if each.pair is not None]
+def _is_full(change: Change) -> bool:
+    """Whether the weight's change is of no low rank beside a vector A."""
+    return change.dense is not None and change.vector is None and not change.site.diagonal
+
+
+def _put_site(parts: Parts, layer: Layer, changes: Sequence[Change], count: int, product: str) -> None:
+    """The mean change of a site: the mean of vectors A and of diagonals, pairs side by side, the shifts' mean."""
+    if layer.site.diagonal:
+        if diagonals := [each.dense for each in changes if each.dense is not None]:
+            parts.put(layer, "B", Choice("vector"), down=torch.stack(diagonals).double().sum(0) / count)
+        pairs = []
+    else:
+        pairs = [pair for each in changes if (pair := each.added if each.pair is None else each.pair) is not None]
+    if vectors := [each.vector for each in changes if each.vector is not None]:
+        shape = factor_shapes(layer.site, "A", Choice("vector"), product)["down"]
+        mean = torch.stack([each.double().expand(shape) for each in vectors]).sum(0) / count
+        parts.put(layer, "A", Choice("vector"), down=mean)
     if pairs:
         down, up = torch.cat([left / count for left, _ in pairs], 1), torch.cat([right for _, right in pairs])
         most = min(down.shape[0], up.shape[1])
