@@ -210,6 +210,17 @@ def test_the_rich_table_shows_every_cell() -> None:
     assert "digits, vit" in text
 
 
+def test_a_terminal_of_80_columns_breaks_no_word_and_no_number() -> None:
+    results = [made("linear probe", config={"train": {"lr": 0.03}}), made("glora", parameters=12)]
+    with Path("/dev/null").open("w") as file:
+        console = Console(width=80, record=True, file=file)
+        console.print(rich_table(results))
+    text = console.export_text()
+    numbers = [cell for row in rows(results) for cell in list(row.values())[2:]]
+    assert all(word in text for name in rows(results)[0] for word in name.split())
+    assert all(cell in text for cell in numbers)
+
+
 # The pictures
 
 ACCURACY: Any = {"fitness": "accuracy", "metrics_info": FORMAT_1_METRICS}

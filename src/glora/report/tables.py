@@ -114,14 +114,21 @@ def rich_table(results: Iterable[Result], *, title: str = "") -> Table:
         results: The runs.
         title: Printed above; by default the task and the model, where all results share them.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     every = list(results)
     shared = [names.pop() for names in ({r.task for r in every}, {r.model for r in every}) if len(names) == 1]
-    table = Table(title=title or ", ".join(shared) or None, caption=CAPTION, caption_justify="left")
+    title = title or ", ".join(shared)
+    look: Any = {"caption_justify": "left", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=title or None, caption=CAPTION, **look)
     lines = rows(every)
     for name in lines[0] if lines else ("method",):
-        table.add_column(name, justify="right" if _holds_numbers(name) else "left", overflow="fold")
+        if _holds_numbers(name):  # a heading is wrapped between words, a number never
+            least = max(map(len, (*name.split(), *(line[name] for line in lines))))
+            table.add_column(name, justify="right", min_width=least)
+        else:
+            table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*line.values())
     return table
