@@ -180,7 +180,7 @@ def test_what_a_run_lacks_is_named(name: str, runs: dict[str, Path], tmp_path: P
     with pytest.raises(RunError, match=r"holds no|has no winner"):
         draw(name, [str(tmp_path / "empty")], tmp_path / "x.svg", limit=9, seed=0)
     if name in ("layers", "parameters", "search"):
-        with pytest.raises(RunError, match="has no winner of a search"):
+        with pytest.raises(RunError, match="its method has nothing to search"):
             draw(name, [str(runs["linear"])], tmp_path / "x.svg", limit=9, seed=0)
     if name != "fewshot":
         with pytest.raises(RunError, match="needs a run"):

@@ -111,9 +111,11 @@ def _winners(runs: Sequence[str]) -> dict[str, Outcome]:
 
 
 def _outcome(path: Path) -> Outcome:
-    if not (path / "winner.json").is_file():
-        raise RunError(f"{path} has no winner of a search.", remedy=f"Run `glora search {path}` first.")
-    return Outcome.read(path / "winner.json")
+    if (path / "winner.json").is_file():
+        return Outcome.read(path / "winner.json")
+    if (path / "result.json").is_file():
+        raise RunError(f"{path} is finished without a search: its method has nothing to search.")
+    raise RunError(f"{path} has no winner of a search.", remedy=f"Run `glora search {path}` first.")
 
 
 def _searched(path: Path) -> tuple[Mapping[str, Any], Outcome]:
