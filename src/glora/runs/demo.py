@@ -18,10 +18,7 @@ DEMO: dict[str, Any] = {
     "model": {"name": "dinov2_vits14", "image_size": 56},
     "data": {"source": "digits", "train": 400, "val": 200},
     "train": {"epochs": 20, "batch_size": 32},
-    "search": {
-        "searcher": {"population": 20, "generations": 4, "parents": 5, "mutations": 10, "crossovers": 10},
-        "budget": "0.5M",
-    },
+    "search": {"budget": "0.5M"},
 }
 QUICKLY = "These were a few steps: they show that everything works, and nothing of which method is better."
 QUICK: dict[str, Any] = {
@@ -43,7 +40,8 @@ def demo_experiment(*, quick: bool = False, seed: int = 0) -> Experiment:
 def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, seed: int = 0) -> list[Result]:
     """Linear probe, LoRA at the budget of GLoRA's winner, and GLoRA: same images, image-steps and batches.
 
-    LoRA's rank is the smallest whose numbers are not below the winner's.
+    LoRA's rank is the smallest whose numbers are not below the winner's. It is trained at its own learning rate, and at
+    one that it has chosen within the same image-steps.
 
     Args:
         folder: Gets a run folder per method; finished ones are not done again.
@@ -57,10 +55,13 @@ def run_demo(folder: str | Path, reporter: Reporter, *, quick: bool = False, see
     folder = Path(folder)
     glora = demo_experiment(quick=quick, seed=seed)
     _, winner, lora = winner_and_lora(glora, folder, reporter)
+    reporter.say("LoRA, its learning rate chosen on val")
+    train = {**glora.train.model_dump(), "lr": "auto"}
+    chosen = Run(glora.with_(method=lora.config["method"], train=train), folder / "lora-auto", reporter).fit()
     reporter.say("Linear probe")
     linear = Run(glora.with_(method="linear"), folder / "linear", reporter).fit()
-    assert linear is not None
-    return [linear, lora, winner]
+    assert linear is not None and chosen is not None
+    return [linear, lora, chosen, winner]
 
 
 def winner_and_lora(glora: Experiment, folder: Path, reporter: Reporter) -> tuple[Run, Result, Result]:
