@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 
 import numpy as np
 
@@ -32,13 +31,6 @@ def table(sheet: Sheet) -> list[str]:
     return [*rows, "", *wrapped(" ".join(sheet.caption)), ""]
 
 
-@cache
-def shares(n: int, place: int) -> np.ndarray:
-    """How often each of n things is taken where n are drawn with replacement, over n: (DRAWS, n)."""
-    drawn = np.random.default_rng([n, place]).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    return (drawn / n).astype(np.float32)
-
-
 def interval(pooled: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """The mean over tasks and seeds with its bootstrap 95% interval.
 
@@ -47,9 +39,17 @@ def interval(pooled: Sequence[np.ndarray]) -> tuple[float, float, float]:
     Args:
         pooled: Of each task the differences, (seeds, test images).
     """
-    drawn = [(shares(gap.shape[1], place) @ gap.T * shares(len(gap), place)).sum(1) for place, gap in enumerate(pooled)]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    low, high = np.quantile(np.mean([drawn(gap, place) for place, gap in enumerate(pooled)], axis=0), [0.025, 0.975])
     return float(np.mean([gap.mean() for gap in pooled])), float(low), float(high)
+
+
+def drawn(gap: np.ndarray, place: int) -> np.ndarray:
+    """The means of so many draws of a task's seeds and images, (DRAWS,); images that are alike are drawn together."""
+    rng, (seeds, images) = np.random.default_rng(place), gap.shape
+    kinds, counts = np.unique(gap, axis=1, return_counts=True)
+    of_images = rng.multinomial(images, counts / images, size=DRAWS) / images
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
+    return np.asarray((of_images @ kinds.T * of_seeds).sum(1))
 
 
 def spelled(found: tuple[float, float, float]) -> list[str]:
