@@ -33,7 +33,7 @@ SIDE_BY_SIDE = (
     "Means of the cells; training is all of it, that of a winner anew included. Where several ran side by side "
     "(`--workers`), the seconds are of that."
 )
-STAGES = (("train", "polish"), ("search",))  # of a result's seconds: training, search
+STAGES = (("rate", "train", "polish"), ("search",))  # of a result's seconds: training, search
 SURE = 2.0  # standard errors of a difference that is told apart
 LUCK = math.erfc(SURE / math.sqrt(2))  # share of equal pairs that are told apart all the same
 CHOSEN = re.compile(  # what the notes of a result say of its learning rate

@@ -91,7 +91,7 @@ def test_the_verdict_of_a_classifier_from_the_users_model_to_its_controls() -> N
     result = Result.read(Path(__file__).parent.parent / "results" / "demo" / "glora.json")
     found = outcome(result.rows, rescored=10, budget=500_000, unit="images")
     model, how, score, bias, *comparisons = found.verdict
-    assert model == "Your model: 97.2 % accuracy on 1,197 test images."
+    assert model == f"Your model: {100 * result.metrics['test_accuracy']:.1f} % accuracy on 1,197 test images."
     assert how.startswith("1,050 genotypes scored; the best 10 were scored again, and the best of them on val and set-")
     assert score == "The winner's loss on val, as the search read it: 0.2500 ± 0.0125."
     assert [bias, *comparisons] == list(result.verdict[3:])
