@@ -119,11 +119,12 @@ class Outcome:
         if self.picked:
             how = "the best on val of those that keep the budget; nothing was scored anew"
             return f"Picked from {self.eligible:,} of {self.scored:,} scored genotypes: {how}."
-        if self.rescored:
+        how = "the best on val won"
+        if self.rescored > 1:
             again = f"the best {self.rescored} were scored again"
             how = f"{again}, and the best of them on val and set-aside {self.unit} won"
-        else:
-            how = "the best on val won"
+        elif self.rescored:
+            how = f"{how}, and was scored again on set-aside {self.unit}"
         least = f" of at least {self.min_budget:,} numbers" if self.min_budget else ""
         return f"{self.scored:,} genotypes{least} scored; {how}."
 
