@@ -41,7 +41,7 @@ class Change:
         dense: The change of the weight, `(o, i)`, where it is of no low rank; else None.
         vector: A, where it is a vector or scalar, `(n, 1)`: of the matrix product n is the inputs of a place of a
             kernel, of the elementwise one `o`; a scalar's n is 1. None: A is none or a LoRA, or the weight a diagonal.
-        added: B as a pair, or None.
+        added: B as a pair; None: it is none, or the weight a diagonal.
         shift: What is added to the bias, `(o,)`, or None.
         error: The Frobenius norm of what `pair` lacks, as a share of the change's.
     """
@@ -130,7 +130,7 @@ def _change(name: str, site: Site, config: LayerConfig, layers: Sequence[LayerWe
     w0 = one.view.matrix(weight)
     pair = dense = None
     (a, a_up), (b, b_up) = support.factors("A", config), support.factors("B", config)
-    added = _added(site, b, b_up)
+    added = None if site.diagonal else _added(site, b, b_up)
     if site.diagonal or (a is not None and not (support.is_matrix and a_up is not None)):
         dense = one.view.matrix(support.weight(one.view, weight, config)) - w0
     else:

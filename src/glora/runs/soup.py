@@ -165,12 +165,9 @@ def _is_full(change: Change) -> bool:
 
 def _put_site(parts: Parts, layer: Layer, changes: Sequence[Change], count: int, product: str) -> None:
     """The mean change of a site: the mean of vectors A and of diagonals, pairs side by side, the shifts' mean."""
-    if layer.site.diagonal:
-        if diagonals := [each.dense for each in changes if each.dense is not None]:
-            parts.put(layer, "B", Choice("vector"), down=torch.stack(diagonals).double().sum(0) / count)
-        pairs = []
-    else:
-        pairs = [pair for each in changes if (pair := each.added if each.pair is None else each.pair) is not None]
+    if diagonals := [each.dense for each in changes if layer.site.diagonal and each.dense is not None]:
+        parts.put(layer, "B", Choice("vector"), down=torch.stack(diagonals).double().sum(0) / count)
+    pairs = [pair for each in changes if (pair := each.added if each.pair is None else each.pair) is not None]
     if vectors := [each.vector for each in changes if each.vector is not None]:
         shape = factor_shapes(layer.site, "A", Choice("vector"), product)["down"]
         mean = torch.stack([each.double().expand(shape) for each in vectors]).sum(0) / count
